@@ -1,0 +1,1 @@
+"""Synthetic scenes with questions: the data that the reference checkpoints are trained and measured on."""

@@ -1,0 +1,231 @@
+"""What a scene is: objects on a grid, and the questions that can be asked about them.
+
+Pure data and numpy; `render.py` draws a scene, `dataset.py` strings scenes into splits. Everything is a
+function of the generator it is given, so a seed fixes a scene and its questions for good.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+SHAPES = ("circle", "square", "triangle", "star", "diamond", "cross")
+COLOURS = {
+    "red": (214, 39, 40),
+    "green": (44, 150, 44),
+    "blue": (35, 80, 200),
+    "yellow": (245, 215, 40),
+    "purple": (125, 50, 160),
+    "orange": (255, 130, 20),
+    "pink": (250, 140, 190),
+    "cyan": (40, 205, 220),
+}
+DIGITS = tuple("0123456789")
+LETTERS = tuple("ABCEFHKMRSTX")
+WORDS = ("cat", "dog", "sun", "car", "box", "map", "key", "bus", "cup", "hat", "pen", "egg")
+POSITIONS = ("top left", "top right", "bottom left", "bottom right")
+PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
+QUESTION_TYPES = ("colour", "shape", "word", "digit", "letter", "position", "count", "relation")
+
+MIN_TOKENS, MAX_TOKENS = 64, 256
+"""Visual tokens of a training image; an image is `rows x columns` cells and a cell is one visual token."""
+POSITION_MARGIN = 0.08
+"""An object this close (in image widths or heights) to a centre line is not asked "where"."""
+RELATION_MARGIN_CELLS = 1.0
+"""Two objects nearer than this along an axis are not compared along it."""
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """One object. `x`, `y` is its centre and `size` its width, all in cells."""
+
+    shape: str
+    colour: str
+    text: str
+    """The digit, letter or word on it; empty for none."""
+    x: float
+    y: float
+    size: float
+
+    @property
+    def text_kind(self) -> str:
+        """`digit`, `letter`, `word`, or empty for an object without text."""
+        if not self.text:
+            return ""
+        if self.text in DIGITS:
+            return "digit"
+        return "letter" if self.text in LETTERS else "word"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Objects on a grid of `rows x columns` cells, and the pixels (`width x height`) to draw it at."""
+
+    rows: int
+    columns: int
+    width: int
+    height: int
+    objects: tuple[SceneObject, ...]
+    texture_seed: int
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return self.rows * self.columns
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its one right answer; `type` is one of `QUESTION_TYPES`."""
+
+    type: str
+    text: str
+    answer: str
+
+
+def sample_grid(rng: np.random.Generator, min_tokens: int = MIN_TOKENS, max_tokens: int = MAX_TOKENS) -> tuple[int, int]:
+    """A grid of rows x columns with a token count spread evenly (in log) over the range and an aspect up to 2:1."""
+    while True:
+        tokens = np.exp(rng.uniform(np.log(min_tokens), np.log(max_tokens)))
+        aspect = np.exp(rng.uniform(-0.7, 0.7))
+        rows, columns = round(float(np.sqrt(tokens / aspect))), round(float(np.sqrt(tokens * aspect)))
+        if min_tokens <= rows * columns <= max_tokens and min(rows, columns) >= 6:
+            return rows, columns
+
+
+def sample_scene(
+    rng: np.random.Generator, grid: tuple[int, int] | None = None, exact_size_share: float = 0.5, cell_pixels: int = 28
+) -> Scene:
+    """A random scene; `exact_size_share` of them have sides that are whole cells, the others are resized on the way in."""
+    rows, columns = grid or sample_grid(rng)
+    width, height = columns * cell_pixels, rows * cell_pixels
+    if rng.random() >= exact_size_share:
+        width += int(rng.integers(-cell_pixels // 2 + 1, cell_pixels // 2))
+        height += int(rng.integers(-cell_pixels // 2 + 1, cell_pixels // 2))
+    objects = _place(rng, rows, columns, int(rng.integers(3, 7)))
+    return Scene(rows, columns, width, height, objects, int(rng.integers(2**31)))
+
+
+def _place(rng: np.random.Generator, rows: int, columns: int, count: int) -> tuple[SceneObject, ...]:
+    # Half of the scenes draw from few shapes or colours, so that counts above one are common.
+    shapes = rng.choice(SHAPES, size=int(rng.integers(1, 3)), replace=False) if rng.random() < 0.35 else SHAPES
+    colours = rng.choice(list(COLOURS), size=int(rng.integers(1, 3)), replace=False) if rng.random() < 0.35 else list(COLOURS)
+    placed: list[SceneObject] = []
+    for _ in range(60):
+        size = float(rng.uniform(1.85, 2.3))
+        x, y = (float(rng.uniform(size / 2, side - size / 2)) for side in (columns, rows))
+        if any(max(abs(o.x - x), abs(o.y - y)) < (o.size + size) / 2 + 0.15 for o in placed):
+            continue
+        placed.append(SceneObject(str(rng.choice(shapes)), str(rng.choice(colours)), _sample_text(rng), x, y, size))
+        if len(placed) == count:
+            break
+    return tuple(placed)
+
+
+def _sample_text(rng: np.random.Generator) -> str:
+    kind = rng.integers(4)
+    return "" if kind == 0 else str(rng.choice((DIGITS, LETTERS, WORDS)[kind - 1]))
+
+
+def ask(rng: np.random.Generator, scene: Scene, count: int) -> list[Question]:
+    """`count` questions about a scene, spread over the question types that it allows."""
+    kinds = list(_QUESTIONS)
+    made: dict[str, Question] = {}
+    for attempt in range(count * 12):
+        # Every type once, then at random; no type may take more than a third of the questions.
+        kind = kinds[attempt] if attempt < len(kinds) else str(rng.choice(kinds))
+        question = _QUESTIONS[kind](rng, scene)
+        if question is not None and sum(q.type == kind for q in made.values()) < max(2, count // 3):
+            made.setdefault(question[0], Question(kind, *question))
+    order = rng.permutation(len(made))[:count]
+    return [list(made.values())[i] for i in order]
+
+
+def _refer(rng: np.random.Generator, scene: Scene, target: SceneObject, hide: str = "") -> str | None:
+    """A phrase that fits only `target`, without naming the attribute `hide` (`shape`, `colour` or `text`)."""
+    alike = lambda *names: sum(all(getattr(o, n) == getattr(target, n) for n in names) for o in scene.objects)  # noqa: E731
+    phrases = []
+    if hide != "shape" and alike("shape") == 1:
+        phrases.append(f"the {target.shape}")
+    if hide != "colour" and alike("colour") == 1:
+        phrases.append(f"the {target.colour} object")
+    if hide not in ("shape", "colour") and alike("shape", "colour") == 1:
+        phrases.append(f"the {target.colour} {target.shape}")
+    if hide != "text" and target.text and alike("text") == 1:
+        phrases.append(f"the object with {target.text}")
+    return str(rng.choice(phrases)) if phrases else None
+
+
+def _pick(rng: np.random.Generator, candidates: list[SceneObject]) -> SceneObject | None:
+    return candidates[int(rng.integers(len(candidates)))] if candidates else None
+
+
+def _ask_colour(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+    target = _pick(rng, list(scene.objects))
+    phrase = target and _refer(rng, scene, target, hide="colour")
+    return (f"What colour is {phrase}?", target.colour) if target and phrase else None
+
+
+def _ask_shape(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+    target = _pick(rng, list(scene.objects))
+    phrase = target and _refer(rng, scene, target, hide="shape")
+    return (f"What shape is {phrase}?", target.shape) if target and phrase else None
+
+
+def _ask_text(kind: str):  # noqa: ANN202 - a maker like the others
+    def maker(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+        target = _pick(rng, [o for o in scene.objects if o.text_kind == kind])
+        phrase = target and _refer(rng, scene, target, hide="text")
+        return (f"What {kind} is on {phrase}?", target.text) if target and phrase else None
+
+    return maker
+
+
+def _ask_position(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+    clear = [
+        o
+        for o in scene.objects
+        if abs(o.x / scene.columns - 0.5) > POSITION_MARGIN and abs(o.y / scene.rows - 0.5) > POSITION_MARGIN
+    ]
+    target = _pick(rng, clear)
+    phrase = target and _refer(rng, scene, target)
+    if not target or not phrase:
+        return None
+    vertical = "top" if target.y < scene.rows / 2 else "bottom"
+    return f"Where is {phrase}?", f"{vertical} {'left' if target.x < scene.columns / 2 else 'right'}"
+
+
+def _ask_count(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+    # Mostly of something that is there; otherwise zero would be the usual answer.
+    present = rng.random() < 0.85
+    if rng.random() < 0.5:
+        shape = str(rng.choice([o.shape for o in scene.objects] if present else SHAPES))
+        return f"How many {PLURALS[shape]} are there?", str(sum(o.shape == shape for o in scene.objects))
+    colour = str(rng.choice([o.colour for o in scene.objects] if present else list(COLOURS)))
+    return f"How many {colour} objects are there?", str(sum(o.colour == colour for o in scene.objects))
+
+
+def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+    if len(scene.objects) < 2:
+        return None
+    one, other = (scene.objects[i] for i in rng.choice(len(scene.objects), size=2, replace=False))
+    phrases = _refer(rng, scene, one), _refer(rng, scene, other)
+    sideways = bool(rng.random() < 0.5)
+    distance = one.x - other.x if sideways else one.y - other.y
+    if None in phrases or abs(distance) < RELATION_MARGIN_CELLS:
+        return None
+    relation = str(rng.choice(("left of", "right of") if sideways else ("above", "below")))
+    answer = (distance < 0) == (relation in ("left of", "above"))
+    return f"Is {phrases[0]} {relation} {phrases[1]}?", "yes" if answer else "no"
+
+
+_QUESTIONS = {
+    "colour": _ask_colour,
+    "shape": _ask_shape,
+    "word": _ask_text("word"),
+    "digit": _ask_text("digit"),
+    "letter": _ask_text("letter"),
+    "position": _ask_position,
+    "count": _ask_count,
+    "relation": _ask_relation,
+}

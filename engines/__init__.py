@@ -1,0 +1,45 @@
+"""The bundle format, and the backends that run its graphs."""
+
+from foveate.engines.backends import BACKENDS, SessionOptions, open_session
+from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
+from foveate.engines.errors import BackendError, BundleError, ExportError, FoveateError, ParityError, RequestError
+from foveate.engines.manifest import (
+    SCHEMA_VERSION,
+    DecoderEntry,
+    FileEntry,
+    Manifest,
+    PromptEntry,
+    ScorerEntry,
+    SourceEntry,
+)
+from foveate.engines.session import FakeSession, Session
+from foveate.engines.spec import GraphSpec, TensorSpec, check_feeds
+
+__all__ = [
+    "BACKENDS",
+    "SCHEMA_VERSION",
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "DecoderEntry",
+    "ExportError",
+    "FakeSession",
+    "FileEntry",
+    "FoveateError",
+    "GraphSpec",
+    "Manifest",
+    "ParityError",
+    "PromptEntry",
+    "RequestError",
+    "ScorerEntry",
+    "Session",
+    "SessionOptions",
+    "SourceEntry",
+    "TensorSpec",
+    "check_feeds",
+    "hash_file",
+    "list_files",
+    "new_folder",
+    "open_session",
+    "write_manifest",
+]

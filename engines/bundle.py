@@ -1,0 +1,143 @@
+"""A bundle on disk: opened and verified, or written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from foveate.engines.errors import BundleError
+from foveate.engines.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
+from foveate.engines.spec import GraphSpec
+
+MANIFEST = "manifest.json"
+_MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: its folder and manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
+        """Opens a bundle; with `verify` every listed file is hashed and compared.
+
+        Raises:
+            BundleError: no bundle there, a broken manifest, a path that leaves the folder, or a file that is missing
+                or changed.
+        """
+        folder = Path(path)
+        manifest_file = folder / MANIFEST
+        if not manifest_file.is_file():
+            raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}. Make one with 'foveate export CHECKPOINT -o {folder}'.")
+        if manifest_file.stat().st_size > _MAX_MANIFEST_BYTES:
+            raise BundleError(f"{manifest_file} is over {_MAX_MANIFEST_BYTES} bytes, no manifest is. Export the bundle again.")
+        bundle = cls(folder, decode_manifest(manifest_file.read_bytes(), str(manifest_file)))
+        for name in [*bundle.manifest.files, *(graph.file for graph in bundle.manifest.graphs.values())]:
+            bundle.file(name)
+        if verify:
+            bundle.verify()
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """The path of a file of the bundle.
+
+        Raises:
+            BundleError: the name is absolute, climbs out of the folder (also through a link), or is not in the manifest.
+        """
+        inside = PurePosixPath(name)
+        path = self.path.joinpath(*inside.parts)
+        if inside.is_absolute() or ".." in inside.parts or "\\" in name or not path.resolve().is_relative_to(self.path.resolve()):
+            raise BundleError(f"{self.path / MANIFEST} names '{name}', which leaves the bundle. Do not use a bundle from this source.")
+        if name not in self.manifest.files:
+            raise BundleError(f"{self.path / MANIFEST} uses '{name}' but does not list it under 'files'. Export the bundle again.")
+        return path
+
+    def graph(self, name: str) -> GraphSpec:
+        """The spec of a graph.
+
+        Raises:
+            BundleError: the bundle has no such graph.
+        """
+        if name not in self.manifest.graphs:
+            raise BundleError(f"{self.path} has no graph '{name}', it has {', '.join(self.manifest.graphs)}. Export it again.")
+        return self.manifest.graphs[name]
+
+    def verify(self) -> None:
+        """Compares every listed file with its size and hash.
+
+        Raises:
+            BundleError: a file is missing or differs.
+        """
+        for name, entry in self.manifest.files.items():
+            path = self.file(name)
+            if not path.is_file():
+                raise BundleError(f"{path} is missing from the bundle. Export the bundle again or copy it whole.")
+            size = path.stat().st_size
+            if size != entry.size_bytes:
+                raise BundleError(f"{path} has {size} bytes, the manifest says {entry.size_bytes}. Export the bundle again or copy it whole.")
+            if hash_file(path) != entry.sha256:
+                raise BundleError(f"{path} was changed: its sha256 differs from the manifest's. Export the bundle again or copy it whole.")
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def list_files(folder: Path) -> dict[str, FileEntry]:
+    """Every file below a folder but the manifest, with size and hash, by its relative path."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {path.relative_to(folder).as_posix(): FileEntry(hash_file(path), path.stat().st_size) for path in paths}
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Writes `manifest.json` in place of an older one, atomically."""
+    temporary = folder / f".{MANIFEST}.tmp"
+    temporary.write_bytes(encode_manifest(manifest))
+    os.replace(temporary, folder / MANIFEST)
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well and vanishes when it fails.
+
+    Raises:
+        BundleError: `target` exists and `overwrite` is off, or is not something that foveate wrote.
+    """
+    if target.exists() and not overwrite:
+        raise BundleError(f"{target} exists already. Choose another folder or pass --force to replace it.")
+    if target.exists() and not (target / MANIFEST).is_file():
+        raise BundleError(f"{target} exists and is not a bundle, so --force will not replace it. Choose another folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        _swap(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _swap(folder: Path, target: Path) -> None:
+    """Moves `folder` to `target`; what stood there goes only after the new one is in place."""
+    if not target.exists():
+        os.replace(folder, target)
+        return
+    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    os.replace(target, retired)
+    try:
+        os.replace(folder, target)
+    except OSError:
+        os.replace(retired, target)
+        raise
+    shutil.rmtree(retired)

@@ -1,0 +1,102 @@
+"""`manifest.json`: what a bundle contains and every fact that the runtime needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from foveate.engines.errors import BundleError
+from foveate.engines.spec import GraphSpec
+
+SCHEMA_VERSION = 1
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of the manifest's parts: an unknown key is an error."""
+
+
+class FileEntry(_Strict):
+    """Size and hash of one file of the bundle."""
+
+    sha256: str
+    size_bytes: int
+
+
+class SourceEntry(_Strict):
+    """The checkpoint that a bundle was made from; `sha256` is over its config and weights."""
+
+    name: str
+    model_type: str
+    sha256: str
+
+
+class DecoderEntry(_Strict):
+    """Sizes of the text decoder and of its KV cache."""
+
+    num_hidden_layers: int
+    num_key_value_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+    position_axes: int
+    """Rows of `position_ids`: 3 for M-RoPE (time, height, width), 1 otherwise."""
+    max_position_embeddings: int
+    kv_dtype: str
+
+
+class PromptEntry(_Strict):
+    """How messages become token ids. Each image or video of a message renders as its placeholder token."""
+
+    chat_template: str
+    image_token: str
+    video_token: str | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    max_new_tokens: int = 64
+
+
+class ScorerEntry(_Strict):
+    """What computes the `score` graph's scores: `attention`, or a trained network and its hash."""
+
+    kind: str = "attention"
+    sha256: str | None = None
+
+
+class Manifest(_Strict):
+    """The whole of `manifest.json`. Paths in `graphs` and `files` are relative to the bundle and use `/`."""
+
+    schema_version: int
+    foveate_version: str
+    family: str
+    source: SourceEntry
+    precision: str
+    graphs: dict[str, GraphSpec]
+    decoder: DecoderEntry
+    prompt: PromptEntry
+    processor: dict[str, Any]
+    """Constants of the family's processor; the processor checks its own keys."""
+    scorer: ScorerEntry
+    files: dict[str, FileEntry]
+
+
+def encode_manifest(manifest: Manifest) -> bytes:
+    """The same bytes for the same manifest: keys in order of declaration, files sorted."""
+    ordered = msgspec.structs.replace(manifest, files=dict(sorted(manifest.files.items())))
+    return msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n"
+
+
+def decode_manifest(data: bytes, where: str) -> Manifest:
+    """Reads a manifest; `where` names its file in errors.
+
+    Raises:
+        BundleError: not JSON, another schema version, or a key that is missing, unknown or of another type.
+    """
+    remedy = "Export the bundle again with this version of foveate."
+    try:
+        version = msgspec.json.decode(data, type=dict).get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise BundleError(f"{where} has schema version {version!r}, this foveate reads {SCHEMA_VERSION}. {remedy}")
+        return msgspec.json.decode(data, type=Manifest)
+    except msgspec.DecodeError as error:
+        raise BundleError(f"{where} is not a valid manifest: {error}. {remedy}") from error

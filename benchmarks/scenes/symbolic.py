@@ -29,6 +29,7 @@ class SymbolicVision(nn.Module):
         self.centre = nn.Parameter(torch.randn(width) * width**-0.5)
         self.no_text = nn.Parameter(torch.randn(width) * width**-0.5)
         self.where = nn.Linear(6, width, bias=False)
+        nn.init.normal_(self.where.weight, std=width**-0.5)
         sizes = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "text": len(TEXTS) + 1, "centre": 3}
         self.readers = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.where_reader = nn.Linear(width, 2)

@@ -1,0 +1,44 @@
+"""The command line: `foveate export`, `foveate generate`, `foveate demo`."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from foveate.engines.errors import FoveateError
+
+_COMMANDS = {
+    "export": "foveate.cli.export:export_command",
+    "generate": "foveate.cli.generate:generate_command",
+    "demo": "foveate.cli.demo:demo_command",
+}
+
+
+class _Commands(click.Group):
+    """A group that imports a command when it is asked for, and prints foveate's own errors as one line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except FoveateError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="foveate")
+def main() -> None:
+    """Deploy multimodal LLMs with only the visual tokens that matter for the question."""

@@ -1,0 +1,85 @@
+"""The demo: export the reference checkpoint, ask about a few scenes with all, half and a quarter of the visual tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from PIL import Image
+
+from foveate.engines.errors import RequestError
+from foveate.pictures import kept_tokens_picture, side_by_side
+from foveate.runtime import Answer, Pipeline, Request, load
+
+KEEPS = (1.0, 0.5, 0.25)
+
+
+class Sample(msgspec.Struct, frozen=True):
+    """A line of `questions.jsonl`; `image` is relative to the file."""
+
+    image: str
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One question, answered once for each keep ratio."""
+
+    sample: Sample
+    answers: dict[float, Answer]
+    picture: Path
+
+    def correct(self, keep: float) -> bool:
+        return self.answers[keep].text == self.sample.answer
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The questions of a folder with `questions.jsonl` and the images it names.
+
+    Raises:
+        RequestError: there is no such file, or a line lacks a field.
+    """
+    file = folder / "questions.jsonl"
+    if not file.is_file():
+        raise RequestError(f"{file} does not exist. Run the demo from a clone of the project, or pass --data FOLDER.")
+    try:
+        return [msgspec.json.decode(line, type=Sample) for line in file.read_bytes().splitlines() if line.strip()]
+    except msgspec.DecodeError as error:
+        raise RequestError(f'{file}: {error}. A line looks like {{"image": ..., "question": ..., "answer": ...}}.') from error
+
+
+def run(bundle: Path, data: Path, output: Path, progress: Callable[[str], None]) -> list[Outcome]:
+    """Answers every sample of `data` at each keep ratio; one picture per sample and `answers.json` go to `output`."""
+    pipe, samples = load(bundle), read_samples(data)
+    output.mkdir(parents=True, exist_ok=True)
+    _warm_up(pipe, data, samples)
+    outcomes = []
+    for number, sample in enumerate(samples, start=1):
+        progress(sample.question)
+        image = data / sample.image
+        answers = {keep: pipe.generate(Request.ask(sample.question, [image], keep=keep)) for keep in KEEPS}
+        picture = output / f"{number:02d}.png"
+        _draw(Image.open(image), sample, answers).save(picture)
+        outcomes.append(Outcome(sample, answers, picture))
+    facts = [{**msgspec.to_builtins(o.sample), "answers": {k: a.to_dict() for k, a in o.answers.items()}} for o in outcomes]
+    (output / "answers.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return outcomes
+
+
+def _warm_up(pipe: Pipeline, data: Path, samples: Sequence[Sample]) -> None:
+    """The first run of a graph allocates; without this the first row of the table would look slow."""
+    for keep in KEEPS:
+        pipe.generate(Request.ask(samples[0].question, [data / samples[0].image], keep=keep))
+
+
+def _draw(image: Image.Image, sample: Sample, answers: dict[float, Answer]) -> Image.Image:
+    panels = []
+    for keep, answer in answers.items():
+        _, rows, columns = answer.grids[0]
+        picture = kept_tokens_picture(image, (rows, columns), answer.selection.kept_mask())
+        panels.append((f"keep {keep:g}: {answer.text}", picture))
+    return side_by_side(panels, title=f"{sample.question}  ({sample.answer})")

@@ -13,7 +13,7 @@ from foveate.engines.manifest import (
     SourceEntry,
 )
 from foveate.engines.session import FakeSession, Session
-from foveate.engines.spec import GraphSpec, TensorSpec, check_feeds
+from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds
 
 __all__ = [
     "BACKENDS",
@@ -36,6 +36,7 @@ __all__ = [
     "SessionOptions",
     "SourceEntry",
     "TensorSpec",
+    "check_buffers",
     "check_feeds",
     "hash_file",
     "list_files",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from foveate.engines.errors import BundleError
 from foveate.engines.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
@@ -17,6 +18,7 @@ from foveate.engines.spec import GraphSpec
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 * 1024 * 1024
+_FILE_NAME = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,9 @@ class Bundle:
         folder = Path(path)
         manifest_file = folder / MANIFEST
         if not manifest_file.is_file():
-            raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}. Make one with 'foveate export CHECKPOINT -o {folder}'.")
+            raise BundleError(
+                f"{folder} is not a bundle: it has no {MANIFEST}. Make one with 'foveate export CHECKPOINT -o {folder}'."
+            )
         if manifest_file.stat().st_size > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{manifest_file} is over {_MAX_MANIFEST_BYTES} bytes, no manifest is. Export the bundle again.")
         bundle = cls(folder, decode_manifest(manifest_file.read_bytes(), str(manifest_file)))
@@ -48,18 +52,21 @@ class Bundle:
         return bundle
 
     def file(self, name: str) -> Path:
-        """The path of a file of the bundle.
+        """The path of a file of the bundle. Names are relative, of ASCII letters, digits, `_`, `.`, `-` and `/`.
 
         Raises:
-            BundleError: the name is absolute, climbs out of the folder (also through a link), or is not in the manifest.
+            BundleError: the name is none of these, climbs out of the folder (also through a link), or is not in the
+                manifest.
         """
-        inside = PurePosixPath(name)
-        path = self.path.joinpath(*inside.parts)
-        if inside.is_absolute() or ".." in inside.parts or "\\" in name or not path.resolve().is_relative_to(self.path.resolve()):
-            raise BundleError(f"{self.path / MANIFEST} names '{name}', which leaves the bundle. Do not use a bundle from this source.")
+        if not _is_inside(name, self.path):
+            raise BundleError(
+                f"{self.path / MANIFEST} names {name!r}, which leaves the bundle. Do not use a bundle from this source."
+            )
         if name not in self.manifest.files:
-            raise BundleError(f"{self.path / MANIFEST} uses '{name}' but does not list it under 'files'. Export the bundle again.")
-        return path
+            raise BundleError(
+                f"{self.path / MANIFEST} uses '{name}' but does not list it under 'files'. Export the bundle again."
+            )
+        return self.path / name
 
     def graph(self, name: str) -> GraphSpec:
         """The spec of a graph.
@@ -79,13 +86,26 @@ class Bundle:
         """
         for name, entry in self.manifest.files.items():
             path = self.file(name)
-            if not path.is_file():
+            if not os.path.isfile(path):  # unlike Path.is_file it takes a name that is too long as missing
                 raise BundleError(f"{path} is missing from the bundle. Export the bundle again or copy it whole.")
             size = path.stat().st_size
             if size != entry.size_bytes:
-                raise BundleError(f"{path} has {size} bytes, the manifest says {entry.size_bytes}. Export the bundle again or copy it whole.")
+                raise BundleError(
+                    f"{path} has {size} bytes, the manifest says {entry.size_bytes}. Export the bundle again or copy it whole."
+                )
             if hash_file(path) != entry.sha256:
-                raise BundleError(f"{path} was changed: its sha256 differs from the manifest's. Export the bundle again or copy it whole.")
+                raise BundleError(
+                    f"{path} was changed: its sha256 differs from the manifest's. Export the bundle again or copy it whole."
+                )
+
+
+def _is_inside(name: str, folder: Path) -> bool:
+    if not _FILE_NAME.fullmatch(name) or not {".", ".."}.isdisjoint(name.split("/")):
+        return False
+    try:
+        return (folder / name).resolve().is_relative_to(folder.resolve())
+    except RuntimeError:  # a link to itself, before Python 3.13
+        return False
 
 
 def hash_file(path: Path) -> str:
@@ -96,7 +116,7 @@ def hash_file(path: Path) -> str:
 
 def list_files(folder: Path) -> dict[str, FileEntry]:
     """Every file below a folder but the manifest, with size and hash, by its relative path."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): FileEntry(hash_file(path), path.stat().st_size) for path in paths}
 
 
@@ -112,14 +132,15 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well and vanishes when it fails.
 
     Raises:
-        BundleError: `target` exists and `overwrite` is off, or is not something that foveate wrote.
+        BundleError: `target` exists and `overwrite` is off, or is not something that foveate wrote, or the folder
+            around it can't be written.
     """
+    target = target.resolve()  # a link stays, what it points to is replaced
     if target.exists() and not overwrite:
         raise BundleError(f"{target} exists already. Choose another folder or pass --force to replace it.")
     if target.exists() and not (target / MANIFEST).is_file():
         raise BundleError(f"{target} exists and is not a bundle, so --force will not replace it. Choose another folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    folder = _temporary_folder(target)
     try:
         yield folder
         folder.chmod(0o755)
@@ -128,12 +149,20 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _temporary_folder(target: Path) -> Path:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise BundleError(f"{target.parent} can't be written: {error.strerror}. Choose another folder.") from error
+
+
 def _swap(folder: Path, target: Path) -> None:
     """Moves `folder` to `target`; what stood there goes only after the new one is in place."""
     if not target.exists():
         os.replace(folder, target)
         return
-    retired = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
+    retired = folder.with_name(f"{folder.name}.old")
     os.replace(target, retired)
     try:
         os.replace(folder, target)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -11,59 +11,63 @@ from foveate.engines.spec import GraphSpec
 
 SCHEMA_VERSION = 1
 
+Size = Annotated[int, msgspec.Meta(ge=1)]
+TokenId = Annotated[int, msgspec.Meta(ge=0)]
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
 
 class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of the manifest's parts: an unknown key is an error."""
 
 
-class FileEntry(_Strict):
+class FileEntry(_Strict, frozen=True):
     """Size and hash of one file of the bundle."""
 
-    sha256: str
-    size_bytes: int
+    sha256: Sha256
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
 
 
-class SourceEntry(_Strict):
+class SourceEntry(_Strict, frozen=True):
     """The checkpoint that a bundle was made from; `sha256` is over its config and weights."""
 
     name: str
     model_type: str
-    sha256: str
+    sha256: Sha256
 
 
-class DecoderEntry(_Strict):
+class DecoderEntry(_Strict, frozen=True):
     """Sizes of the text decoder and of its KV cache."""
 
-    num_hidden_layers: int
-    num_key_value_heads: int
-    head_dim: int
-    hidden_size: int
-    vocab_size: int
-    position_axes: int
+    num_hidden_layers: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    hidden_size: Size
+    vocab_size: Size
+    position_axes: Size
     """Rows of `position_ids`: 3 for M-RoPE (time, height, width), 1 otherwise."""
-    max_position_embeddings: int
+    max_position_embeddings: Size
     kv_dtype: str
 
 
-class PromptEntry(_Strict):
+class PromptEntry(_Strict, frozen=True):
     """How messages become token ids. Each image or video of a message renders as its placeholder token."""
 
     chat_template: str
     image_token: str
     video_token: str | None
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
-    max_new_tokens: int = 64
+    eos_token_ids: tuple[TokenId, ...]
+    pad_token_id: TokenId
+    max_new_tokens: Size = 64
 
 
-class ScorerEntry(_Strict):
+class ScorerEntry(_Strict, frozen=True):
     """What computes the `score` graph's scores: `attention`, or a trained network and its hash."""
 
     kind: str = "attention"
-    sha256: str | None = None
+    sha256: Sha256 | None = None
 
 
-class Manifest(_Strict):
+class Manifest(_Strict, frozen=True):
     """The whole of `manifest.json`. Paths in `graphs` and `files` are relative to the bundle and use `/`."""
 
     schema_version: int
@@ -90,7 +94,7 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
     """Reads a manifest; `where` names its file in errors.
 
     Raises:
-        BundleError: not JSON, another schema version, or a key that is missing, unknown or of another type.
+        BundleError: not JSON, another schema version, or a key that is missing, unknown or has an unusable value.
     """
     remedy = "Export the bundle again with this version of foveate."
     try:
@@ -98,5 +102,5 @@ def decode_manifest(data: bytes, where: str) -> Manifest:
         if version != SCHEMA_VERSION:
             raise BundleError(f"{where} has schema version {version!r}, this foveate reads {SCHEMA_VERSION}. {remedy}")
         return msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{where} is not a valid manifest: {error}. {remedy}") from error

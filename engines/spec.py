@@ -35,27 +35,50 @@ def check_feeds(feeds: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, i
         BackendError: an input is missing or unknown, or has another dtype, rank or size than the spec says, or two
             inputs disagree about a symbol.
     """
-    known = {tensor.name for tensor in spec.inputs}
-    for name in feeds.keys() - known:
-        raise BackendError(f"graph '{spec.name}' has no input '{name}'. Its inputs are {', '.join(sorted(known))}.")
+    _refuse_unknown(feeds, spec.inputs, f"graph '{spec.name}' has no input")
     symbols: dict[str, int] = {}
     for tensor in spec.inputs:
         if tensor.name not in feeds:
             raise BackendError(f"graph '{spec.name}' was run without its input '{tensor.name}'. Feed a {tensor.dtype} array.")
-        _check_tensor(feeds[tensor.name], tensor, spec.name, symbols)
+        _check_tensor(feeds[tensor.name], tensor, f"input '{tensor.name}' of graph '{spec.name}'", symbols)
     return symbols
 
 
-def _check_tensor(value: np.ndarray, tensor: TensorSpec, graph: str, symbols: dict[str, int]) -> None:
-    where = f"input '{tensor.name}' of graph '{graph}'"
+def check_buffers(buffers: Mapping[str, np.ndarray], spec: GraphSpec, symbols: Mapping[str, int]) -> None:
+    """Checks arrays that outputs are to be written into; `symbols` is what `check_feeds` returned.
+
+    Raises:
+        BackendError: there is no such output, the array does not fit it, or it can't be written in place.
+    """
+    _refuse_unknown(buffers, spec.outputs, f"graph '{spec.name}' has no output")
+    known = dict(symbols)
+    for tensor in spec.outputs:
+        if tensor.name not in buffers:
+            continue
+        where = f"buffer '{tensor.name}' of graph '{spec.name}'"
+        _check_tensor(buffers[tensor.name], tensor, where, known)
+        flags = buffers[tensor.name].flags
+        if not (flags.c_contiguous and flags.writeable):
+            raise BackendError(f"{where}: the array is read-only or not contiguous. Pass a whole array of its own.")
+
+
+def _refuse_unknown(arrays: Mapping[str, np.ndarray], tensors: tuple[TensorSpec, ...], fact: str) -> None:
+    known = dict.fromkeys(tensor.name for tensor in tensors)
+    for name in arrays:
+        if name not in known:
+            raise BackendError(f"{fact} '{name}'. Choose from {', '.join(known)}.")
+
+
+def _check_tensor(value: np.ndarray, tensor: TensorSpec, where: str, symbols: dict[str, int]) -> None:
     if value.dtype.name != tensor.dtype:
         raise BackendError(f"{where}: got {value.dtype.name}, expected {tensor.dtype}. Cast it before the run.")
     if value.ndim != len(tensor.shape):
         raise BackendError(f"{where}: got shape {list(value.shape)}, expected {list(tensor.shape)}. Reshape it before the run.")
-    for size, dim in zip(value.shape, tensor.shape, strict=True):
-        wanted = symbols.setdefault(dim, size) if isinstance(dim, str) else dim
-        if size != wanted:
-            raise BackendError(
-                f"{where}: got shape {list(value.shape)}, expected {list(tensor.shape)} where {dim} is {wanted}. "
-                "Make the inputs agree."
-            )
+    expected = [
+        symbols.setdefault(dim, size) if isinstance(dim, str) else dim
+        for size, dim in zip(value.shape, tensor.shape, strict=True)
+    ]
+    if list(value.shape) != expected:
+        raise BackendError(
+            f"{where}: got shape {list(value.shape)}, expected {expected} for {list(tensor.shape)}. Make the arrays agree."
+        )

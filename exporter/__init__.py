@@ -1,0 +1,7 @@
+"""From a checkpoint to a bundle."""
+
+from foveate.exporter.families import FAMILIES
+from foveate.exporter.parity import ParityReport, ParityRow
+from foveate.exporter.pipeline import PRECISIONS, ExportOptions, ExportResult, export
+
+__all__ = ["FAMILIES", "PRECISIONS", "ExportOptions", "ExportResult", "ParityReport", "ParityRow", "export"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from PIL import Image
 
 from foveate.engines.errors import RequestError
@@ -79,7 +80,8 @@ def _warm_up(pipe: Pipeline, data: Path, samples: Sequence[Sample]) -> None:
 def _draw(image: Image.Image, sample: Sample, answers: dict[float, Answer]) -> Image.Image:
     panels = []
     for keep, answer in answers.items():
-        _, rows, columns = answer.grids[0]
-        picture = kept_tokens_picture(image, (rows, columns), answer.selection.kept_mask())
+        kept = np.zeros(answer.selection.num_visual_tokens, bool)
+        kept[answer.selection.keep_indices] = True
+        picture = kept_tokens_picture(image, answer.grids[0], kept)
         panels.append((f"keep {keep:g}: {answer.text}", picture))
     return side_by_side(panels, title=f"{sample.question}  ({sample.answer})")

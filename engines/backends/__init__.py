@@ -29,4 +29,5 @@ def open_session(bundle: Bundle, graph: str, backend: str = "onnxruntime", optio
     if backend not in BACKENDS:
         raise BackendError(f"there is no backend '{backend}'. Choose one of {', '.join(BACKENDS)}.")
     module, _, function = BACKENDS[backend].partition(":")
-    return getattr(import_module(module), function)(bundle, graph, options or SessionOptions())
+    session: Session = getattr(import_module(module), function)(bundle, graph, options or SessionOptions())
+    return session

@@ -10,7 +10,7 @@ from foveate.engines.backends import SessionOptions
 from foveate.engines.bundle import Bundle
 from foveate.engines.errors import BackendError
 from foveate.engines.session import Arrays
-from foveate.engines.spec import GraphSpec, check_feeds
+from foveate.engines.spec import GraphSpec, check_buffers, check_feeds
 
 
 def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRuntimeSession:
@@ -40,10 +40,14 @@ class OnnxRuntimeSession:
         self.spec = spec
 
     def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, np.ndarray]:
-        """See `Session.run`. Feeds and buffers are used where they lie; nothing is copied."""
-        check_feeds(feeds, self.spec)
+        """See `Session.run`. Feeds and buffers are used where they lie; only a strided feed is copied."""
+        check_buffers(buffers or {}, self.spec, check_feeds(feeds, self.spec))
+        if self._inner is None:
+            raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
         binding = self._inner.io_binding()
-        for name, array in feeds.items():
+        # A binding does not keep arrays alive: the copy of a strided feed has to live here until the run is over.
+        arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}
+        for name, array in arrays.items():
             binding.bind_ortvalue_input(name, self._value(array))
         for tensor in self.spec.outputs:
             if buffers and tensor.name in buffers:
@@ -61,7 +65,7 @@ class OnnxRuntimeSession:
         self._inner = None
 
     def _value(self, array: np.ndarray) -> Any:
-        return self._ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+        return self._ort.OrtValue.ortvalue_from_numpy(array)
 
 
 def _library() -> Any:

@@ -21,7 +21,7 @@ from foveate.runtime import Answer, Budget, ImageLimits, Request, Sampling, load
 @click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, help="Sample from the k likeliest tokens.")
-@click.option("--top-p", type=float, help="Sample from the likeliest tokens that sum to p.")
+@click.option("--top-p", default=1.0, help="Sample from the likeliest tokens that sum to p.")
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @click.option("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
 @click.option("--kv-capacity", type=int, help="Most tokens a prompt and its answer may take.")
@@ -39,7 +39,7 @@ def generate_command(
     max_new_tokens: int | None,
     temperature: float,
     top_k: int | None,
-    top_p: float | None,
+    top_p: float,
     seed: int | None,
     stop: tuple[str, ...],
     kv_capacity: int | None,
@@ -53,8 +53,8 @@ def generate_command(
         raise RequestError("there is nothing to answer: no question and no image. Give a question, or an image with -i.")
     request = Request.ask(
         question,
-        list(images),
-        budget=Budget.choose(keep=keep, keep_tokens=keep_tokens, mass=mass),
+        images,
+        budget=Budget(ratio=keep, tokens=keep_tokens, mass=mass),
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         max_new_tokens=max_new_tokens,
         stop=stop,
@@ -68,16 +68,15 @@ def generate_command(
     for chunk in stream:
         click.echo(chunk.text, nl=False)
     click.echo()
-    click.secho(_figures(stream.answer), err=True, dim=True)
+    click.secho(_figures(stream.answers()[0]), err=True, dim=True)
 
 
 def _figures(answer: Answer) -> str:
     """What was kept, how long it took and what the cache needs, in one line."""
     timings, selection = answer.timings, answer.selection
-    tokens = max(len(timings.decode_ms), 1)
     kept = f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens"
     return (
         f"{kept}, first token {timings.ttft_ms:.0f} ms (vision {timings.vision_ms:.0f}, score {timings.score_ms:.1f}, "
-        f"prefill {timings.prefill_ms:.0f}), then {sum(timings.decode_ms) / tokens:.1f} ms a token, "
+        f"prefill {timings.prefill_ms:.0f}), then {timings.tpot_ms:.1f} ms a token, "
         f"KV cache {answer.kv_bytes / 1024:.0f} KiB"
     )

@@ -1,0 +1,130 @@
+"""A Hugging Face checkpoint folder, read without loading it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from foveate.engines import ExportError, hash_file
+from foveate.exporter.safetensors import StoredTensor, read_header
+
+TOKENIZER = "tokenizer.json"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's files. `config` is config.json, `tensors` every stored tensor by its name."""
+
+    path: Path
+    config: dict[str, Any]
+    tensors: dict[str, StoredTensor]
+
+    @classmethod
+    def open(cls, path: Path) -> Checkpoint:
+        """Opens a checkpoint and reads the headers of its weights.
+
+        Raises:
+            ExportError: the folder, config.json, tokenizer.json or the safetensors are missing or broken.
+        """
+        if not path.is_dir():
+            raise ExportError(f"{path} is not a folder. Pass the folder of a Hugging Face checkpoint.")
+        for name in ("config.json", TOKENIZER):
+            if not (path / name).is_file():
+                raise ExportError(f"{path} has no {name}. Pass the whole folder of a Hugging Face checkpoint.")
+        config = read_json(path / "config.json")
+        tensors: dict[str, StoredTensor] = {}
+        for file in _weight_files(path):
+            tensors.update(read_header(file))
+        return cls(path, config, tensors)
+
+    def optional_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder, or an empty dict where it has none."""
+        return read_json(self.path / name) if (self.path / name).is_file() else {}
+
+    def chat_template(self) -> str:
+        """The chat template, from whichever of its three places.
+
+        Raises:
+            ExportError: the folder has none.
+        """
+        if (self.path / "chat_template.jinja").is_file():
+            return (self.path / "chat_template.jinja").read_text(encoding="utf-8")
+        for name in ("chat_template.json", "tokenizer_config.json"):
+            template = self.optional_json(name).get("chat_template")
+            if isinstance(template, str):
+                return template
+        raise ExportError(
+            f"{self.path} has no chat template in chat_template.jinja, chat_template.json or tokenizer_config.json. Add one."
+        )
+
+    def token(self, token_id: int) -> str:
+        """The text of an added token by its id.
+
+        Raises:
+            ExportError: tokenizer.json has no added token of that id.
+        """
+        if token_id not in self._added_tokens:
+            raise ExportError(
+                f"{self.path / 'tokenizer.json'} has no added token {token_id}, which config.json names. Fix either."
+            )
+        return self._added_tokens[token_id]
+
+    @cached_property
+    def _added_tokens(self) -> dict[int, str]:
+        added = read_json(self.path / TOKENIZER).get("added_tokens", [])
+        return {token["id"]: token["content"] for token in added}
+
+    def sha256(self) -> str:
+        """One hash over config.json and every file of weights."""
+        digest = hashlib.sha256()
+        for file in (self.path / "config.json", *sorted({tensor.file for tensor in self.tensors.values()})):
+            digest.update(f"{file.name} {hash_file(file)}\n".encode())
+        return digest.hexdigest()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ExportError: the file is not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path} is not JSON: {error}. Download the checkpoint again.") from error
+    if not isinstance(content, dict):
+        raise ExportError(f"{path} holds a JSON {type(content).__name__}, expected an object. Download the checkpoint again.")
+    return content
+
+
+def _weight_files(path: Path) -> Iterator[Path]:
+    """The safetensors files of a checkpoint: those of its index, or the single one."""
+    for name in _shards(path / _INDEX) if (path / _INDEX).is_file() else ["model.safetensors"]:
+        if not (path / name).is_file():
+            raise ExportError(f"{path} has no {name}. {_missing_weights_remedy(path)}")
+        yield path / name
+
+
+def _shards(index: Path) -> list[str]:
+    """The names of the files that an index points to."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ExportError(f"{index} has no 'weight_map'. Download the checkpoint again.")
+    names = sorted({str(name) for name in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise ExportError(f"{index} names '{name}', which leaves the checkpoint. Do not use a checkpoint from this source.")
+    return names
+
+
+def _missing_weights_remedy(path: Path) -> str:
+    if any(next(path.glob(pattern), None) for pattern in _PICKLES):
+        return "foveate reads no pickled weights: save the model again with save_pretrained(folder), which writes safetensors."
+    return "Download the checkpoint again, with its safetensors."

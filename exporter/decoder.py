@@ -1,0 +1,222 @@
+"""The text decoder: one description for every family, lowered once per kind of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from foveate.exporter.modules import Linear, RMSNorm, Rotary, empty, rotate
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and flags of a decoder of the Llama and Qwen kind: RMSNorm, GQA, RoPE or M-RoPE, SwiGLU.
+
+    `mrope_section` has the number of frequencies that each position axis (time, height, width) rotates, in order;
+    None means plain RoPE.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+    mrope_section: tuple[int, ...] | None = None
+    qkv_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    @property
+    def position_axes(self) -> int:
+        return 1 if self.mrope_section is None else len(self.mrope_section)
+
+
+class AttentionInputs(NamedTuple):
+    """What one layer's attention gets.
+
+    `query` is `[batch, sequence, heads, head_dim]`, `key` and `value` have the key-value heads; query and key are
+    rotated. `past_key` and `past_value` are `[batch, num_key_value_heads, past, head_dim]`.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    past_key: Tensor
+    past_value: Tensor
+
+
+Attend = Callable[[AttentionInputs], tuple[Tensor, Tensor, Tensor]]
+"""Attention of one layer: returns `[batch, sequence, heads * head_dim]` and the present key and value."""
+
+
+class SelfAttention(nn.Module):
+    """Projections and rotation around an attention that the caller chooses."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        width, kv_width = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+        self.q_proj = Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.k_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.v_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.o_proj = Linear(width, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor, angles: Tensor, past: Sequence[Tensor], attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
+        query, key = self.query(x, angles), self.key(x, angles)
+        value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
+        output, present_key, present_value = attend(AttentionInputs(query, key, value, past[0], past[1]))
+        return self.o_proj(output), present_key, present_value
+
+    def query(self, x: Tensor, angles: Tensor) -> Tensor:
+        """Rotated queries `[..., heads, head_dim]` of normed hidden rows `[..., hidden_size]`."""
+        return rotate(self.q_proj(x).unflatten(-1, (-1, self.head_dim)), angles)
+
+    def key(self, x: Tensor, angles: Tensor) -> Tensor:
+        """Rotated keys `[..., num_key_value_heads, head_dim]` of normed hidden rows `[..., hidden_size]`."""
+        return rotate(self.k_proj(x).unflatten(-1, (-1, self.head_dim)), angles)
+
+
+class GatedMLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(nn.functional.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(config)
+
+    def forward(self, x: Tensor, angles: Tensor, past: Sequence[Tensor], attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
+        output, present_key, present_value = self.self_attn(self.input_layernorm(x), angles, past, attend)
+        x = x + output
+        return x + self.mlp(self.post_attention_layernorm(x)), present_key, present_value
+
+
+class TextDecoder(nn.Module):
+    """Embedding table, layers and head. Tables keep the checkpoint's `[vocab_size, hidden_size]`, so a tied one is shared."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = Table(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self.lm_head = None if config.tie_word_embeddings else Table(config.vocab_size, config.hidden_size)
+
+    def angles(self, position_ids: Tensor) -> Tensor:
+        """Rotation angles `[..., head_dim / 2]` of `position_ids [position_axes, ...]`."""
+        angles = self.rotary(position_ids)
+        if self.config.mrope_section is None:
+            return angles[0]
+        sections = angles.split(self.config.mrope_section, dim=-1)
+        return torch.cat([section[axis] for axis, section in enumerate(sections)], dim=-1)
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, last_indices: Tensor, past: Sequence[Tensor], attend: Attend
+    ) -> tuple[Tensor, ...]:
+        """Logits `[batch, vocab_size]` of the rows `last_indices [batch]`, then present key and value of each layer."""
+        angles = self.angles(position_ids)
+        x, presents = inputs_embeds, []
+        for index, layer in enumerate(self.layers):
+            x, *present = layer(x, angles, past[2 * index : 2 * index + 2], attend)
+            presents += present
+        rows = last_indices[:, None, None].expand(-1, 1, x.shape[-1])
+        last = self.norm(torch.gather(x, 1, rows)).squeeze(1)
+        return (self.lm_head or self.embed_tokens).logits(last), *presents
+
+
+class Table(nn.Module):
+    """A `[vocab_size, hidden_size]` matrix, read by token id or as the output head."""
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = empty(vocab_size, hidden_size)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return nn.functional.embedding(input_ids, self.weight)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`x [batch, hidden_size]` against every token; two-dimensional, so that it becomes a Gemm with transB."""
+        return nn.functional.linear(x, self.weight)
+
+
+class OnnxRuntimeDecoder(nn.Module):
+    """The graph `decoder`: ONNX Runtime's GroupQueryAttention on a cache that is updated in place."""
+
+    def __init__(self, language_model: TextDecoder) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        last_indices: Tensor,
+        seqlens_k: Tensor,
+        total_sequence_length: Tensor,
+        past: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        def attend(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
+            return _group_query_attention(inputs, seqlens_k, total_sequence_length)
+
+        return self.language_model(inputs_embeds, position_ids, last_indices, past, attend)
+
+
+def _group_query_attention(inputs: AttentionInputs, seqlens_k: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.flatten(2) for tensor in inputs[:3])
+    heads, head_dim = inputs.query.shape[2:]
+    output, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (query, key, value, inputs.past_key, inputs.past_value, seqlens_k, total),
+        attrs={"num_heads": heads, "kv_num_heads": inputs.key.shape[2], "scale": head_dim**-0.5, "do_rotary": 0},
+        dtypes=(query.dtype,) * 3,
+        shapes=(query.shape, inputs.past_key.shape, inputs.past_value.shape),
+        version=1,
+    )
+    return output, present_key, present_value
+
+
+class StandardDecoder(nn.Module):
+    """The graph `decoder_standard`: standard operators, the cache grows by concatenation outside the attention."""
+
+    def __init__(self, language_model: TextDecoder) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, last_indices: Tensor, attention_mask: Tensor, past: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        def attend(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
+            return _standard_attention(inputs, attention_mask)
+
+        return self.language_model(inputs_embeds, position_ids, last_indices, past, attend)
+
+
+def _standard_attention(inputs: AttentionInputs, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = (tensor.transpose(1, 2) for tensor in inputs[:3])
+    key = torch.cat((inputs.past_key, key), dim=2)
+    value = torch.cat((inputs.past_value, value), dim=2)
+    output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+    return output.transpose(1, 2).flatten(2), key, value

@@ -1,0 +1,375 @@
+"""Qwen2-VL: every fact about the family that the exporter needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveate.engines import ExportError, PromptEntry
+from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.decoder import DecoderConfig
+from foveate.exporter.modules import LayerNorm, Linear, Rotary, rotate
+from foveate.exporter.quiet import quiet_transformers
+
+_T = TypeVar("_T")
+_NORM_EPS = 1e-6
+_VISION_THETA = 10000.0
+
+
+class VisionConfig(msgspec.Struct, frozen=True):
+    """`vision_config` of config.json; `hidden_size` is the decoder's."""
+
+    depth: int
+    embed_dim: int
+    num_heads: int
+    mlp_ratio: int
+    hidden_size: int
+    patch_size: int
+    temporal_patch_size: int
+    spatial_merge_size: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.embed_dim // self.num_heads
+
+    @property
+    def patch_values(self) -> int:
+        return 3 * self.temporal_patch_size * self.patch_size**2
+
+
+class _RopeConfig(msgspec.Struct, frozen=True):
+    """`rope_parameters` (transformers 5) or `rope_scaling` (before, where theta stood beside it)."""
+
+    mrope_section: tuple[int, ...]
+    rope_theta: float | None = None
+    rope_type: str | None = None
+    type: str | None = None
+
+
+class _TextConfig(msgspec.Struct, frozen=True):
+    """What the decoder needs of config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    rope_parameters: _RopeConfig | None = None
+    rope_scaling: _RopeConfig | None = None
+    rope_theta: float | None = None
+    hidden_act: str = "silu"
+    use_sliding_window: bool | None = False
+    tie_word_embeddings: bool = False
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What the rest needs of config.json."""
+
+    vision_config: VisionConfig
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    text_config: dict[str, Any] | None = None
+    tie_word_embeddings: bool = False
+
+
+class _GenerationConfig(msgspec.Struct, frozen=True):
+    """What the prompt needs of generation_config.json."""
+
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+
+class _Pixels(msgspec.Struct, frozen=True):
+    """Limits of the resized image, in pixels; the defaults are those of transformers' Qwen2VLImageProcessor."""
+
+    shortest_edge: int = 56 * 56
+    longest_edge: int = 28 * 28 * 1280
+
+
+class _ImageConfig(msgspec.Struct, frozen=True):
+    """What the processor needs of preprocessor_config.json; defaults as in `_Pixels`."""
+
+    size: _Pixels | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    rescale_factor: float = 1 / 255
+
+
+@dataclass(frozen=True)
+class Qwen2VL:
+    """A Qwen2-VL checkpoint; see `Family`."""
+
+    checkpoint: Checkpoint
+    config: _Config
+    text: _TextConfig
+    decoder: DecoderConfig
+    model_type: str = "qwen2_vl"
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> Qwen2VL:
+        """Reads config.json, both as published (text keys at the top) and as transformers 5 saves it (`text_config`).
+
+        Raises:
+            ExportError: a key is missing, or asks for what the decoder does not do.
+        """
+        where = checkpoint.path / "config.json"
+        config = _convert(checkpoint.config, _Config, where)
+        text = _convert(checkpoint.config | (config.text_config or {}), _TextConfig, where)
+        tied = config.tie_word_embeddings or text.tie_word_embeddings
+        return cls(checkpoint, config, text, _decoder_config(text, tied, where))
+
+    @property
+    def vision(self) -> VisionConfig:
+        return self.config.vision_config
+
+    @property
+    def patch_values(self) -> int:
+        return self.vision.patch_values
+
+    def vision_tower(self) -> nn.Module:
+        return VisionTower(self.vision)
+
+    def checkpoint_keys(self, name: str) -> Sequence[str]:
+        """Published files have the first spelling, transformers 5 writes the second."""
+        if name == "language_model.lm_head.weight":
+            return ("lm_head.weight",)
+        part, _, rest = name.partition(".")
+        return (f"model.{rest}" if part == "language_model" else name, f"model.{name}")
+
+    def prompt(self) -> PromptEntry:
+        file = "generation_config.json"
+        generation = _convert(self.checkpoint.optional_json(file), _GenerationConfig, self.checkpoint.path / file)
+        eos = self.text.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
+        pad = self.text.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
+        if eos is None:
+            raise ExportError(f"{self.checkpoint.path} names no 'eos_token_id' in {file} or config.json. Add it.")
+        eos_token_ids = (eos,) if isinstance(eos, int) else eos
+        return PromptEntry(
+            chat_template=self.checkpoint.chat_template(),
+            image_token=self.checkpoint.token(self.config.image_token_id),
+            video_token=self.checkpoint.token(self.config.video_token_id),
+            eos_token_ids=eos_token_ids,
+            pad_token_id=eos_token_ids[0] if pad is None else pad,
+        )
+
+    def processor(self) -> dict[str, Any]:
+        image = self._image_config()
+        size = image.size or _Pixels()
+        return {
+            "patch_size": self.vision.patch_size,
+            "temporal_patch_size": self.vision.temporal_patch_size,
+            "merge_size": self.vision.spatial_merge_size,
+            "min_pixels": image.min_pixels or size.shortest_edge,
+            "max_pixels": image.max_pixels or size.longest_edge,
+            "image_mean": list(image.image_mean),
+            "image_std": list(image.image_std),
+            "rescale_factor": image.rescale_factor,
+            "image_token_id": self.config.image_token_id,
+            "video_token_id": self.config.video_token_id,
+            "vision_start_token_id": self.config.vision_start_token_id,
+            "vision_end_token_id": self.config.vision_end_token_id,
+        }
+
+    def _image_config(self) -> _ImageConfig:
+        """From preprocessor_config.json, or from processor_config.json, where transformers 5 may put it."""
+        file = "preprocessor_config.json"
+        values = self.checkpoint.optional_json(file)
+        if not values:
+            file = "processor_config.json"
+            values = self.checkpoint.optional_json(file).get("image_processor", {})
+        return _convert(values, _ImageConfig, self.checkpoint.path / file)
+
+    def patch_positions(self, height: int, width: int) -> np.ndarray:
+        """Patches come in blocks of `spatial_merge_size` squared, which the merger makes one visual token."""
+        merge = self.vision.spatial_merge_size
+        grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
+        blocks = grid.reshape(height // merge, merge, width // merge, merge, 2).transpose(0, 2, 1, 3, 4)
+        return np.ascontiguousarray(blocks.reshape(-1, 2), dtype=np.int64)
+
+    def patch_grids(self) -> Sequence[tuple[int, int, int]]:
+        merge = self.vision.spatial_merge_size
+        return [(1, 2 * merge, 3 * merge), (1, 5 * merge, merge), (3, 2 * merge, 2 * merge)]
+
+    def reference(self) -> Qwen2VLReference:
+        return Qwen2VLReference(self.checkpoint.path)
+
+
+class VisionTower(nn.Module):
+    """The vision transformer and its merger. Frames are a batch, because they do not see each other."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patch_embed = PatchEmbed(config)
+        self.rotary = Rotary(config.head_dim // 2, _VISION_THETA)
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.depth))
+        self.merger = Merger(config)
+
+    def forward(self, pixel_values: Tensor, patch_positions: Tensor) -> Tensor:
+        angles = self.rotary(patch_positions).flatten(1)
+        x = self.patch_embed.proj(pixel_values)
+        for block in self.blocks:
+            x = block(x, angles)
+        return self.merger(x)
+
+
+class PatchEmbed(nn.Module):
+    """The patch convolution as a product: its stride is its kernel, and patches come flattened in its order."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.proj = Linear(config.patch_values, config.embed_dim, bias=False)
+
+
+class VisionBlock(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.embed_dim, _NORM_EPS)
+        self.norm2 = LayerNorm(config.embed_dim, _NORM_EPS)
+        self.attn = VisionAttention(config)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x), angles)
+        return x + self.mlp(self.norm2(x))
+
+
+class VisionAttention(nn.Module):
+    """Every patch of a frame sees every patch of that frame."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.heads = config.num_heads
+        self.qkv = Linear(config.embed_dim, 3 * config.embed_dim, bias=True)
+        self.proj = Linear(config.embed_dim, config.embed_dim, bias=True)
+
+    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+        query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(x).chunk(3, dim=-1))
+        query, key = rotate(query, angles), rotate(key, angles)
+        heads_first = (part.transpose(1, 2) for part in (query, key, value))
+        output = nn.functional.scaled_dot_product_attention(*heads_first)
+        return self.proj(output.transpose(1, 2).flatten(2))
+
+
+class VisionMLP(nn.Module):
+    """Two layers with the sigmoid approximation of GELU between them."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.embed_dim, config.mlp_ratio * config.embed_dim, bias=True)
+        self.fc2 = Linear(config.mlp_ratio * config.embed_dim, config.embed_dim, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.fc1(x)
+        return self.fc2(x * torch.sigmoid(1.702 * x))
+
+
+class Merger(nn.Module):
+    """Each block of neighbouring patches, which come one after the other, becomes one visual token."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.width = config.spatial_merge_size**2 * config.embed_dim
+        self.ln_q = LayerNorm(config.embed_dim, _NORM_EPS)
+        self.mlp = nn.Sequential(
+            Linear(self.width, self.width, bias=True), nn.GELU(), Linear(self.width, config.hidden_size, bias=True)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mlp(self.ln_q(x).reshape(-1, self.width))
+
+
+class Qwen2VLReference:
+    """transformers' model in float32 with eager attention; see `Reference`."""
+
+    def __init__(self, path: Path) -> None:
+        from transformers import Qwen2VLForConditionalGeneration
+
+        with quiet_transformers():
+            model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+        self._model = model.eval()
+
+    @torch.no_grad()
+    def visual_embeds(self, pixel_values: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        return self._model.model.visual(pixel_values, grid_thw=torch.tensor([grid])).pooler_output
+
+    @torch.no_grad()
+    def text_embeds(self, input_ids: Tensor) -> Tensor:
+        return self._model.get_input_embeddings()(input_ids)
+
+    @torch.no_grad()
+    def first_attention(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        output = self._text_model(inputs_embeds, position_ids, output_attentions=True)
+        return output.attentions[0][0]
+
+    @torch.no_grad()
+    def logits(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        return self._model.lm_head(self._text_model(inputs_embeds, position_ids).last_hidden_state)[0]
+
+    def _text_model(self, inputs_embeds: Tensor, position_ids: Tensor, **options: bool) -> Any:
+        return self._model.model.language_model(
+            inputs_embeds=inputs_embeds[None], position_ids=position_ids[:, None], use_cache=False, **options
+        )
+
+
+def _convert(values: Mapping[str, Any], kind: type[_T], where: Path) -> _T:
+    """Reads the keys that `kind` knows; others are ignored."""
+    try:
+        return msgspec.convert(values, kind)
+    except msgspec.ValidationError as error:
+        raise ExportError(f"{where}: {error}. Use the file that belongs to the weights.") from error
+
+
+def _decoder_config(text: _TextConfig, tied: bool, where: Path) -> DecoderConfig:
+    rope = text.rope_parameters or text.rope_scaling
+    if rope is None:
+        raise ExportError(
+            f"{where} has neither 'rope_parameters' nor 'rope_scaling'. Use the file that belongs to the weights."
+        )
+    theta = rope.rope_theta or text.rope_theta
+    head_dim = text.hidden_size // text.num_attention_heads
+    _check_supported(where, "rope type", rope.rope_type or rope.type, (None, "default", "mrope"))
+    _check_supported(where, "hidden_act", text.hidden_act, ("silu",))
+    _check_supported(where, "use_sliding_window", text.use_sliding_window, (None, False))
+    _check_supported(where, "sum of mrope_section", sum(rope.mrope_section), (head_dim // 2,))
+    if theta is None:
+        raise ExportError(f"{where} has no 'rope_theta'. Use the file that belongs to the weights.")
+    return DecoderConfig(
+        vocab_size=text.vocab_size,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_hidden_layers=text.num_hidden_layers,
+        num_attention_heads=text.num_attention_heads,
+        num_key_value_heads=text.num_key_value_heads,
+        head_dim=head_dim,
+        rms_norm_eps=text.rms_norm_eps,
+        rope_theta=theta,
+        max_position_embeddings=text.max_position_embeddings,
+        mrope_section=rope.mrope_section,
+        qkv_bias=True,
+        tie_word_embeddings=tied,
+    )
+
+
+def _check_supported(where: Path, what: str, value: object, supported: tuple[object, ...]) -> None:
+    if value not in supported:
+        raise ExportError(
+            f"{where}: {what} is {value!r}, the decoder does {supported[-1]!r} only. Use a checkpoint without it."
+        )

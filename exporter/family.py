@@ -1,0 +1,70 @@
+"""What the exporter asks of a model family."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from foveate.engines import PromptEntry
+from foveate.exporter.decoder import DecoderConfig
+
+
+class Reference(Protocol):
+    """The checkpoint in its own library, in float32: what the graphs are held against."""
+
+    def visual_embeds(self, pixel_values: Tensor, grid: tuple[int, int, int]) -> Tensor:
+        """`[visual_tokens, D]` of the patches `[frames * height * width, patch_values]` of one image or video."""
+        ...
+
+    def text_embeds(self, input_ids: Tensor) -> Tensor:
+        """`[..., D]` of token ids `[...]`."""
+        ...
+
+    def first_attention(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        """Layer-0 attention `[heads, tokens, tokens]` of one prompt `[tokens, D]`, `position_ids [position_axes, tokens]`."""
+        ...
+
+    def logits(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
+        """`[tokens, vocab_size]` of one whole sequence `[tokens, D]`, `position_ids [position_axes, tokens]`."""
+        ...
+
+
+class Family(Protocol):
+    """One checkpoint of a model family, its config read."""
+
+    decoder: DecoderConfig
+    patch_values: int
+
+    @property
+    def model_type(self) -> str: ...
+
+    def vision_tower(self) -> nn.Module:
+        """The module of the `vision` graph, its parameters without values."""
+        ...
+
+    def checkpoint_keys(self, name: str) -> Sequence[str]:
+        """The names under which checkpoints may hold the parameter `name`."""
+        ...
+
+    def prompt(self) -> PromptEntry:
+        """How messages become token ids."""
+        ...
+
+    def processor(self) -> dict[str, Any]:
+        """The constants that the runtime's processor of this family reads."""
+        ...
+
+    def patch_positions(self, height: int, width: int) -> np.ndarray:
+        """Row and column `[height * width, 2]` int64 of the patches of a grid, in the order of the processor."""
+        ...
+
+    def patch_grids(self) -> Sequence[tuple[int, int, int]]:
+        """Small grids (frames, height, width in patches) that a parity check should try."""
+        ...
+
+    def reference(self) -> Reference:
+        """Loads the checkpoint in its own library."""
+        ...

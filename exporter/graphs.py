@@ -1,0 +1,128 @@
+"""The graphs of a bundle: what each takes and gives, as `docs/bundle.md` has it, and the module that computes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from foveate.engines import GraphSpec, TensorSpec
+from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, StandardDecoder, TextDecoder
+from foveate.exporter.prompt import Embed, MeanAttention, Score
+
+PAST_PREFIX = "past_key_values."
+
+
+@dataclass(frozen=True)
+class GraphModule:
+    """A module that takes the spec's inputs in order; those of the cache, named with `PAST_PREFIX`, come as one list."""
+
+    spec: GraphSpec
+    module: nn.Module
+
+
+class Vision(nn.Module):
+    """The graph `vision`: a family's tower, under the name that its weights start with."""
+
+    def __init__(self, visual: nn.Module) -> None:
+        super().__init__()
+        self.visual = visual
+
+    def forward(self, pixel_values: Tensor, patch_positions: Tensor) -> Tensor:
+        return self.visual(pixel_values, patch_positions)
+
+
+def vision_graph(visual: nn.Module, patch_values: int, hidden_size: int) -> GraphModule:
+    """`vision`, from a tower that takes `pixel_values` and `patch_positions`."""
+    inputs = (
+        TensorSpec("pixel_values", "float32", ("frames", "patches", patch_values)),
+        TensorSpec("patch_positions", "int64", ("patches", 2)),
+    )
+    return _graph("vision", Vision(visual), inputs, (_visual_embeds(hidden_size),))
+
+
+def text_graphs(language_model: TextDecoder) -> list[GraphModule]:
+    """`score`, `embed` and both lowerings of the decoder; they share the language model's weights."""
+    return [
+        _score_graph(language_model),
+        _embed_graph(language_model),
+        _decoder_graph(language_model),
+        _standard_decoder_graph(language_model),
+    ]
+
+
+def _score_graph(language_model: TextDecoder) -> GraphModule:
+    config = language_model.config
+    inputs = (
+        TensorSpec("input_ids", "int64", ("total_tokens",)),
+        TensorSpec("position_ids", "int64", (config.position_axes, "total_tokens")),
+        _visual_embeds(config.hidden_size),
+        TensorSpec("visual_indices", "int64", ("visual_tokens",)),
+        TensorSpec("instruction_indices", "int64", ("instruction_tokens",)),
+    )
+    outputs = (TensorSpec("scores", "float32", ("visual_tokens",)),)
+    return _graph("score", Score(language_model, MeanAttention()), inputs, outputs)
+
+
+def _embed_graph(language_model: TextDecoder) -> GraphModule:
+    hidden_size = language_model.config.hidden_size
+    inputs = (
+        TensorSpec("input_ids", "int64", ("batch", "sequence")),
+        _visual_embeds(hidden_size),
+        TensorSpec("keep_indices", "int64", ("kept_tokens",)),
+        TensorSpec("placeholder_indices", "int64", ("kept_tokens",)),
+    )
+    return _graph("embed", Embed(language_model), inputs, (_inputs_embeds(hidden_size),))
+
+
+def _decoder_graph(language_model: TextDecoder) -> GraphModule:
+    config = language_model.config
+    inputs = (
+        *_decoder_inputs(config),
+        TensorSpec("seqlens_k", "int32", ("batch",)),
+        TensorSpec("total_sequence_length", "int32", ()),
+        *_cache(config, PAST_PREFIX, "kv_capacity"),
+    )
+    outputs = (_logits(config), *_cache(config, "present.", "kv_capacity"))
+    return _graph("decoder", OnnxRuntimeDecoder(language_model), inputs, outputs)
+
+
+def _standard_decoder_graph(language_model: TextDecoder) -> GraphModule:
+    config = language_model.config
+    inputs = (
+        *_decoder_inputs(config),
+        TensorSpec("attention_mask", "bool", ("batch", 1, "sequence", "total_tokens")),
+        *_cache(config, PAST_PREFIX, "past_tokens"),
+    )
+    outputs = (_logits(config), *_cache(config, "present.", "total_tokens"))
+    return _graph("decoder_standard", StandardDecoder(language_model), inputs, outputs)
+
+
+def _graph(name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> GraphModule:
+    return GraphModule(GraphSpec(name, f"graphs/{name}.onnx", inputs, outputs), module.eval())
+
+
+def _decoder_inputs(config: DecoderConfig) -> tuple[TensorSpec, ...]:
+    return (
+        _inputs_embeds(config.hidden_size),
+        TensorSpec("position_ids", "int64", (config.position_axes, "batch", "sequence")),
+        TensorSpec("last_indices", "int64", ("batch",)),
+    )
+
+
+def _inputs_embeds(hidden_size: int) -> TensorSpec:
+    return TensorSpec("inputs_embeds", "float32", ("batch", "sequence", hidden_size))
+
+
+def _visual_embeds(hidden_size: int) -> TensorSpec:
+    return TensorSpec("visual_embeds", "float32", ("visual_tokens", hidden_size))
+
+
+def _logits(config: DecoderConfig) -> TensorSpec:
+    return TensorSpec("logits", "float32", ("batch", config.vocab_size))
+
+
+def _cache(config: DecoderConfig, prefix: str, length: str) -> tuple[TensorSpec, ...]:
+    shape = ("batch", config.num_key_value_heads, length, config.head_dim)
+    names = [f"{prefix}{layer}.{part}" for layer in range(config.num_hidden_layers) for part in ("key", "value")]
+    return tuple(TensorSpec(name, "float32", shape) for name in names)

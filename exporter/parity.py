@@ -1,0 +1,234 @@
+"""The gate of an export: every graph through ONNX Runtime against the checkpoint in its own library."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from foveate.engines import Bundle, ParityError, Session, open_session
+from foveate.exporter.family import Family, Reference
+from foveate.exporter.graphs import PAST_PREFIX
+
+TOLERANCES = {"visual_embeds": 1e-4, "scores": 1e-5, "inputs_embeds": 1e-6, "logits": 1e-4}
+"""Allowed |difference| of each output, for a reference whose largest value is 1 or less; it grows with that value."""
+_DECODE_STEPS = 3
+
+
+@dataclass(frozen=True)
+class ParityRow:
+    """One output of one graph in one case."""
+
+    graph: str
+    output: str
+    case: str
+    max_abs_diff: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """NaN does not pass."""
+        return self.max_abs_diff <= self.tolerance
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared and how close it came."""
+
+    rows: tuple[ParityRow, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(row.passed for row in self.rows)
+
+
+def check_parity(bundle: Bundle, family: Family, progress: Callable[[str], None]) -> ParityReport:
+    """Compares every graph of a bundle with the checkpoint it was made from.
+
+    Raises:
+        ParityError: an output differs by more than its tolerance, or is not a number.
+    """
+    progress("loading the reference")
+    examples = _Examples(family, family.reference(), np.random.default_rng(0))
+    rows: list[ParityRow] = []
+    for name, compare in _COMPARISONS.items():
+        progress(f"checking the graph '{name}'")
+        session = open_session(bundle, name)
+        rows += [_row(name, *found) for found in compare(examples, session)]
+        session.close()
+    for row in rows:
+        if not row.passed:
+            raise ParityError(
+                f"graph '{row.graph}', output '{row.output}', {row.case}: max |difference| to the checkpoint is "
+                f"{row.max_abs_diff:.3g}, allowed {row.tolerance:.3g}. Please report it; check=False exports regardless."
+            )
+    return ParityReport(tuple(rows))
+
+
+_Compared = tuple[str, str, np.ndarray, np.ndarray]
+"""Output, case, what the graph gave, what the reference gave."""
+
+
+def _row(graph: str, output: str, case: str, got: np.ndarray, expected: np.ndarray) -> ParityRow:
+    difference = float(np.abs(got - expected).max())
+    return ParityRow(graph, output, case, difference, TOLERANCES[output] * max(1.0, float(np.abs(expected).max())))
+
+
+@dataclass(frozen=True)
+class _Examples:
+    """Random inputs and the reference's answers, all as numpy arrays."""
+
+    family: Family
+    reference: Reference
+    random: np.random.Generator
+
+    def embeds(self, *shape: int) -> np.ndarray:
+        """Vectors `[*shape, D]` as large as token embeddings."""
+        tokens = self.text_embeds(self.token_ids(16))
+        noise = self.random.standard_normal((*shape, self.family.decoder.hidden_size)) * tokens.std()
+        return noise.astype(np.float32)
+
+    def token_ids(self, *shape: int) -> np.ndarray:
+        return self.random.integers(0, self.family.decoder.vocab_size, shape)
+
+    def position_ids(self, *shape: int) -> np.ndarray:
+        return self.random.integers(0, 50, (self.family.decoder.position_axes, *shape))
+
+    def text_embeds(self, input_ids: np.ndarray) -> np.ndarray:
+        return self.reference.text_embeds(torch.from_numpy(input_ids)).numpy()
+
+    def logits(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+        return self.reference.logits(torch.from_numpy(inputs_embeds), torch.from_numpy(position_ids)).numpy()
+
+    def attention(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
+        return self.reference.first_attention(torch.from_numpy(inputs_embeds), torch.from_numpy(position_ids)).numpy()
+
+
+def _compare_vision(examples: _Examples, session: Session) -> Iterator[_Compared]:
+    for frames, height, width in examples.family.patch_grids():
+        shape = (frames, height * width, examples.family.patch_values)
+        pixels = examples.random.standard_normal(shape, dtype=np.float32)
+        positions = examples.family.patch_positions(height, width)
+        got = session.run({"pixel_values": pixels, "patch_positions": positions})["visual_embeds"]
+        flat = torch.from_numpy(pixels.reshape(-1, shape[-1]))
+        expected = examples.reference.visual_embeds(flat, (frames, height, width)).numpy()
+        yield "visual_embeds", f"{frames} x {height} x {width} patches", got, expected
+
+
+def _compare_score(examples: _Examples, session: Session) -> Iterator[_Compared]:
+    for case, visual, tokens in (("one image", range(3, 9), 14), ("two images", (*range(1, 5), *range(7, 12)), 20)):
+        indices, rows = np.array(visual), np.arange(max(visual) + 2, tokens - 1)
+        feeds = {
+            "input_ids": examples.token_ids(tokens),
+            "position_ids": examples.position_ids(tokens),
+            "visual_embeds": examples.embeds(len(indices)),
+            "visual_indices": indices,
+            "instruction_indices": rows,
+        }
+        embeds = examples.text_embeds(feeds["input_ids"])
+        embeds[indices] = feeds["visual_embeds"]
+        attention = examples.attention(embeds, feeds["position_ids"])
+        yield "scores", case, session.run(feeds)["scores"], attention[:, rows][:, :, indices].mean(axis=(0, 1))
+
+
+def _compare_embed(examples: _Examples, session: Session) -> Iterator[_Compared]:
+    for case, keep, places in (("text only", [], []), ("pruned prompts", [0, 2, 3, 6], [1, 2, 10, 12])):
+        feeds = {
+            "input_ids": examples.token_ids(2, 8),
+            "visual_embeds": examples.embeds(7 if keep else 0),
+            "keep_indices": np.array(keep, dtype=np.int64),
+            "placeholder_indices": np.array(places, dtype=np.int64),
+        }
+        expected = examples.text_embeds(feeds["input_ids"])
+        expected.reshape(-1, expected.shape[-1])[places] = feeds["visual_embeds"][keep]
+        yield "inputs_embeds", case, session.run(feeds)["inputs_embeds"], expected
+
+
+def _compare_decoder(
+    examples: _Examples, session: Session, make_cache: Callable[[Session, int, int], Cache]
+) -> Iterator[_Compared]:
+    for lengths in ((7,), (5, 9)):
+        total = max(lengths) + _DECODE_STEPS
+        embeds, positions = examples.embeds(len(lengths), total), examples.position_ids(len(lengths), total)
+        reference = [examples.logits(embeds[row], positions[:, row]) for row in range(len(lengths))]
+        cache = make_cache(session, len(lengths), total)
+        for step in range(_DECODE_STEPS + 1):
+            got = cache.step(*_step_inputs(embeds, positions, np.array(lengths), step))
+            expected = np.stack([logits[length - 1 + step] for logits, length in zip(reference, lengths, strict=True)])
+            what = f"decode step {step}" if step else "prefill"
+            yield "logits", f"{what} of prompts of {' and '.join(map(str, lengths))} tokens", got, expected
+
+
+def _step_inputs(embeds: np.ndarray, positions: np.ndarray, lengths: np.ndarray, step: int) -> tuple[np.ndarray, ...]:
+    """Embeddings, positions and which tokens are real: the right-padded prompts for step 0, then one token each."""
+    if step == 0:
+        longest = lengths.max()
+        return embeds[:, :longest], positions[:, :, :longest], np.arange(longest) < lengths[:, None]
+    rows, tokens = np.arange(len(lengths)), lengths + step - 1
+    return embeds[rows, tokens][:, None], positions[:, rows, tokens][:, :, None], np.ones((len(lengths), 1), dtype=bool)
+
+
+class Cache(Protocol):
+    def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> np.ndarray:
+        """Runs the decoder once and returns the logits of the last real token of each row."""
+        ...
+
+
+class SharedCache:
+    """For `decoder`: a buffer of `capacity` tokens that is past and present at once."""
+
+    def __init__(self, session: Session, batch: int, capacity: int) -> None:
+        self._session = session
+        self._past = _empty_past(session, batch, capacity)
+        self._lengths = np.zeros(batch, dtype=np.int32)
+
+    def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> np.ndarray:
+        self._lengths += real.sum(axis=1, dtype=np.int32)
+        feeds = {
+            **_decoder_feeds(inputs_embeds, position_ids, real),
+            "seqlens_k": self._lengths - 1,
+            "total_sequence_length": np.array(self._lengths.max()),
+            **self._past,
+        }
+        presents = {name.replace("past_key_values", "present"): value for name, value in self._past.items()}
+        return self._session.run(feeds, presents)["logits"]
+
+
+class GrowingCache:
+    """For `decoder_standard`: each run gives a longer cache, padding included, and the mask hides the padding."""
+
+    def __init__(self, session: Session, batch: int, capacity: int) -> None:
+        self._session = session
+        self._past = _empty_past(session, batch, 0)
+        self._real = np.zeros((batch, 0), dtype=bool)
+
+    def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> np.ndarray:
+        past = self._real.shape[1]
+        self._real = np.concatenate([self._real, real], axis=1)
+        causal = np.arange(self._real.shape[1]) <= past + np.arange(real.shape[1])[:, None]
+        mask = self._real[:, None, None, :] & causal
+        outputs = self._session.run({**_decoder_feeds(inputs_embeds, position_ids, real), "attention_mask": mask, **self._past})
+        self._past = {name: outputs[name.replace("past_key_values", "present")] for name in self._past}
+        return outputs["logits"]
+
+
+def _decoder_feeds(inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
+    return {"inputs_embeds": inputs_embeds, "position_ids": position_ids, "last_indices": real.sum(axis=1) - 1}
+
+
+def _empty_past(session: Session, batch: int, length: int) -> dict[str, np.ndarray]:
+    specs = [tensor for tensor in session.spec.inputs if tensor.name.startswith(PAST_PREFIX)]
+    return {tensor.name: np.zeros((batch, tensor.shape[1], length, tensor.shape[3]), dtype=np.float32) for tensor in specs}
+
+
+_COMPARISONS: dict[str, Callable[[_Examples, Session], Iterator[_Compared]]] = {
+    "vision": _compare_vision,
+    "score": _compare_score,
+    "embed": _compare_embed,
+    "decoder": partial(_compare_decoder, make_cache=SharedCache),
+    "decoder_standard": partial(_compare_decoder, make_cache=GrowingCache),
+}

@@ -1,0 +1,68 @@
+"""The graphs around the decoder: `embed` lays the prompt out, `score` says which visual tokens matter."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from foveate.exporter.decoder import TextDecoder
+
+
+class Embed(nn.Module):
+    """The graph `embed`: token embeddings with the kept visual tokens in their places."""
+
+    def __init__(self, language_model: TextDecoder) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(self, input_ids: Tensor, visual_embeds: Tensor, keep_indices: Tensor, placeholder_indices: Tensor) -> Tensor:
+        embeds = self.language_model.embed_tokens(input_ids)
+        flat = embeds.flatten(0, 1).index_put((placeholder_indices,), visual_embeds.index_select(0, keep_indices))
+        return flat.view_as(embeds)
+
+
+class MeanAttention(nn.Module):
+    """The scorer without a network: the mean of `attention [heads, instruction, visual]` over heads and rows."""
+
+    def forward(self, attention: Tensor) -> Tensor:
+        return attention.mean(dim=(0, 1))
+
+
+class Score(nn.Module):
+    """The graph `score`: layer-0 attention of the instruction rows to the visual tokens, made into scores by a scorer.
+
+    Args:
+        language_model: the decoder, of which the table and the query and key of layer 0 are used.
+        scorer: `[heads, instruction, visual]` attention -> `[visual]` scores.
+    """
+
+    def __init__(self, language_model: TextDecoder, scorer: nn.Module) -> None:
+        super().__init__()
+        self.language_model = language_model
+        self.scorer = scorer
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        visual_embeds: Tensor,
+        visual_indices: Tensor,
+        instruction_indices: Tensor,
+    ) -> Tensor:
+        layer, angles = self.language_model.layers[0], self.language_model.angles(position_ids)
+        embeds = self.language_model.embed_tokens(input_ids).index_put((visual_indices,), visual_embeds)
+        x = layer.input_layernorm(embeds)
+        query = layer.self_attn.query(x.index_select(0, instruction_indices), angles.index_select(0, instruction_indices))
+        logits = _attention_logits(query, layer.self_attn.key(x, angles))
+        visible = torch.arange(x.shape[0]) <= instruction_indices[:, None]
+        attention = torch.softmax(logits.masked_fill(~visible, torch.finfo(logits.dtype).min), dim=-1)
+        return self.scorer(attention.index_select(2, visual_indices))
+
+
+def _attention_logits(query: Tensor, key: Tensor) -> Tensor:
+    """Scaled products `[heads, rows, tokens]`; a group of consecutive heads shares a key head, which is not repeated."""
+    heads, head_dim = query.shape[1:]
+    tokens, kv_heads = key.shape[:2]
+    grouped = query.transpose(0, 1).reshape(kv_heads, -1, head_dim)
+    logits = grouped @ key.permute(1, 2, 0) * head_dim**-0.5
+    return logits.reshape(heads, -1, tokens)

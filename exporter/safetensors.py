@@ -1,0 +1,140 @@
+"""safetensors files, read and written a few rows at a time.
+
+The format is eight bytes of header length, a JSON header, then the tensors without gaps. Plain reads in place of a
+memory map keep a large checkpoint out of the process: only what is being converted is resident.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+
+from foveate.engines import ExportError
+
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_MAX_HEADER_BYTES = 100_000_000
+_CHUNK_BYTES = 32 * 1024 * 1024
+_PAGE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies: `offset` and `size_bytes` count in bytes from the start of `file`."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    size_bytes: int
+
+    def rows(self) -> Iterator[torch.Tensor]:
+        """The tensor in consecutive slices of its first axis, each at most about 32 MB, in the dtype of the file."""
+        dtype = _DTYPES[self.dtype]
+        num_rows = self.shape[0] if self.shape else 1
+        step = max(1, _CHUNK_BYTES * num_rows // max(1, self.size_bytes))
+        row_bytes = self.size_bytes // max(1, num_rows)
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            for start in range(0, num_rows, step):
+                count = min(step, num_rows - start)
+                chunk = bytearray(file.read(count * row_bytes))
+                yield torch.frombuffer(chunk, dtype=dtype).reshape(count, *self.shape[1:])
+
+    def read(self) -> torch.Tensor:
+        """The whole tensor in the dtype of the file."""
+        return torch.cat(list(self.rows())).reshape(self.shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file by its name.
+
+    Raises:
+        ExportError: the file is not safetensors, is cut off, or holds a dtype that can't be exported.
+    """
+    size = path.stat().st_size
+    remedy = "Download the checkpoint again."
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else _MAX_HEADER_BYTES + 1
+        if length > _MAX_HEADER_BYTES or 8 + length > size:
+            raise ExportError(f"{path} is not a whole safetensors file: its header does not fit in its {size} bytes. {remedy}")
+        try:
+            header = json.loads(file.read(length))
+            tensors = {name: _entry(path, name, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ExportError(f"{path} is not a safetensors file: its header is malformed ({error}). {remedy}") from error
+    for tensor in tensors.values():
+        _check_entry(tensor, size, remedy)
+    return tensors
+
+
+def _entry(path: Path, name: str, data_start: int, entry: Mapping[str, list[int]]) -> StoredTensor:
+    begin, end = entry["data_offsets"]
+    shape = tuple(int(size) for size in entry["shape"])
+    return StoredTensor(path, name, str(entry["dtype"]), shape, data_start + begin, end - begin)
+
+
+def _check_entry(tensor: StoredTensor, file_bytes: int, remedy: str) -> None:
+    where = f"tensor '{tensor.name}' of {tensor.file}"
+    if tensor.dtype not in _DTYPES:
+        raise ExportError(
+            f"{where} is {tensor.dtype}, expected one of {', '.join(_DTYPES)}. Export the unquantised checkpoint."
+        )
+    expected = math.prod(tensor.shape) * _DTYPES[tensor.dtype].itemsize
+    if tensor.size_bytes != expected or tensor.offset + tensor.size_bytes > file_bytes:
+        end = tensor.offset + expected
+        raise ExportError(f"{where} ends at byte {end}, the file has {file_bytes}: it is cut off or damaged. {remedy}")
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """A float32 safetensors file that is yet to be written: its header and where each tensor will lie."""
+
+    path: Path
+    header: bytes
+    tensors: dict[str, StoredTensor]
+
+    @classmethod
+    def lay_out(cls, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> FilePlan:
+        """Gives each tensor its place.
+
+        The data starts on a page, and tensors whose size is a multiple of 64 bytes come first, so that all of those lie
+        on 64 bytes as runtimes like for memory-mapped weights (the format allows no padding between tensors).
+        """
+        names = sorted(shapes, key=lambda name: (math.prod(shapes[name]) % 16 != 0, name))
+        sizes = [4 * math.prod(shapes[name]) for name in names]
+        begins = [0, *accumulate(sizes)]
+        header = _encode_header(
+            {name: (shapes[name], begin, begin + size) for name, begin, size in zip(names, begins, sizes, strict=False)}
+        )
+        places = zip(names, begins, sizes, strict=False)
+        tensors = {
+            name: StoredTensor(path, name, "F32", tuple(shapes[name]), len(header) + begin, size)
+            for name, begin, size in places
+        }
+        return cls(path, header, tensors)
+
+    def write(self, chunks: Iterable[torch.Tensor]) -> None:
+        """Writes the file; `chunks` yields the tensors in the order of `tensors`, each whole or in consecutive rows."""
+        with self.path.open("wb") as file:
+            file.write(self.header)
+            for chunk in chunks:
+                file.write(chunk.to(torch.float32).contiguous().numpy().data)
+
+
+def _encode_header(places: Mapping[str, tuple[tuple[int, ...], int, int]]) -> bytes:
+    """Length and JSON header, padded with spaces to a whole page; `places` has shape, begin and end in the data."""
+    entries = {
+        name: {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]} for name, (shape, begin, end) in places.items()
+    }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    padded = text.ljust(-(-(8 + len(text)) // _PAGE_BYTES) * _PAGE_BYTES - 8)
+    return struct.pack("<Q", len(padded)) + padded

@@ -1,0 +1,113 @@
+"""A module becomes an ONNX file whose weights lie in a safetensors file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.passes import common as passes
+from onnxscript import optimizer
+
+from foveate.engines import GraphSpec, TensorSpec
+from foveate.exporter.graphs import PAST_PREFIX, GraphModule
+from foveate.exporter.quiet import quiet
+from foveate.exporter.safetensors import StoredTensor
+
+OPSET = 23
+"""The first opset with `Attention` and `RMSNormalization`."""
+# Any sizes do that are above 1, differ and fit each other: no dimension may look constant, or like another one, in the trace.
+_EXAMPLE_SIZES = {
+    "batch": 2,
+    "sequence": 5,
+    "past_tokens": 6,
+    "total_tokens": 11,
+    "kv_capacity": 17,
+    "frames": 3,
+    "patches": 16,
+    "visual_tokens": 9,
+    "kept_tokens": 4,
+    "instruction_tokens": 7,
+}
+
+
+def write_graph(graph: GraphModule, weights: Mapping[str, StoredTensor], path: Path) -> None:
+    """Traces a graph and writes it to `path`.
+
+    Args:
+        graph: what to trace.
+        weights: where each parameter of the module lies, by its name; the files are in the folder of `path`, because ONNX
+            Runtime refuses external data outside of it.
+        path: the ONNX file to write.
+    """
+    with quiet():
+        model = _trace(graph)
+        # Without values the weights pass through folding untouched.
+        for name in weights.keys() & model.graph.initializers.keys():
+            model.graph.initializers[name].const_value = None
+        optimizer.fold_constants(model)
+        passes.CommonSubexpressionEliminationPass()(model)
+        optimizer.remove_unused_nodes(model)
+        # The trace notes the source line of every node, with the paths of this machine.
+        passes.ClearMetadataAndDocStringPass()(model)
+    for name in weights.keys() & model.graph.initializers.keys():
+        model.graph.initializers[name].const_value = _external(weights[name])
+    _name_dimensions(model.graph, graph.spec)
+    ir.save(model, path)
+
+
+def _trace(graph: GraphModule) -> ir.Model:
+    inputs = graph.spec.inputs
+    program = torch.onnx.export(
+        graph.module,
+        _grouped(inputs, [_example(tensor) for tensor in inputs]),
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[tensor.name for tensor in inputs],
+        output_names=[tensor.name for tensor in graph.spec.outputs],
+        dynamic_shapes=_grouped(inputs, [_dynamic(tensor) for tensor in inputs]),
+        optimize=False,
+        verbose=False,
+    )
+    if program is None:
+        raise RuntimeError(f"torch.onnx.export gave no program for graph '{graph.spec.name}'")
+    return program.model
+
+
+def _grouped(inputs: tuple[TensorSpec, ...], values: list[Any]) -> tuple[Any, ...]:
+    """The values as the module takes them: those of the cache together in one list at the end."""
+    past = [value for tensor, value in zip(inputs, values, strict=True) if tensor.name.startswith(PAST_PREFIX)]
+    single = [value for tensor, value in zip(inputs, values, strict=True) if not tensor.name.startswith(PAST_PREFIX)]
+    return (*single, past) if past else tuple(single)
+
+
+def _example(tensor: TensorSpec) -> torch.Tensor:
+    shape = [_EXAMPLE_SIZES[size] if isinstance(size, str) else size for size in tensor.shape]
+    return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
+
+
+def _dynamic(tensor: TensorSpec) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, size in enumerate(tensor.shape) if isinstance(size, str)}
+
+
+def _external(tensor: StoredTensor) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        tensor.file.name,
+        offset=tensor.offset,
+        length=tensor.size_bytes,
+        dtype=ir.DataType.FLOAT,
+        shape=ir.Shape(tensor.shape),
+        name=tensor.name,
+        base_dir=tensor.file.parent,
+    )
+
+
+def _name_dimensions(graph: ir.Graph, spec: GraphSpec) -> None:
+    """Gives inputs and outputs the shapes of the spec. Symbols of the trace in between would contradict them, so they go."""
+    for node in graph:
+        for value in node.outputs:
+            value.shape = None
+    for value, tensor in zip([*graph.inputs, *graph.outputs], [*spec.inputs, *spec.outputs], strict=True):
+        value.shape = ir.Shape(tensor.shape)

@@ -1,0 +1,97 @@
+"""How many visual tokens of a request stay."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+
+import numpy as np
+
+from foveate.engines import RequestError
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most one of three limits; none keeps every visual token. At least one token stays.
+
+    Attributes:
+        ratio: share of the tokens, 0 < ratio <= 1, rounded half up: `floor(ratio * N + 0.5)`.
+        tokens: number of tokens, at least 1; a number above N keeps all.
+        mass: the smallest number of tokens whose normalised scores sum to this share, 0 < mass <= 1.
+
+    Raises:
+        RequestError: a value out of its range, or two limits at once.
+    """
+
+    ratio: float | None = None
+    tokens: int | None = None
+    mass: float | None = None
+
+    def __post_init__(self) -> None:
+        chosen = [entry.name for entry in fields(self) if getattr(self, entry.name) is not None]
+        if len(chosen) > 1:
+            raise RequestError(f"the budget has {' and '.join(chosen)}, expected one of them. Drop all but one.")
+        _check_share("ratio", self.ratio)
+        _check_share("mass", self.mass)
+        if self.tokens is not None and (not _is_number(self.tokens, Integral) or self.tokens < 1):
+            raise RequestError(f"the budget keeps {self.tokens!r} tokens, expected a whole number of at least 1. Raise it.")
+
+    @classmethod
+    def of(cls, keep: float | None = None, mass: float | None = None) -> Budget:
+        """A budget from what a user writes.
+
+        Args:
+            keep: a float is a ratio (`0.5`), a whole number above 1 a number of tokens (`256`).
+            mass: see `Budget.mass`.
+
+        Raises:
+            RequestError: a value out of its range, both at once, or the integer 1, which could mean either.
+        """
+        if keep is None or not _is_number(keep, Integral):
+            return cls(ratio=keep, mass=mass)
+        if keep == 1:
+            raise RequestError(
+                "keep=1 is a ratio or a token. Write keep=1.0 for every token or Budget(tokens=1) for a single one."
+            )
+        return cls(tokens=int(keep), mass=mass)
+
+    def keeps_all(self, num_visual_tokens: int) -> str | None:
+        """Why every token stays whatever the scores say; None where the scores matter."""
+        if num_visual_tokens == 0:
+            return "the request has no image"
+        if self == Budget():
+            return "no budget was set"
+        if self.mass is None and self._fixed_count(num_visual_tokens) == num_visual_tokens:
+            limit = f"{self.tokens} tokens" if self.tokens is not None else f"ratio {self.ratio:g}"
+            return f"the budget ({limit}) covers all {num_visual_tokens} visual tokens"
+        return None
+
+    def count(self, weights: np.ndarray) -> int:
+        """Number of tokens that stay.
+
+        Args:
+            weights: `[num_visual_tokens]`, non-negative; only `mass` looks at their values.
+        """
+        if self.mass is None:
+            return self._fixed_count(len(weights))
+        cumulative = np.cumsum(np.sort(weights.astype(np.float64))[::-1])
+        return int(np.searchsorted(cumulative, self.mass * cumulative[-1])) + 1
+
+    def _fixed_count(self, total: int) -> int:
+        if self.tokens is not None:
+            return min(self.tokens, total)
+        ratio = 1.0 if self.ratio is None else self.ratio
+        return min(max(1, math.floor(ratio * total + 0.5)), total)
+
+
+def _check_share(name: str, value: float | None) -> None:
+    if value is None:
+        return
+    if not _is_number(value, Real) or not 0 < value <= 1:
+        remedy = "Give a whole number to keep so many tokens." if name == "ratio" else "Use 0.9 for 90 % of the relevance."
+        raise RequestError(f"the budget's {name} is {value!r}, expected a number above 0 and up to 1. {remedy}")
+
+
+def _is_number(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

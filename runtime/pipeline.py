@@ -1,0 +1,214 @@
+"""The method, end to end: prepare, vision, score, select, embed, prefill, decode."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from foveate.engines import Bundle, BundleError, Manifest, RequestError, Session, SessionOptions, open_session
+from foveate.runtime.batch import concatenate, pad, prune
+from foveate.runtime.decode import Row, decode
+from foveate.runtime.images import ImageLimits, open_image
+from foveate.runtime.kv_cache import KVCache
+from foveate.runtime.processors import open_processor
+from foveate.runtime.prompt import PromptEncoder, collect_images, find_instruction
+from foveate.runtime.select import Relevance, Selection, keep_everything, select
+from foveate.runtime.stream import Job, Stopwatch, Stream
+from foveate.runtime.text import TextStream
+from foveate.runtime.text_model import TextModel
+from foveate.runtime.types import Answer, Prepared, Request
+
+GRAPHS = ("vision", "score", "embed", "decoder")
+TOKENIZER = "tokenizer/tokenizer.json"
+
+
+def load(
+    path: str | os.PathLike[str],
+    backend: str = "onnxruntime",
+    threads: int = 0,
+    kv_capacity_tokens: int | None = None,
+    limits: ImageLimits | None = None,
+    verify: bool = True,
+) -> Pipeline:
+    """Opens a bundle for answering requests.
+
+    Args:
+        path: the bundle's folder.
+        backend: what runs the graphs.
+        threads: CPU threads; 0 leaves it to the backend.
+        kv_capacity_tokens: most tokens of one request, pruned prompt and answer together; None takes the model's limit.
+        limits: which images are too large.
+        verify: compare every file with its hash first.
+
+    Raises:
+        BundleError: the bundle can't be read or trusted.
+        BackendError: the backend is missing or refuses a graph.
+        RequestError: `kv_capacity_tokens` is not within what the model takes.
+    """
+    bundle = Bundle.open(path, verify=verify)
+    tokenizer = _load_tokenizer(bundle)
+    sessions = {name: open_session(bundle, name, backend, SessionOptions(threads)) for name in GRAPHS}
+    return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits)
+
+
+class Pipeline:
+    """A loaded bundle.
+
+    Args:
+        manifest: the bundle's manifest.
+        tokenizer: the bundle's tokenizer.
+        sessions: its graphs by name: `vision`, `score`, `embed`, `decoder`.
+        kv_capacity_tokens: see `load`.
+        limits: see `load`.
+
+    Raises:
+        BundleError: unknown family, processor constants or chat template.
+        RequestError: `kv_capacity_tokens` is not within what the model takes.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        sessions: Mapping[str, Session],
+        kv_capacity_tokens: int | None = None,
+        limits: ImageLimits | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self._tokenizer = tokenizer
+        self._sessions = sessions
+        self._limits = limits or ImageLimits()
+        self._capacity_tokens = _check_capacity(kv_capacity_tokens, manifest.decoder.max_position_embeddings)
+        self._prompt = PromptEncoder(manifest.prompt, tokenizer)
+        self._processor = open_processor(manifest.family, manifest.processor)
+        self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder)
+
+    def stream(self, request: Request) -> Stream:
+        """Answers a request token by token; iterate over what it returns.
+
+        Everything up to the prefill is done when this returns.
+
+        Raises:
+            RequestError: the request can't be served.
+            BackendError: a graph failed.
+        """
+        return self._start([request])
+
+    def generate(self, request: Request) -> Answer:
+        """Answers a request; raises what `stream` raises."""
+        return self._start([request]).answers()[0]
+
+    def generate_batch(self, requests: Sequence[Request]) -> list[Answer]:
+        """Answers several requests at once, each with its own budget and sampling; raises what `stream` raises."""
+        return self._start(requests).answers() if requests else []
+
+    def close(self) -> None:
+        """Frees the graphs; the pipeline can't answer afterwards."""
+        for session in self._sessions.values():
+            session.close()
+
+    def _start(self, requests: Sequence[Request]) -> Stream:
+        """Every stage up to the logits of the first token."""
+        jobs = [self._admit(request) for request in requests]
+        batch = pad([job.prompt for job in jobs], self.manifest.prompt.pad_token_id)
+        cache = KVCache(self.manifest.decoder, len(jobs), max(job.cache_tokens for job in jobs))
+        stopwatch = Stopwatch()
+        with stopwatch("embed_ms"):
+            inputs_embeds = self._text_model.embed(batch)
+        with stopwatch("prefill_ms"):
+            logits = self._text_model.prefill(inputs_embeds, batch, cache)
+        rows = [self._row(index, job) for index, job in enumerate(jobs)]
+        chunks = decode(self._text_model, rows, batch.next_positions, logits, cache)
+        return Stream(jobs, rows, chunks, stopwatch.stage_ms, cache.nbytes // len(jobs))
+
+    def _admit(self, request: Request) -> Job:
+        """The stages that each request goes through on its own."""
+        stopwatch = Stopwatch()
+        with stopwatch("preprocess_ms"):
+            prepared = self.prepare(request)
+        bypass = request.budget.keeps_all(prepared.num_visual_tokens)
+        with stopwatch("vision_ms"):
+            visual_embeds = self.vision(prepared)
+        with stopwatch("score_ms"):
+            relevance = None if bypass else self.score(prepared, visual_embeds)
+        with stopwatch("select_ms"):
+            selection = self.select(request, prepared, relevance)
+            prompt = prune(prepared, visual_embeds, selection)
+        max_new_tokens = request.max_new_tokens or self.manifest.prompt.max_new_tokens
+        self._check_length(len(prompt.input_ids), max_new_tokens)
+        grids = tuple(visual.grid for visual in prepared.visuals)
+        return Job(request, prompt, selection, grids, max_new_tokens, stopwatch.stage_ms)
+
+    def prepare(self, request: Request) -> Prepared:
+        """Images to patches, messages to token ids and positions.
+
+        Raises:
+            RequestError: images or messages that can't be used.
+        """
+        encoded = self._prompt.encode(request.messages)
+        sources = collect_images(request.messages, request.images)
+        visuals = tuple(self._processor.image(open_image(source, self._limits)) for source in sources)
+        layout = self._processor.layout(encoded.input_ids, visuals)
+        instruction, note = find_instruction(encoded.user_text, layout.visual_indices, len(layout.input_ids))
+        return Prepared(layout, visuals, instruction, note)
+
+    def vision(self, prepared: Prepared) -> np.ndarray:
+        """`visual_embeds [visual_tokens, hidden_size]` float32 of every image, one run each."""
+        feeds = [{"pixel_values": v.pixel_values, "patch_positions": v.patch_positions} for v in prepared.visuals]
+        if not feeds:
+            return np.empty((0, self.manifest.decoder.hidden_size), np.float32)
+        return concatenate([self._sessions["vision"].run(image)["visual_embeds"] for image in feeds])
+
+    def score(self, prepared: Prepared, visual_embeds: np.ndarray) -> Relevance:
+        """How much each visual token matters for the question."""
+        feeds = {
+            "input_ids": prepared.layout.input_ids,
+            "position_ids": prepared.layout.position_ids,
+            "visual_embeds": visual_embeds,
+            "visual_indices": prepared.layout.visual_indices,
+            "instruction_indices": prepared.instruction_indices,
+        }
+        return Relevance(self._sessions["score"].run(feeds)["scores"], visual_embeds)
+
+    def select(self, request: Request, prepared: Prepared, relevance: Relevance | None) -> Selection:
+        """Which visual tokens stay; without relevance all of them.
+
+        Raises:
+            RequestError: scores that are not finite, or a policy that breaks its contract.
+        """
+        if relevance is None:
+            total = prepared.num_visual_tokens
+            return keep_everything(total, request.budget.keeps_all(total) or "")
+        logits = self.manifest.scorer.kind != "attention"
+        return select(relevance, request.budget, request.select, logits, prepared.note)
+
+    def _check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
+        if prompt_tokens + max_new_tokens > self._capacity_tokens:
+            raise RequestError(
+                f"prompt and answer have {prompt_tokens} + {max_new_tokens} tokens, the limit is {self._capacity_tokens}. "
+                "Keep fewer visual tokens, shorten the text or lower max_new_tokens."
+            )
+
+    def _row(self, index: int, job: Job) -> Row:
+        stream = TextStream(self._tokenizer, job.request.stop)
+        sampler = job.request.sampling.sampler()
+        return Row(index, sampler, stream, self.manifest.prompt.eos_token_ids, job.max_new_tokens)
+
+
+def _load_tokenizer(bundle: Bundle) -> Tokenizer:
+    path = bundle.file(TOKENIZER)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise BundleError(f"{path} is not a tokenizer: {error}. Export the bundle again.") from error
+
+
+def _check_capacity(wanted: int | None, limit: int) -> int:
+    if wanted is None:
+        return limit
+    if not 1 <= wanted <= limit:
+        raise RequestError(f"kv_capacity_tokens is {wanted}, this model takes 1 to {limit}. Choose a number in between.")
+    return wanted

@@ -1,0 +1,236 @@
+"""What flows through the pipeline, as values."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from foveate.engines import RequestError
+from foveate.runtime.budget import Budget
+from foveate.runtime.images import ImageSource
+from foveate.runtime.sampling import Sampling
+from foveate.runtime.select import Policy, Selection, top_k
+
+Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to the model.
+
+    Attributes:
+        messages: the chat in the form of Hugging Face: `[{"role": "user", "content": [{"type": "image"}, {"type": "text",
+            "text": "What is this?"}]}]`. An image part may carry its own source (`{"type": "image", "image": source}`).
+        images: sources of the image parts that carry none, in their order.
+        budget: how many visual tokens stay, counted over all images of the request.
+        sampling: how tokens are drawn; greedy by default.
+        select: the policy that picks the visual tokens.
+        max_new_tokens: most tokens to generate; None takes the bundle's default.
+        stop: strings that end the answer; they are not part of it.
+
+    Raises:
+        RequestError: `max_new_tokens` or `stop` is unusable.
+    """
+
+    messages: Sequence[Message]
+    images: Sequence[ImageSource] = ()
+    budget: Budget = field(default_factory=Budget)
+    sampling: Sampling = field(default_factory=Sampling)
+    select: Policy = top_k
+    max_new_tokens: int | None = None
+    stop: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        count = self.max_new_tokens
+        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+            raise RequestError(
+                f"max_new_tokens is {count!r}, expected a whole number of at least 1. Leave it out for the default."
+            )
+        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
+            raise RequestError(f"stop is {self.stop!r}, expected a list of strings that are not empty. Leave it out for none.")
+
+    @classmethod
+    def ask(
+        cls,
+        question: str,
+        images: ImageSource | Sequence[ImageSource] = (),
+        *,
+        keep: float | None = None,
+        mass: float | None = None,
+        **options: Any,
+    ) -> Request:
+        """A question about images, which stand before it.
+
+        Args:
+            question: the user's text; may be empty.
+            images: one image or several: path, encoded bytes, PIL image or array.
+            keep: see `Budget.of`.
+            mass: see `Budget.of`.
+            **options: other fields of `Request`.
+
+        Raises:
+            RequestError: an unusable budget or option.
+        """
+        if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
+            images = (images,)
+        content = [{"type": "image"} for _ in images]
+        content += [{"type": "text", "text": question}] if question else []
+        messages = ({"role": "user", "content": content},)
+        return cls(messages, tuple(images), budget=Budget.of(keep=keep, mass=mass), **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """One image as the vision graph wants it.
+
+    Attributes:
+        pixel_values: `[1, patches, patch_values]` float32, normalised.
+        patch_positions: `[patches, 2]` int64, row and column of each patch.
+        grid: rows and columns of its visual tokens.
+    """
+
+    pixel_values: np.ndarray
+    patch_positions: np.ndarray
+    grid: tuple[int, int]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A prompt with its placeholders in place.
+
+    Attributes:
+        input_ids: `[total_tokens]` int64, one placeholder per visual token.
+        position_ids: `[position_axes, total_tokens]` int64.
+        visual_indices: `[visual_tokens]` int64, where the placeholders stand.
+        next_position: where the positions of generated text start.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    visual_indices: np.ndarray
+    next_position: int
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A request as the graphs want it, unpruned.
+
+    Attributes:
+        layout: the prompt.
+        visuals: the images.
+        instruction_indices: `[instruction_tokens]` int64, the rows whose attention is scored; empty without images.
+        note: why the instruction is not the user's text; empty where it is.
+    """
+
+    layout: Layout
+    visuals: tuple[Visual, ...]
+    instruction_indices: np.ndarray
+    note: str = ""
+
+    @property
+    def num_visual_tokens(self) -> int:
+        return len(self.layout.visual_indices)
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Wall time per stage in milliseconds.
+
+    In a batch, `embed_ms`, `prefill_ms` and `decode_ms` are those of the whole batch.
+
+    Attributes:
+        preprocess_ms: opening images, template, tokens.
+        vision_ms: the vision graph over all images.
+        score_ms: the score graph; 0 where it was bypassed.
+        select_ms: choosing tokens and dropping the others.
+        embed_ms: the embed graph over the prompt.
+        prefill_ms: the decoder over the prompt.
+        decode_ms: each token after the first.
+    """
+
+    preprocess_ms: float = 0.0
+    vision_ms: float = 0.0
+    score_ms: float = 0.0
+    select_ms: float = 0.0
+    embed_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: tuple[float, ...] = ()
+
+    @property
+    def ttft_ms(self) -> float:
+        """Time to first token: every stage up to the prefill."""
+        return self.preprocess_ms + self.vision_ms + self.score_ms + self.select_ms + self.embed_ms + self.prefill_ms
+
+    @property
+    def tpot_ms(self) -> float:
+        """Mean time per output token after the first; 0 where there is none."""
+        return sum(self.decode_ms) / len(self.decode_ms) if self.decode_ms else 0.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What one decode step adds to an answer.
+
+    Attributes:
+        text: new text; empty while a character or a possible stop string is incomplete.
+        token_id: the token drawn in this step.
+        finish_reason: None while the answer goes on, else `eos`, `stop` (a stop string) or `length`.
+        index: which request of the batch.
+    """
+
+    text: str
+    token_id: int
+    finish_reason: str | None = None
+    index: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """A finished answer and how it came about.
+
+    Attributes:
+        text: without special tokens and without the stop string.
+        tokens: every token drawn, with the end-of-text token where it ended so.
+        finish_reason: `eos`, `stop` or `length`.
+        selection: which visual tokens stayed, and why.
+        grids: rows and columns of the visual tokens of each image; `selection` counts over all of them.
+        prompt_tokens: tokens of the prompt that the decoder saw.
+        timings: wall time per stage.
+        kv_bytes: allocated for this request's KV cache.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: str
+    selection: Selection
+    grids: tuple[tuple[int, int], ...]
+    prompt_tokens: int
+    timings: Timings
+    kv_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain lists, numbers and strings, ready for JSON."""
+        return {
+            "text": self.text,
+            "tokens": list(self.tokens),
+            "finish_reason": self.finish_reason,
+            "selection": self.selection.to_dict(),
+            "grids": [list(grid) for grid in self.grids],
+            "prompt_tokens": self.prompt_tokens,
+            "timings": {
+                **asdict(self.timings),
+                "decode_ms": list(self.timings.decode_ms),
+                "ttft_ms": self.timings.ttft_ms,
+                "tpot_ms": self.timings.tpot_ms,
+            },
+            "kv_bytes": self.kv_bytes,
+        }

@@ -1,0 +1,34 @@
+"""What every test shares: the `--slow` option and the reasons why a test can't run here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import settings
+
+# A busy machine is no failure.
+settings.register_profile("foveate", deadline=None)
+settings.load_profile("foveate")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    reasons = {}
+    if not config.getoption("--slow"):
+        reasons["slow"] = "takes minutes: run with --slow"
+    if any(item.get_closest_marker("gpu") for item in items) and not _has_gpu():
+        reasons["gpu"] = "needs an NVIDIA GPU: nvidia-smi lists none"
+    for item in items:
+        for marker, reason in reasons.items():
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _has_gpu() -> bool:
+    tool = shutil.which("nvidia-smi")
+    return tool is not None and subprocess.run([tool, "--list-gpus"], capture_output=True).stdout.startswith(b"GPU 0")

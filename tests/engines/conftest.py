@@ -1,0 +1,75 @@
+"""A small bundle whose graph doubles a row of numbers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from foveate.engines import (
+    DecoderEntry,
+    GraphSpec,
+    Manifest,
+    PromptEntry,
+    ScorerEntry,
+    SourceEntry,
+    TensorSpec,
+    list_files,
+    write_manifest,
+)
+
+GRAPH = GraphSpec(
+    name="double",
+    file="graphs/double.onnx",
+    inputs=(TensorSpec("x", "float32", ("rows", 2)),),
+    outputs=(TensorSpec("y", "float32", ("rows", 2)),),
+)
+
+
+def make_manifest(folder: Path) -> Manifest:
+    """The manifest of whatever files lie in `folder`."""
+    return Manifest(
+        schema_version=1,
+        foveate_version="0.1.0",
+        family="qwen2_vl",
+        source=SourceEntry(name="tiny", model_type="qwen2_vl", sha256="0" * 64),
+        precision="fp32",
+        graphs={"double": GRAPH},
+        decoder=DecoderEntry(
+            num_hidden_layers=4,
+            num_key_value_heads=2,
+            head_dim=32,
+            hidden_size=128,
+            vocab_size=512,
+            position_axes=3,
+            max_position_embeddings=2048,
+            kv_dtype="float32",
+        ),
+        prompt=PromptEntry(
+            chat_template="{{ messages }}",
+            image_token="<|image_pad|>",
+            video_token=None,
+            eos_token_ids=(2, 0),
+            pad_token_id=0,
+        ),
+        processor={"patch_size": 14, "image_mean": [0.5, 0.25, 0.125]},
+        scorer=ScorerEntry(),
+        files=list_files(folder),
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A bundle on disk."""
+    folder = tmp_path / "tiny.bundle"
+    for name, content in {"weights/weights.bin": b"weights", "graphs/double.onnx": b"graph"}.items():
+        (folder / name).parent.mkdir(parents=True)
+        (folder / name).write_bytes(content)
+    write_manifest(folder, make_manifest(folder))
+    return folder
+
+
+@pytest.fixture
+def manifest(folder: Path) -> Manifest:
+    """The manifest of that bundle."""
+    return make_manifest(folder)

@@ -1,0 +1,66 @@
+"""The safetensors reader and writer against the library of the format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from foveate.exporter import safetensors
+from foveate.exporter.safetensors import FilePlan, read_header
+
+SHAPES = {"odd": (3, 5), "even": (4, 16), "vector": (7,), "cube": (2, 2, 16)}
+
+
+def write(path: Path, tensors: dict[str, torch.Tensor]) -> FilePlan:
+    plan = FilePlan.lay_out(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+    plan.write(tensors[name] for name in plan.tensors)
+    return plan
+
+
+def random_tensors() -> dict[str, torch.Tensor]:
+    return {name: torch.randn(shape) for name, shape in SHAPES.items()}
+
+
+def test_library_reads_what_is_written(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    write(tmp_path / "x.safetensors", tensors)
+    loaded = load_file(tmp_path / "x.safetensors")
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+
+
+def test_plan_says_where_each_tensor_lies(tmp_path: Path) -> None:
+    tensors = random_tensors()
+    plan = write(tmp_path / "x.safetensors", tensors)
+    assert read_header(tmp_path / "x.safetensors") == plan.tensors
+    assert all(torch.equal(plan.tensors[name].read(), tensors[name]) for name in tensors)
+
+
+def test_tensors_that_can_be_aligned_are(tmp_path: Path) -> None:
+    plan = FilePlan.lay_out(tmp_path / "x.safetensors", SHAPES)
+    assert plan.tensors["even"].offset % 64 == 0
+    assert plan.tensors["cube"].offset % 64 == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_reads_every_float(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensor = torch.randn(5, 3).to(dtype)
+    save_file({"w": tensor}, tmp_path / "x.safetensors")
+    assert torch.equal(read_header(tmp_path / "x.safetensors")["w"].read(), tensor)
+
+
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), chunk_bytes=st.integers(1, 200))
+def test_rows_join_to_the_tensor(tmp_path_factory: pytest.TempPathFactory, rows: int, columns: int, chunk_bytes: int) -> None:
+    path = tmp_path_factory.mktemp("rows") / "x.safetensors"
+    tensor = torch.randn(rows, columns)
+    save_file({"w": tensor}, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safetensors, "_CHUNK_BYTES", chunk_bytes)
+        chunks = list(read_header(path)["w"].rows())
+    assert torch.equal(torch.cat(chunks), tensor)
+    assert all(len(chunk) == 1 or chunk.nbytes <= chunk_bytes for chunk in chunks)

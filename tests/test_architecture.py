@@ -1,0 +1,138 @@
+"""The layout of the project: what is installed where, and what importing it loads."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import foveate
+from foveate.cli import main
+from foveate.engines import BACKENDS
+from foveate.exporter.families import FAMILIES
+from foveate.runtime.processors import PROCESSORS
+
+ROOT = Path(__file__).parent.parent
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+FOLDER_OF = SETUPTOOLS["package-dir"]
+ROOMS = ["foveate", "foveate.engines", "foveate.exporter", "foveate.runtime"]
+HEAVY = ["onnx", "onnx_ir", "onnxruntime", "onnxscript", "tensorrt", "torch", "transformers"]
+
+
+def packages_on_disk() -> set[str]:
+    """Every folder with an `__init__.py`, by the name that it is imported as."""
+    return {
+        ".".join([package, *init.relative_to(ROOT / folder).parts[:-1]])
+        for package, folder in FOLDER_OF.items()
+        for init in (ROOT / folder).rglob("__init__.py")
+    }
+
+
+def test_every_package_is_installed() -> None:
+    assert set(SETUPTOOLS["packages"]) == packages_on_disk()
+
+
+def test_every_module_is_in_a_package() -> None:
+    for folder in FOLDER_OF.values():
+        for module in (ROOT / folder).rglob("*.py"):
+            assert (module.parent / "__init__.py").exists(), f"{module.parent} has no __init__.py"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
+    """A wheel built from a copy of the sources, so that nothing is left in the tree."""
+    copy = tmp_path_factory.mktemp("source")
+    for name in [*FOLDER_OF.values(), "pyproject.toml", "README.md", "LICENSE"]:
+        path = ROOT / name
+        if path.is_dir():
+            shutil.copytree(path, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(path, copy)
+    command = ["-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index", "-w", "dist", "."]
+    subprocess.run([sys.executable, *command], cwd=copy, check=True)
+    (built,) = (copy / "dist").glob("*.whl")
+    return zipfile.Path(built)
+
+
+def test_wheel_holds_one_package(wheel: zipfile.Path) -> None:
+    names = [path.name for path in wheel.iterdir()]
+    assert sorted(name.partition("-")[2] for name in names) == ["", f"{foveate_version()}.dist-info"]
+    for package in SETUPTOOLS["packages"]:
+        assert wheel.joinpath(*package.split("."), "__init__.py").exists()
+    assert (wheel / "foveate" / "py.typed").exists()
+
+
+def test_wheel_has_the_command_and_the_licence(wheel: zipfile.Path) -> None:
+    info = wheel / f"foveate-{foveate_version()}.dist-info"
+    assert "foveate = foveate.cli:main" in (info / "entry_points.txt").read_text()
+    assert "Apache License" in (info / "licenses" / "LICENSE").read_text()
+
+
+def foveate_version() -> str:
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_public_names_exist(room: str) -> None:
+    module = import_module(room)
+    names = module.__all__
+    assert sorted(set(names)) == sorted(names)
+    for name in names:
+        assert getattr(module, name) is not None, name
+
+
+def test_unknown_public_name() -> None:
+    with pytest.raises(AttributeError, match="module 'foveate' has no attribute 'surprise'"):
+        foveate.surprise  # noqa: B018
+
+
+@pytest.mark.parametrize("registry", [BACKENDS, FAMILIES, PROCESSORS], ids=["backends", "families", "processors"])
+def test_registries_name_what_exists(registry: dict[str, str]) -> None:
+    for target in registry.values():
+        module, _, name = target.partition(":")
+        assert callable(getattr(import_module(module), name))
+
+
+def test_every_family_has_both_sides() -> None:
+    assert set(FAMILIES) == set(PROCESSORS)
+
+
+@pytest.mark.parametrize("room", ["foveate", "foveate.engines", "foveate.runtime", "foveate.cli"])
+def test_importing_is_cheap(room: str) -> None:
+    program = f"import sys, {room}; print(*sorted(set({HEAVY}) & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
+    assert result.stderr == ""
+    assert result.stdout.split() == []
+
+
+@pytest.mark.parametrize("room", ["foveate.engines", "foveate.runtime"])
+def test_rooms_work_where_no_exporter_library_is_installed(room: str) -> None:
+    program = f"import sys; sys.modules.update(dict.fromkeys({HEAVY})); import {room}"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd="/")
+
+
+COMMANDS = main.list_commands(click.Context(main))
+
+
+@pytest.mark.parametrize("arguments", [[], *([name] for name in COMMANDS)], ids=["foveate", *COMMANDS])
+def test_help(arguments: list[str]) -> None:
+    result = CliRunner().invoke(main, [*arguments, "--help"])
+    assert result.exit_code == 0, result.output
+    assert "Usage:" in result.output
+
+
+def test_unknown_command() -> None:
+    assert CliRunner().invoke(main, ["surprise"]).exit_code == 2
+
+
+def test_version() -> None:
+    result = CliRunner().invoke(main, ["--version"])
+    assert result.output.rstrip().endswith(foveate_version())

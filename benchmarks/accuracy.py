@@ -23,7 +23,9 @@ from benchmarks.scenes.render import render
 from benchmarks.scenes.world import QUESTION_TYPES
 
 
-def measure(pipe: foveate.Pipeline, split: str, count: int, keeps: tuple[float, ...], seed: int) -> dict[str, dict[str, list[bool]]]:
+def measure(
+    pipe: foveate.Pipeline, split: str, count: int, keeps: tuple[float, ...], seed: int
+) -> dict[str, dict[str, list[bool]]]:
     """`keep ratio -> question type -> right or wrong`, one question about each of `count` scenes."""
     hits: dict[str, dict[str, list[bool]]] = {str(keep): defaultdict(list) for keep in keeps}
     for index in track(range(count), description=split):

@@ -1,6 +1,6 @@
 """Greedy tokens of a bundle at keep 1 against transformers' `generate`, on held-out prompts.
 
-    python -m benchmarks.identity models/qwen2-vl-tiny tiny.bundle --count 200
+python -m benchmarks.identity models/qwen2-vl-tiny tiny.bundle --count 200
 """
 
 from __future__ import annotations

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from torch import Tensor, nn
 
 from foveate.engines import PromptEntry
+from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import DecoderConfig
 
 
@@ -35,11 +36,25 @@ class Reference(Protocol):
 class Family(Protocol):
     """One checkpoint of a model family, its config read."""
 
-    decoder: DecoderConfig
-    patch_values: int
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> Self:
+        """Reads the config of a checkpoint of this family."""
+        ...
 
     @property
-    def model_type(self) -> str: ...
+    def model_type(self) -> str:
+        """`model_type` of config.json."""
+        ...
+
+    @property
+    def decoder(self) -> DecoderConfig:
+        """The text decoder."""
+        ...
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers in one patch of `pixel_values`."""
+        ...
 
     def vision_tower(self) -> nn.Module:
         """The module of the `vision` graph, its parameters without values."""

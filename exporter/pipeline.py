@@ -84,7 +84,7 @@ def export(
     report("reading the checkpoint")
     source = Checkpoint.open(Path(checkpoint))
     family = read_family(source)
-    graphs = _graphs(family)
+    graphs = build_graphs(family)
     weights = resolve_weights([graph.module for graph in graphs], source, family.checkpoint_keys)
     manifest = _manifest(family, source, graphs, options)
     with new_folder(Path(output), options.overwrite) as folder:
@@ -96,7 +96,8 @@ def export(
     return ExportResult(Path(output), parity)
 
 
-def _graphs(family: Family) -> list[GraphModule]:
+def build_graphs(family: Family) -> list[GraphModule]:
+    """Every graph of a bundle of the family."""
     vision = vision_graph(family.vision_tower(), family.patch_values, family.decoder.hidden_size)
     return [vision, *text_graphs(TextDecoder(family.decoder))]
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
-from foveate.exporter.decoder import TextDecoder
+from foveate.exporter.decoder import DecoderLayer, TextDecoder
 
 
 class Embed(nn.Module):
@@ -49,7 +51,8 @@ class Score(nn.Module):
         visual_indices: Tensor,
         instruction_indices: Tensor,
     ) -> Tensor:
-        layer, angles = self.language_model.layers[0], self.language_model.angles(position_ids)
+        layer = cast(DecoderLayer, self.language_model.layers[0])
+        angles = self.language_model.angles(position_ids)
         embeds = self.language_model.embed_tokens(input_ids).index_put((visual_indices,), visual_embeds)
         x = layer.input_layernorm(embeds)
         query = layer.self_attn.query(x.index_select(0, instruction_indices), angles.index_select(0, instruction_indices))

@@ -10,7 +10,7 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -111,16 +111,12 @@ class FilePlan:
         """
         names = sorted(shapes, key=lambda name: (math.prod(shapes[name]) % 16 != 0, name))
         sizes = [4 * math.prod(shapes[name]) for name in names]
-        begins = [0, *accumulate(sizes)]
-        header = _encode_header(
-            {name: (shapes[name], begin, begin + size) for name, begin, size in zip(names, begins, sizes, strict=False)}
-        )
-        places = zip(names, begins, sizes, strict=False)
-        tensors = {
-            name: StoredTensor(path, name, "F32", tuple(shapes[name]), len(header) + begin, size)
-            for name, begin, size in places
+        places = {
+            name: StoredTensor(path, name, "F32", tuple(shapes[name]), begin, size)
+            for name, begin, size in zip(names, [0, *accumulate(sizes[:-1])], sizes, strict=True)
         }
-        return cls(path, header, tensors)
+        header = _encode_header(places)
+        return cls(path, header, {name: replace(place, offset=place.offset + len(header)) for name, place in places.items()})
 
     def write(self, chunks: Iterable[torch.Tensor]) -> None:
         """Writes the file; `chunks` yields the tensors in the order of `tensors`, each whole or in consecutive rows."""
@@ -130,10 +126,11 @@ class FilePlan:
                 file.write(chunk.to(torch.float32).contiguous().numpy().data)
 
 
-def _encode_header(places: Mapping[str, tuple[tuple[int, ...], int, int]]) -> bytes:
-    """Length and JSON header, padded with spaces to a whole page; `places` has shape, begin and end in the data."""
+def _encode_header(tensors: Mapping[str, StoredTensor]) -> bytes:
+    """Length and JSON header, padded with spaces to a whole page; offsets count from the start of the data."""
     entries = {
-        name: {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]} for name, (shape, begin, end) in places.items()
+        name: {"dtype": t.dtype, "shape": t.shape, "data_offsets": [t.offset, t.offset + t.size_bytes]}
+        for name, t in tensors.items()
     }
     text = json.dumps(entries, separators=(",", ":")).encode()
     padded = text.ljust(-(-(8 + len(text)) // _PAGE_BYTES) * _PAGE_BYTES - 8)

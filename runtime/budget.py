@@ -37,25 +37,6 @@ class Budget:
         if self.tokens is not None and (not _is_number(self.tokens, Integral) or self.tokens < 1):
             raise RequestError(f"the budget keeps {self.tokens!r} tokens, expected a whole number of at least 1. Raise it.")
 
-    @classmethod
-    def of(cls, keep: float | None = None, mass: float | None = None) -> Budget:
-        """A budget from what a user writes.
-
-        Args:
-            keep: a float is a ratio (`0.5`), a whole number above 1 a number of tokens (`256`).
-            mass: see `Budget.mass`.
-
-        Raises:
-            RequestError: a value out of its range, both at once, or the integer 1, which could mean either.
-        """
-        if keep is None or not _is_number(keep, Integral):
-            return cls(ratio=keep, mass=mass)
-        if keep == 1:
-            raise RequestError(
-                "keep=1 is a ratio or a token. Write keep=1.0 for every token or Budget(tokens=1) for a single one."
-            )
-        return cls(tokens=int(keep), mass=mass)
-
     def keeps_all(self, num_visual_tokens: int) -> str | None:
         """Why every token stays whatever the scores say; None where the scores matter."""
         if num_visual_tokens == 0:

@@ -17,6 +17,10 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 """A path, an encoded file, a PIL image, or uint8 pixels `[height, width]` or `[height, width, 1 | 3 | 4]`."""
 
 
+# Pillow knows more, among them some that run another program.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+
+
 @dataclass(frozen=True)
 class ImageLimits:
     """What is too large to open. `max_pixels` is compared with the file's header, before anything is decoded."""
@@ -46,9 +50,7 @@ def open_image(source: ImageSource, limits: ImageLimits | None = None) -> Image.
         raise RequestError(f"{name} has more pixels than Pillow opens: {error}. Shrink the image.") from error
     except Exception as error:  # a broken file makes Pillow's decoders raise about anything
         fact = str(error).replace("\n", " ") or type(error).__name__
-        raise RequestError(
-            f"{name} can't be read as an image: {fact}. Check that it is a whole PNG, JPEG or WebP file."
-        ) from error
+        raise RequestError(f"{name} can't be read as an image: {fact}. Give a whole file: {', '.join(_FORMATS)}.") from error
 
 
 def _describe(source: ImageSource) -> str:
@@ -63,12 +65,12 @@ def _open(source: ImageSource, name: str) -> Image.Image:
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source))
+        return Image.open(io.BytesIO(source), formats=_FORMATS)
     if not isinstance(source, str | os.PathLike):
         raise RequestError(f"{name} is of no known kind. Give a path, encoded bytes, a PIL image or a uint8 array.")
     if not Path(source).is_file():
         raise RequestError(f"{name} is not there or is not a file. Check the path.")
-    return Image.open(source)
+    return Image.open(source, formats=_FORMATS)
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:

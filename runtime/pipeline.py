@@ -127,8 +127,10 @@ class Pipeline:
     def _admit(self, request: Request) -> Job:
         """The stages that each request goes through on its own."""
         stopwatch = Stopwatch()
+        max_new_tokens = request.max_new_tokens or self.manifest.prompt.max_new_tokens
         with stopwatch("preprocess_ms"):
             prepared = self.prepare(request)
+        self._check_length(prepared.num_text_tokens, max_new_tokens)  # what no budget shrinks, before the work begins
         bypass = request.budget.keeps_all(prepared.num_visual_tokens)
         with stopwatch("vision_ms"):
             visual_embeds = self.vision(prepared)
@@ -137,7 +139,6 @@ class Pipeline:
         with stopwatch("select_ms"):
             selection = self.select(request, prepared, relevance)
             prompt = prune(prepared, visual_embeds, selection)
-        max_new_tokens = request.max_new_tokens or self.manifest.prompt.max_new_tokens
         self._check_length(len(prompt.input_ids), max_new_tokens)
         grids = tuple(visual.grid for visual in prepared.visuals)
         return Job(request, prompt, selection, grids, max_new_tokens, stopwatch.stage_ms)

@@ -48,18 +48,17 @@ class PromptEncoder:
         tokenizer: the bundle's tokenizer.
 
     Raises:
-        BundleError: the chat template is not valid.
+        BundleError: the chat template is not valid, or the tokenizer lacks a placeholder.
     """
 
     def __init__(self, entry: PromptEntry, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._template = _compile(entry.chat_template)
         special = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        placeholders = [token for token in (entry.image_token, entry.video_token) if token]
-        special.update({tokenizer.token_to_id(token): token for token in placeholders})
+        for placeholder in filter(None, (entry.image_token, entry.video_token)):
+            special[_token_id(tokenizer, placeholder)] = placeholder
         longest_first = sorted(special.values(), key=len, reverse=True)
-        # A lookahead finds overlapping ones too. Without special tokens it must match nowhere.
-        self._control = re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))" if special else r"(?!)")
+        self._control = re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))")  # a lookahead finds overlaps too
         self._control_ids = np.array(sorted(special), np.int64)
 
     def encode(self, messages: Sequence[Message]) -> EncodedPrompt:
@@ -83,7 +82,7 @@ class PromptEncoder:
         chat = [_read_message(message, markers) for message in messages]
         try:
             rendered = self._template.render(messages=chat, add_generation_prompt=True)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RequestError(
                 f"the bundle's chat template refuses the messages: {error}. Change their roles or order."
             ) from error
@@ -160,6 +159,7 @@ class _Markers:
         self._texts: list[tuple[str, int]] = []
 
     def hide(self, text: str, author: int) -> str:
+        _check_text(text)
         core = text.strip()
         if not core:
             return text
@@ -206,6 +206,13 @@ def _parts(message: Message) -> Sequence[Mapping[str, Any]]:
     return content
 
 
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(f"the text of a message is not Unicode text: {error}. Send whole characters.") from error
+
+
 def _short(value: object) -> str:
     text = repr(value).replace("\n", " ")
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -214,7 +221,15 @@ def _short(value: object) -> str:
 def _any_in(flags: np.ndarray, spans: np.ndarray) -> np.ndarray:
     """`[spans]` bool: whether any flag within the span `[start, end)` is set."""
     before = np.concatenate([[0], np.cumsum(flags)])
-    return before[spans[:, 1]] > before[spans[:, 0]]
+    found: np.ndarray = before[spans[:, 1]] > before[spans[:, 0]]
+    return found
+
+
+def _token_id(tokenizer: Tokenizer, token: str) -> int:
+    token_id = tokenizer.token_to_id(token)
+    if token_id is None:
+        raise BundleError(f"the bundle's tokenizer has no token '{token}' for images or videos. Export the bundle again.")
+    return int(token_id)
 
 
 def _compile(source: str) -> jinja2.Template:

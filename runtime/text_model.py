@@ -17,7 +17,7 @@ class TextModel:
         self._embed = embed
         self._decoder = decoder
         no_indices = np.empty(0, np.int64)
-        self._no_visuals = {
+        self._no_visuals: dict[str, np.ndarray] = {
             "visual_embeds": np.empty((0, entry.hidden_size), np.float32),
             "keep_indices": no_indices,
             "placeholder_indices": no_indices,

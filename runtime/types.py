@@ -61,6 +61,7 @@ class Request:
         images: ImageSource | Sequence[ImageSource] = (),
         *,
         keep: float | None = None,
+        keep_tokens: int | None = None,
         mass: float | None = None,
         **options: Any,
     ) -> Request:
@@ -69,8 +70,9 @@ class Request:
         Args:
             question: the user's text; may be empty.
             images: one image or several: path, encoded bytes, PIL image or array.
-            keep: see `Budget.of`.
-            mass: see `Budget.of`.
+            keep: `Budget.ratio`.
+            keep_tokens: `Budget.tokens`.
+            mass: `Budget.mass`.
             **options: other fields of `Request`.
 
         Raises:
@@ -81,7 +83,7 @@ class Request:
         content = [{"type": "image"} for _ in images]
         content += [{"type": "text", "text": question}] if question else []
         messages = ({"role": "user", "content": content},)
-        return cls(messages, tuple(images), budget=Budget.of(keep=keep, mass=mass), **options)
+        return cls(messages, tuple(images), Budget(keep, keep_tokens, mass), **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,10 @@ class Prepared:
     @property
     def num_visual_tokens(self) -> int:
         return len(self.layout.visual_indices)
+
+    @property
+    def num_text_tokens(self) -> int:
+        return len(self.layout.input_ids) - self.num_visual_tokens
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
-from benchmarks.scenes.world import COLOURS, DIGITS, LETTERS, PLURALS, POSITIONS, SHAPES, WORDS
+from benchmarks.scenes.world import COLOURS, LETTERS, PLURALS, SHAPES, WORDS
 
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -22,8 +22,11 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 # The split pattern of Qwen2's own tokenizer.json.
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_OTHER_WORDS = (
+    *("top", "bottom", "left", "right", "yes", "no"),
+    *("What", "Where", "How", "Is", "colour", "shape", "word", "digit", "letter", "is", "on", "the", "object", "objects"),
+    *("with", "many", "are", "there", "above", "below", "of", "user", "assistant", "system"),
 )
 # Qwen2-VL's template without its default system turn.
 CHAT_TEMPLATE = (
@@ -66,9 +69,7 @@ def build_tokenizer() -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    words = [*SHAPES, *PLURALS.values(), *COLOURS, *LETTERS, *WORDS, "top", "bottom", "left", "right", "yes", "no"]
-    words += "What Where How Is colour shape word digit letter is on the object objects with many are there".split()
-    words += "above below of user assistant system".split()
+    words = [*SHAPES, *PLURALS.values(), *COLOURS, *LETTERS, *WORDS, *_OTHER_WORDS]
     trainer = trainers.BpeTrainer(
         vocab_size=2048, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
@@ -154,6 +155,3 @@ def save_checkpoint(model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer
 
 def _write_json(path: Path, content: dict) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
-
-
-__all__ = ["CHAT_TEMPLATE", "POSITIONS", "DIGITS", "build_config", "build_model", "build_tokenizer", "save_checkpoint"]

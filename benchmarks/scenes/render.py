@@ -27,7 +27,9 @@ def _texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     coarse = rng.integers(70, 190, size=(int(rng.integers(3, 9)), int(rng.integers(3, 9))), dtype=np.uint8)
     blotches = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(8, 40)
-    phase = np.cos(angle) * np.arange(width, dtype=np.float32)[None] + np.sin(angle) * np.arange(height, dtype=np.float32)[:, None]
+    phase = (
+        np.cos(angle) * np.arange(width, dtype=np.float32)[None] + np.sin(angle) * np.arange(height, dtype=np.float32)[:, None]
+    )
     grey = blotches + rng.uniform(0, 18) * np.sin(phase * np.float32(2 * np.pi / period))
     grey += rng.standard_normal((height, width), np.float32) * np.float32(rng.uniform(2, 9))
     tint = rng.uniform(-14, 14, size=3).astype(np.float32)

@@ -2,8 +2,8 @@
 
 Four stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to see objects (the two
 know nothing of each other and may run side by side with `--only`), `align` brings the tower's tokens to the symbolic
-vectors, `joint` answers questions from pixels. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends
-on the seed and the step alone, so an interrupted run ends where an uninterrupted one does.
+vectors, `joint` answers questions from pixels. Every stage writes its state to DIR now and then and continues from it;
+the batch of a step depends on the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ function of the generator it is given, so a seed fixes a scene and its questions
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,6 @@ COLOURS = {
 DIGITS = tuple("0123456789")
 LETTERS = tuple("ABCEFHKMRSTX")
 WORDS = ("cat", "dog", "sun", "car", "box", "map", "key", "bus", "cup", "hat", "pen", "egg")
-POSITIONS = ("top left", "top right", "bottom left", "bottom right")
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 QUESTION_TYPES = ("colour", "shape", "word", "digit", "letter", "position", "count", "relation")
 
@@ -172,7 +172,11 @@ def _ask_shape(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None
     return (f"What shape is {phrase}?", target.shape) if target and phrase else None
 
 
-def _ask_text(kind: str):  # noqa: ANN202 - a maker like the others
+_Maker = Callable[[np.random.Generator, Scene], tuple[str, str] | None]
+"""Makes a question of one type and its answer, or None where the scene does not allow it."""
+
+
+def _ask_text(kind: str) -> _Maker:
     def maker(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
         target = _pick(rng, [o for o in scene.objects if o.text_kind == kind])
         phrase = target and _refer(rng, scene, target, hide="text")
@@ -219,7 +223,7 @@ def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | N
     return f"Is {phrases[0]} {relation} {phrases[1]}?", "yes" if answer else "no"
 
 
-_QUESTIONS = {
+_QUESTIONS: dict[str, _Maker] = {
     "colour": _ask_colour,
     "shape": _ask_shape,
     "word": _ask_text("word"),

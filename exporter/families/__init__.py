@@ -31,4 +31,5 @@ def read_family(checkpoint: Checkpoint) -> Family:
             f"{where} has model type '{model_type}', supported: {supported}.{hint} Pass the folder of a supported model."
         )
     module, _, name = FAMILIES[model_type].partition(":")
-    return getattr(import_module(module), name).read(checkpoint)
+    family: type[Family] = getattr(import_module(module), name)
+    return family.read(checkpoint)

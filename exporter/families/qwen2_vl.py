@@ -262,9 +262,8 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor, angles: Tensor) -> Tensor:
         query, key, value = (part.unflatten(-1, (self.heads, -1)) for part in self.qkv(x).chunk(3, dim=-1))
-        query, key = rotate(query, angles), rotate(key, angles)
-        heads_first = (part.transpose(1, 2) for part in (query, key, value))
-        output = nn.functional.scaled_dot_product_attention(*heads_first)
+        query, key = rotate(query, angles).transpose(1, 2), rotate(key, angles).transpose(1, 2)
+        output = nn.functional.scaled_dot_product_attention(query, key, value.transpose(1, 2))
         return self.proj(output.transpose(1, 2).flatten(2))
 
 
@@ -370,6 +369,4 @@ def _decoder_config(text: _TextConfig, tied: bool, where: Path) -> DecoderConfig
 
 def _check_supported(where: Path, what: str, value: object, supported: tuple[object, ...]) -> None:
     if value not in supported:
-        raise ExportError(
-            f"{where}: {what} is {value!r}, the decoder does {supported[-1]!r} only. Use a checkpoint without it."
-        )
+        raise ExportError(f"{where}: {what} is {value!r}, the decoder does {supported[-1]!r} only. Use another checkpoint.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -23,8 +24,10 @@ def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
 
     console = Console()
     with console.status("Exporting ...") as status:
-        progress = lambda message: status.update(f"{message} ...")  # noqa: E731
-        output.mkdir(parents=True, exist_ok=True)
+
+        def progress(step: str) -> None:
+            status.update(f"{step} ...")
+
         bundle = export(checkpoint, output / "tiny.bundle", ExportOptions(overwrite=True), progress=progress).bundle
         outcomes = run(bundle, data, output, progress)
     console.print(_answers_table(outcomes))
@@ -64,6 +67,6 @@ def _figures_table(outcomes: list[Outcome]) -> Table:
     return table
 
 
-def _beside(answers: list[Answer], whole: list[Answer], figure) -> str:  # type: ignore[no-untyped-def]
+def _beside(answers: list[Answer], whole: list[Answer], figure: Callable[[Answer], float]) -> str:
     """Median ratio to the same question at keep 1."""
     return f"{median(figure(a) / figure(w) for a, w in zip(answers, whole, strict=True)):.2f}x"

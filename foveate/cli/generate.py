@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from foveate.engines.errors import RequestError
-from foveate.runtime import Answer, Budget, ImageLimits, Request, Sampling, load
+from foveate.runtime import Answer, ImageLimits, Request, Sampling, load
 
 
 @click.command("generate")
@@ -54,7 +54,9 @@ def generate_command(
     request = Request.ask(
         question,
         images,
-        budget=Budget(ratio=keep, tokens=keep_tokens, mass=mass),
+        keep=keep,
+        keep_tokens=keep_tokens,
+        mass=mass,
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         max_new_tokens=max_new_tokens,
         stop=stop,

@@ -49,4 +49,5 @@ def open_processor(family: str, constants: Mapping[str, Any]) -> Processor:
     if family not in PROCESSORS:
         raise BundleError(f"the bundle is of family '{family}', this foveate runs {', '.join(PROCESSORS)}. Update foveate.")
     module, _, name = PROCESSORS[family].partition(":")
-    return getattr(import_module(module), name)(constants)
+    processor: Processor = getattr(import_module(module), name)(constants)
+    return processor

@@ -85,3 +85,8 @@ def test_nan_does_not_pass() -> None:
     row = ParityRow("decoder", "logits", "prefill", float("nan"), 1.0)
     assert not row.passed
     assert not ParityReport((row,)).passed
+
+
+def test_worst_is_nearest_to_its_tolerance() -> None:
+    near, far = ParityRow("embed", "inputs_embeds", "", 1e-7, 2e-7), ParityRow("decoder", "logits", "", 1e-5, 1e-3)
+    assert ParityReport((far, near)).worst() is near

@@ -16,7 +16,7 @@ from transformers.vision_utils import get_vision_position_ids
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.families.qwen2_vl import Qwen2VL
-from foveate.exporter.pipeline import _graphs
+from foveate.exporter.pipeline import build_graphs
 from foveate.exporter.weights import Weight, resolve_weights
 from tests.exporter.spellings import flatten_config, shard_weights
 
@@ -29,7 +29,7 @@ def read(folder: Path) -> Qwen2VL:
 
 def weights_of(folder: Path) -> dict[str, Weight]:
     family = read(folder)
-    return resolve_weights([graph.module for graph in _graphs(family)], family.checkpoint, family.checkpoint_keys)
+    return resolve_weights([graph.module for graph in build_graphs(family)], family.checkpoint, family.checkpoint_keys)
 
 
 def test_flat_config_reads_as_the_nested_one(checkpoint_folder: Path, checkpoint_copy: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.engines import RequestError
-from foveate.runtime import Budget
+from foveate.runtime import Budget, Request
 
 weights = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=50).filter(any).map(lambda x: np.array(x, np.float32))
 
@@ -32,23 +32,14 @@ def test_an_unusable_budget_is_an_error(limits: dict[str, Any]) -> None:
         Budget(**limits)
 
 
-@pytest.mark.parametrize("keep", [0, 0.0, -1, 2.0, math.nan, math.inf, True, "1"])
-def test_an_unusable_keep_is_an_error(keep: Any) -> None:
-    with pytest.raises(RequestError):
-        Budget.of(keep=keep)
-
-
-def test_what_keep_means() -> None:
-    assert Budget.of() == Budget()
-    assert Budget.of(keep=0.5) == Budget(ratio=0.5)
-    assert Budget.of(keep=1.0) == Budget(ratio=1.0)
-    assert Budget.of(keep=np.float32(0.5)) == Budget(ratio=0.5)
-    assert Budget.of(keep=256) == Budget.of(keep=np.int64(256)) == Budget(tokens=256)
-    assert Budget.of(mass=0.9) == Budget(mass=0.9)
-    with pytest.raises(RequestError, match=r"Write keep=1\.0 for every token or Budget\(tokens=1\)"):
-        Budget.of(keep=1)
-    with pytest.raises(RequestError, match="ratio and mass"):
-        Budget.of(keep=0.5, mass=0.5)
+def test_what_a_question_keeps() -> None:
+    assert Request.ask("What?").budget == Budget()
+    assert Request.ask("What?", keep=1).budget == Budget(ratio=1.0)
+    assert Request.ask("What?", keep=np.float32(0.5)).budget == Budget(ratio=0.5)
+    assert Request.ask("What?", keep_tokens=np.int64(256)).budget == Budget(tokens=256)
+    assert Request.ask("What?", mass=0.9).budget == Budget(mass=0.9)
+    with pytest.raises(RequestError, match="ratio and tokens"):
+        Request.ask("What?", keep=0.5, keep_tokens=5)
 
 
 def test_a_ratio_is_rounded_half_up() -> None:

@@ -109,7 +109,7 @@ def make(manifest: Manifest, tokenizer: Tokenizer, script: Sequence[Sequence[int
 
 def test_one_request_from_pixels_to_text(manifest: Manifest, tokenizer: Tokenizer, words: dict[str, int]) -> None:
     pipe, graphs = make(manifest, tokenizer, [[words["red"]], [words["circle"]], [words["end"]]])
-    answer = pipe.generate(Request.ask("What?", IMAGE, keep=3))
+    answer = pipe.generate(Request.ask("What?", IMAGE, keep_tokens=3))
     assert (answer.text, answer.finish_reason) == ("redcircle", "eos")
     assert answer.tokens == (words["red"], words["circle"], words["end"])
     assert answer.selection.keep_indices.tolist() == [5, 6, 13]  # 6/7 twice, then the first 5/7
@@ -159,7 +159,7 @@ def test_rows_of_a_batch_end_at_different_times(manifest: Manifest, tokenizer: T
     red, blue, end = words["red"], words["blue"], words["end"]
     pipe, graphs = make(manifest, tokenizer, [[red, blue, red], [end, red, red], [blue, red, red], [blue, end, red]])
     requests = [
-        Request.ask("What?", IMAGE, keep=2),
+        Request.ask("What?", IMAGE, keep_tokens=2),
         Request.ask("How many circles are there?"),
         Request.ask("Where?", IMAGE, keep=0.5, max_new_tokens=3),
     ]
@@ -188,7 +188,7 @@ def test_what_a_run_writes_into_the_cache_the_next_one_reads(
     manifest: Manifest, tokenizer: Tokenizer, words: dict[str, int]
 ) -> None:
     pipe, graphs = make(manifest, tokenizer, [[words["red"]], [words["end"]]])
-    pipe.generate(Request.ask("What?", IMAGE, keep=2))
+    pipe.generate(Request.ask("What?", IMAGE, keep_tokens=2))
     first, second = graphs.calls("decoder")
     for name in PAST:
         assert (first[f"past_key_values.{name}"] == 0).all()
@@ -212,8 +212,16 @@ def test_a_held_back_text_comes_out_at_the_end(manifest: Manifest, tokenizer: To
 def test_a_prompt_above_the_models_limit_is_refused(manifest: Manifest, tokenizer: Tokenizer) -> None:
     pipe, graphs = make(manifest, tokenizer, [])
     with pytest.raises(RequestError, match=r"tokens, the limit is 100\. Keep fewer visual tokens"):
-        pipe.generate(Request.ask("What?" * 60, IMAGE))
-    assert not graphs.calls("decoder")
+        pipe.generate(Request.ask("What?" * 35, IMAGE))
+    assert graphs.calls("vision")
+    assert not graphs.calls("embed")
+
+
+def test_a_text_above_the_models_limit_is_refused_before_the_work(manifest: Manifest, tokenizer: Tokenizer) -> None:
+    pipe, graphs = make(manifest, tokenizer, [])
+    with pytest.raises(RequestError, match="the limit is 100"):
+        pipe.generate(Request.ask("What?" * 60, IMAGE, keep=0.5))
+    assert not graphs.calls("vision")
 
 
 def test_no_requests_are_no_answers(manifest: Manifest, tokenizer: Tokenizer) -> None:

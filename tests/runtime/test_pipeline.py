@@ -70,7 +70,7 @@ def test_a_mixed_batch_gives_what_each_request_gives_alone(pipe: Pipeline) -> No
     requests = [
         ask([picture(224, 224, 5)], keep=0.5),
         ask([], "Is the red circle above the blue square?", max_new_tokens=3),
-        ask([picture(260, 300, 6), picture(230, 230, 7)], keep=7),
+        ask([picture(260, 300, 6), picture(230, 230, 7)], keep_tokens=7),
         ask([picture(300, 240, 8)], mass=0.3, sampling=Sampling(temperature=1.0, top_p=0.9, seed=3)),
         ask([picture(300, 240, 9)]),
     ]
@@ -109,7 +109,7 @@ def test_every_policy_runs_on_the_same_graphs(pipe: Pipeline, reference: Any) ->
         return np.arange(len(relevance.scores) - count, len(relevance.visual_embeds))
 
     image = picture(224, 224)
-    answer = pipe.generate(ask([image], keep=10, select=last))
+    answer = pipe.generate(ask([image], keep_tokens=10, select=last))
     assert answer.selection.policy == "last"
     assert answer.tokens == reference.generate_pruned(chat(1), [image], np.arange(54, 64), NEW_TOKENS)
 
@@ -144,7 +144,7 @@ def assert_timed(answer: Answer) -> None:
 
 def test_a_request_above_the_capacity_is_refused(bundle: Path) -> None:
     pipe = load(bundle, threads=1, kv_capacity_tokens=60, verify=False)
-    assert pipe.generate(ask([picture(224, 224)], keep=10)).tokens
+    assert pipe.generate(ask([picture(224, 224)], keep_tokens=10)).tokens
     with pytest.raises(RequestError, match=r"the limit is 60\. Keep fewer visual tokens"):
         pipe.generate(ask([picture(224, 224)]))
     with pytest.raises(RequestError, match="kv_capacity_tokens is 0"):

@@ -132,6 +132,11 @@ def test_a_template_that_refuses_or_is_broken(prompt_entry: PromptEntry, tokeniz
         PromptEncoder(msgspec.structs.replace(prompt_entry, chat_template="{% for %}"), tokenizer)
 
 
+def test_a_tokenizer_without_the_placeholder_is_a_bundle_error(prompt_entry: PromptEntry, tokenizer: Tokenizer) -> None:
+    with pytest.raises(BundleError, match="no token '<image>'"):
+        PromptEncoder(msgspec.structs.replace(prompt_entry, image_token="<image>"), tokenizer)
+
+
 def test_a_template_runs_in_a_sandbox(prompt_entry: PromptEntry, tokenizer: Tokenizer) -> None:
     escaping = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(RequestError, match="chat template"):
@@ -156,6 +161,11 @@ def test_a_template_runs_in_a_sandbox(prompt_entry: PromptEntry, tokenizer: Toke
 def test_messages_in_another_form_are_refused(encoder: PromptEncoder, message: Any) -> None:
     with pytest.raises(RequestError):
         encoder.encode([message])
+
+
+def test_half_a_character_is_refused(encoder: PromptEncoder) -> None:
+    with pytest.raises(RequestError, match="whole characters"):
+        encoder.encode([user(text("a \ud83e b"))])
 
 
 def test_no_messages_are_refused(encoder: PromptEncoder) -> None:

@@ -21,6 +21,11 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 
 def vision_features(model: Qwen2VLForConditionalGeneration, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """Visual embeddings float32 `[batch, N, D]` of uint8 patches `[batch, 4 N, 588]`."""
+    return model.model.visual.merger.mlp[-1](merged_features(model, patches, rows, columns))
+
+
+def merged_features(model: Qwen2VLForConditionalGeneration, patches: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """What the last matrix of the merger gets: float32 `[batch, N, 4 * embed_dim]`."""
     visual = model.model.visual
     mean = torch.tensor(PREPROCESSOR["image_mean"]).repeat_interleave(196)
     std = torch.tensor(PREPROCESSOR["image_std"]).repeat_interleave(196)
@@ -36,7 +41,7 @@ def vision_features(model: Qwen2VLForConditionalGeneration, patches: torch.Tenso
         hidden = hidden + block.attn.proj(mixed.transpose(1, 2).reshape(batch, length, width))
         hidden = hidden + block.mlp(block.norm2(hidden))
     merger = visual.merger
-    return merger.mlp(merger.ln_q(hidden).view(hidden.shape[0], rows * columns, -1))
+    return merger.mlp[:-1](merger.ln_q(hidden).view(hidden.shape[0], rows * columns, -1))
 
 
 def _vision_rope(visual: torch.nn.Module, rows: int, columns: int) -> tuple[torch.Tensor, torch.Tensor]:

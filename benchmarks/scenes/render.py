@@ -27,13 +27,17 @@ def _texture(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
     coarse = rng.integers(70, 190, size=(int(rng.integers(3, 9)), int(rng.integers(3, 9))), dtype=np.uint8)
     blotches = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC), np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(8, 40)
-    phase = (
-        np.cos(angle) * np.arange(width, dtype=np.float32)[None] + np.sin(angle) * np.arange(height, dtype=np.float32)[:, None]
-    )
-    grey = blotches + rng.uniform(0, 18) * np.sin(phase * np.float32(2 * np.pi / period))
+    # A wave along both axes as one product of small vectors: sin(a + b) = sin a cos b + cos a sin b.
+    across = np.arange(width) * np.cos(angle) * 2 * np.pi / period
+    down = np.arange(height)[:, None] * np.sin(angle) * 2 * np.pi / period
+    wave = np.hstack([np.cos(down), np.sin(down)]) @ np.vstack([np.sin(across), np.cos(across)])
+    grey = blotches + (rng.uniform(0, 18) * wave).astype(np.float32)
     grey += rng.standard_normal((height, width), np.float32) * np.float32(rng.uniform(2, 9))
     tint = rng.uniform(-14, 14, size=3).astype(np.float32)
-    return np.clip(grey[..., None] + tint, 0, 255).astype(np.uint8)
+    picture = np.empty((height, width, 3), np.uint8)
+    for channel in range(3):
+        picture[..., channel] = np.clip(grey + tint[channel], 0, 255)
+    return picture
 
 
 def _draw(image: Image.Image, rng: np.random.Generator, scene: Scene, item: SceneObject) -> None:

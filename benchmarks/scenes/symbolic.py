@@ -1,7 +1,8 @@
 """What the visual tokens of a scene should say, written with the text model's own word embeddings.
 
-The text model first learns to answer from these vectors (no pixels, minutes), then the vision tower learns to
-produce them, then both learn together: three easy problems instead of one that a model this small never solves.
+The text model learns to answer from these vectors (no pixels), the vision tower to see objects; a linear map then takes
+what the tower sees to these vectors, and both learn on together: easy problems instead of one that a model this small never
+solves.
 """
 
 from __future__ import annotations

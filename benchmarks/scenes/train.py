@@ -1,9 +1,9 @@
 """Trains the reference checkpoint: `python -m benchmarks.scenes.train --work DIR --output models/qwen2-vl-tiny`.
 
-Four stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to see objects (the two
-know nothing of each other and may run side by side with `--only`), `align` brings the tower's tokens to the symbolic
-vectors, `joint` answers questions from pixels. Every stage writes its state to DIR now and then and continues from it;
-the batch of a step depends on the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
+Three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to see objects (the two
+know nothing of each other and may run side by side with `--only`), then `joint` puts them together and answers questions
+from pixels. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on the
+seed and the step alone, so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import click
@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.scenes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
 from benchmarks.scenes.dataset import Batch, make_batch
-from benchmarks.scenes.fast import answer_logits, vision_features
+from benchmarks.scenes.fast import answer_logits, merged_features, vision_features
 from benchmarks.scenes.symbolic import SymbolicVision
 from benchmarks.scenes.world import QUESTION_TYPES
 
@@ -45,8 +45,7 @@ class Stage:
 STAGES = {
     "text": Stage("text", 1400, 32, 2e-3, max_tokens=144),
     "vision": Stage("vision", 1400, 32, 2e-3, max_tokens=100),
-    "align": Stage("align", 300, 32, 1e-3, max_tokens=144),
-    "joint": Stage("joint", 3000, 32, 1e-3),
+    "joint": Stage("joint", 2000, 32, 1e-3),
 }
 
 
@@ -88,7 +87,6 @@ class Trainer:
         self.losses: dict[str, Callable[[Batch], tuple[torch.Tensor, dict[str, float]]]] = {
             "text": self.text_loss,
             "vision": self.vision_loss,
-            "align": self.align_loss,
             "joint": self.joint_loss,
         }
 
@@ -108,23 +106,31 @@ class Trainer:
         losses = self.symbolic.reading_loss(features, batch.cells)
         return sum(losses.values()), {name: value.item() for name, value in losses.items()}
 
-    def align_loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        """The tower's tokens match the symbolic ones, which stay as the text model learned them."""
-        features = vision_features(self.model, batch.patches, batch.rows, batch.columns)
-        with torch.no_grad():
+    @torch.no_grad()
+    def fit_merger(self, batches: Iterable[Batch]) -> None:
+        """Sets the last matrix of the merger to the least-squares map onto the symbolic tokens."""
+        last = self.model.model.visual.merger.mlp[-1]
+        size = last.in_features + 1
+        gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, last.out_features, dtype=torch.float64)
+        for batch in batches:
+            features = merged_features(self.model, batch.patches, batch.rows, batch.columns)
             wanted = self.symbolic(self.model.model.language_model.embed_tokens.weight, batch.cells)
-        on_object = batch.cells["shape"] >= 0
-        gaps = (features - wanted).square().sum(-1)
-        match = gaps[on_object].mean() + 0.1 * gaps[~on_object].mean()
-        losses = self.symbolic.reading_loss(features, batch.cells)
-        return match + sum(losses.values()), {"match": match.item(), **{name: value.item() for name, value in losses.items()}}
+            inputs = F.pad(features, (0, 1), value=1.0).flatten(0, 1).double()
+            # Background is most of an image, so its cells weigh less.
+            weighted = inputs * torch.where(batch.cells["shape"] >= 0, 1.0, 0.1).flatten()[:, None]
+            gram += weighted.T @ inputs
+            moment += weighted.T @ wanted.flatten(0, 1).double()
+        ridge = 1e-4 * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
+        solution = torch.linalg.solve(gram + ridge, moment).float()
+        last.weight.copy_(solution[:-1].T)
+        last.bias.copy_(solution[-1])
 
     def joint_loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
         """Questions answered from pixels; what the tokens show still counts a little."""
         features = vision_features(self.model, batch.patches, batch.rows, batch.columns)
         loss, facts = self._answer_loss(batch, features)
         losses = self.symbolic.reading_loss(features, batch.cells)
-        return loss + 0.1 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
+        return loss + 0.3 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
 
     def _answer_loss(self, batch: Batch, visual_embeds: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
         logits = answer_logits(self.model, batch, visual_embeds)
@@ -240,12 +246,17 @@ def _save(path: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer],
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def combine_text_and_vision(trainer: Trainer, work: Path) -> None:
-    """The text model and symbolic vectors of stage `text` with the tower and readers of stage `vision`."""
+def combine_text_and_vision(trainer: Trainer, work: Path, seed: int) -> None:
+    """The text model and symbolic vectors of stage `text` with the tower and readers of stage `vision`.
+
+    The tower's tokens first go onto the symbolic ones by least squares: gradients from so far off would undo the tower.
+    """
     text, vision = (torch.load(work / f"{name}.pt", weights_only=True) for name in ("text", "vision"))
     seen = {name: value for name, value in vision["model"].items() if name.startswith("model.visual.")}
     readers = {name: value for name, value in vision["symbolic"].items() if "reader" in name}
     trainer.load({"model": text["model"] | seen, "symbolic": text["symbolic"] | readers})
+    batches = Steps(dataclasses.replace(STAGES["vision"], steps=40), seed + 1, 0)
+    trainer.fit_merger(batches[index] for index in range(len(batches)))
 
 
 @click.command(help=__doc__)
@@ -262,10 +273,8 @@ def main(work: Path, output: Path | None, seed: int, threads: int, only: tuple[s
     for name in only or STAGES:
         if name in ("text", "vision"):
             trainer = Trainer(seed)
-        elif name == "align":
-            combine_text_and_vision(trainer, work)
-        elif name == "joint":
-            trainer.load(torch.load(work / "align.pt", weights_only=True))
+        else:
+            combine_text_and_vision(trainer, work, seed)
         run_stage(trainer, STAGES[name], work, seed)
     if output:
         save_checkpoint(trainer.model, trainer.tokenizer, output)

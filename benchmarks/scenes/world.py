@@ -143,15 +143,15 @@ def ask(rng: np.random.Generator, scene: Scene, count: int) -> list[Question]:
 
 def _refer(rng: np.random.Generator, scene: Scene, target: SceneObject, hide: str = "") -> str | None:
     """A phrase that fits only `target`, without naming the attribute `hide` (`shape`, `colour` or `text`)."""
-    alike = lambda *names: sum(all(getattr(o, n) == getattr(target, n) for n in names) for o in scene.objects)  # noqa: E731
+    same_shape = [o for o in scene.objects if o.shape == target.shape]
     phrases = []
-    if hide != "shape" and alike("shape") == 1:
+    if hide != "shape" and len(same_shape) == 1:
         phrases.append(f"the {target.shape}")
-    if hide != "colour" and alike("colour") == 1:
+    if hide != "colour" and sum(o.colour == target.colour for o in scene.objects) == 1:
         phrases.append(f"the {target.colour} object")
-    if hide not in ("shape", "colour") and alike("shape", "colour") == 1:
+    if hide not in ("shape", "colour") and sum(o.colour == target.colour for o in same_shape) == 1:
         phrases.append(f"the {target.colour} {target.shape}")
-    if hide != "text" and target.text and alike("text") == 1:
+    if hide != "text" and target.text and sum(o.text == target.text for o in scene.objects) == 1:
         phrases.append(f"the object with {target.text}")
     return str(rng.choice(phrases)) if phrases else None
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.engines.errors import RequestError
 from foveate.pictures import kept_tokens_picture, side_by_side
-from foveate.runtime import Answer, Pipeline, Request, load
+from foveate.runtime import Answer, Pipeline, Request, load, open_image
 
 KEEPS = (1.0, 0.5, 0.25)
 # Answers are a word or two; a longer allowance would only hide the prompt's share of the KV cache.
@@ -66,7 +66,7 @@ def run(bundle: Path, data: Path, output: Path, progress: Callable[[str], None])
         image = data / sample.image
         answers = {keep: _ask(pipe, sample, image, keep) for keep in KEEPS}
         picture = output / f"{number:02d}.png"
-        _draw(Image.open(image), sample, answers).save(picture)
+        _draw(open_image(image), sample, answers).save(picture)
         outcomes.append(Outcome(sample, answers, picture))
     facts = [{**msgspec.to_builtins(o.sample), "answers": {k: a.to_dict() for k, a in o.answers.items()}} for o in outcomes]
     (output / "answers.json").write_text(json.dumps(facts, indent=1) + "\n")

@@ -47,8 +47,20 @@ def _answers_table(outcomes: list[Outcome]) -> Table:
 
 
 def _figures_table(outcomes: list[Outcome]) -> Table:
-    columns = ("keep", "right", "visual tokens", "vision", "score", "embed", "prefill", "first token", "KV cache")
-    table = Table(*columns, title="Medians over the questions, milliseconds; in brackets beside keep 1")
+    columns = (
+        "keep",
+        "right",
+        "visual\ntokens",
+        "vision\nms",
+        "score\nms",
+        "embed\nms",
+        "prefill\nms",
+        "first\ntoken ms",
+        "KV cache\nKiB",
+    )
+    table = Table(title="Medians over the questions; in brackets beside keep 1")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     whole = [outcome.answers[1.0] for outcome in outcomes]
     for keep in KEEPS:
         answers = [outcome.answers[keep] for outcome in outcomes]
@@ -58,15 +70,16 @@ def _figures_table(outcomes: list[Outcome]) -> Table:
             f"{sum(outcome.correct(keep) for outcome in outcomes)}/{len(outcomes)}",
             f"{median(len(answer.selection.keep_indices) for answer in answers):g}",
             f"{median(t.vision_ms for t in timings):.1f}",
-            f"{median(t.score_ms + t.select_ms for t in timings):.2f}",
-            f"{median(t.embed_ms for t in timings):.2f}",
-            f"{median(t.prefill_ms for t in timings):.2f} ({_beside(answers, whole, lambda a: a.timings.prefill_ms)})",
-            f"{median(t.ttft_ms for t in timings):.1f} ({_beside(answers, whole, lambda a: a.timings.ttft_ms)})",
-            f"{median(a.kv_bytes for a in answers) / 1024:.0f} KiB ({_beside(answers, whole, lambda a: a.kv_bytes)})",
+            f"{median(t.score_ms + t.select_ms for t in timings):.1f}",
+            f"{median(t.embed_ms for t in timings):.1f}",
+            _beside(answers, whole, lambda answer: answer.timings.prefill_ms),
+            _beside(answers, whole, lambda answer: answer.timings.ttft_ms),
+            _beside(answers, whole, lambda answer: answer.kv_bytes / 1024),
         )
     return table
 
 
 def _beside(answers: list[Answer], whole: list[Answer], figure: Callable[[Answer], float]) -> str:
-    """Median ratio to the same question at keep 1."""
-    return f"{median(figure(a) / figure(w) for a, w in zip(answers, whole, strict=True)):.2f}x"
+    """Median of a figure, and of its ratio to the same question at keep 1."""
+    ratio = median(figure(answer) / figure(other) for answer, other in zip(answers, whole, strict=True))
+    return f"{median(map(figure, answers)):.1f} ({ratio:.2f}x)"

@@ -1,0 +1,182 @@
+"""The command line on the reference checkpoint: answers, figures, and one clear line for each kind of bad input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+from PIL import Image
+
+from foveate.demo import read_samples
+from tests.foveate.conftest import CHECKPOINT, SCENES, Run
+
+QUESTION = "What colour is the circle?"
+SCENE = SCENES / "images" / "000004.png"
+
+
+def assert_one_clear_line(result: Result, *parts: str) -> None:
+    """Exit code 2, one line, the parts in it, and no traceback."""
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("Error: ")
+    for part in parts:
+        assert part in line
+    assert result.stdout == ""
+
+
+def test_export_reports_parity_and_the_bundle(exported: Result, bundle: Path) -> None:
+    assert exported.exit_code == 0, exported.stderr
+    assert "comparisons with transformers passed" in exported.stderr
+    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "graphs", "tokenizer"}
+
+
+def test_generate_prints_the_answer_and_one_line_of_figures(run: Run, bundle: Path) -> None:
+    result = run("generate", bundle, "-i", SCENE, QUESTION, "--keep", "0.5")
+    assert result.stdout == "purple\n"
+    (figures,) = result.stderr.splitlines()
+    for part in ("visual tokens", "first token", "KV cache"):
+        assert part in figures
+
+
+def test_generate_prints_everything_as_json(run: Run, bundle: Path) -> None:
+    result = run("generate", bundle, "-i", SCENE, QUESTION, "--keep-tokens", "40", "--json")
+    answer = json.loads(result.stdout)
+    assert result.stderr == ""
+    assert answer["text"] == "purple"
+    assert len(answer["selection"]["keep_indices"]) == 40
+    assert len(answer["selection"]["scores"]) == answer["selection"]["num_visual_tokens"]
+    assert answer["kv_bytes"] > 0
+    assert answer["timings"]["prefill_ms"] > 0
+
+
+def test_half_of_the_visual_tokens_give_the_answers_of_all(run: Run, bundle: Path) -> None:
+    for sample in read_samples(SCENES)[:4]:
+        for keep in ("1", "0.5"):
+            result = run("generate", bundle, "-i", SCENES / sample.image, sample.question, "--keep", keep)
+            assert result.stdout.strip() == sample.answer
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--keep", "0"), ("--keep", "-1"), ("--keep", "nan"), ("--keep", "2.0"), ("--mass", "0"), ("--mass", "2")],
+)
+def test_an_unusable_budget(run: Run, bundle: Path, option: str, value: str) -> None:
+    assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, option, value), "the budget", "expected")
+
+
+def test_two_budgets_at_once(run: Run, bundle: Path) -> None:
+    assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, "--keep", "0.5", "--mass", "0.9"), "Drop all but one")
+
+
+def test_no_question_and_no_image(run: Run, bundle: Path) -> None:
+    assert_one_clear_line(run("generate", bundle), "Give a question")
+
+
+def test_a_prompt_longer_than_the_kv_capacity(run: Run, bundle: Path) -> None:
+    result = run("generate", bundle, "-i", SCENE, QUESTION, "--kv-capacity", "100")
+    assert_one_clear_line(result, "the limit is 100", "Keep fewer visual tokens")
+
+
+def _png_header(side: int) -> bytes:
+    """A PNG that claims to be `side x side` pixels and ends behind its header."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    pixels = b"IDAT" + zlib.compress(b"")
+    chunks = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in (header, pixels)]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ("picture.png",)),
+        (b"", ("picture.png",)),
+        (b"not an image", ("picture.png",)),
+        (SCENE.read_bytes()[:5000], ("picture.png",)),
+        (_png_header(30_000), ("900000000", "pixels")),
+    ],
+    ids=["missing", "empty", "unreadable", "truncated", "too many pixels"],
+)
+def test_a_picture_that_cannot_be_used(
+    run: Run, bundle: Path, tmp_path: Path, content: bytes | None, parts: tuple[str, ...]
+) -> None:
+    picture = tmp_path / "picture.png"
+    if content is not None:
+        picture.write_bytes(content)
+    assert_one_clear_line(run("generate", bundle, "-i", picture, QUESTION), *parts)
+
+
+def test_the_pixel_limit_is_the_users(run: Run, bundle: Path) -> None:
+    assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, "--max-pixels", "1000"), "1000")
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "L", "RGBA", "P", "1", "I;16"])
+def test_pictures_of_other_modes_are_answered(run: Run, bundle: Path, tmp_path: Path, mode: str) -> None:
+    picture = tmp_path / ("picture.tiff" if mode in ("CMYK", "I;16") else "picture.png")
+    Image.open(SCENE).convert("I" if mode == "I;16" else mode).convert(mode).save(picture)
+    result = run("generate", bundle, "-i", picture, QUESTION, "--keep", "0.5")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip()
+
+
+def _edit_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
+    def edit(bundle: Path) -> None:
+        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        change(manifest)
+        (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+    return edit
+
+
+def _flip_a_byte(bundle: Path) -> None:
+    weights = bundle / "graphs" / "weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-100] ^= 1
+    weights.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "parts"),
+    [
+        (_flip_a_byte, ("weights.safetensors", "sha256")),
+        (lambda bundle: (bundle / "graphs" / "score.onnx").unlink(), ("score.onnx", "missing")),
+        (_edit_manifest(lambda manifest: manifest.update(schema_version=99)), ("schema version 99",)),
+        (_edit_manifest(lambda manifest: manifest.update(surprise=1)), ("surprise",)),
+        (_edit_manifest(lambda manifest: manifest["graphs"]["score"].update(file="../../x.onnx")), ("leaves the bundle",)),  # type: ignore[index]
+        (lambda bundle: (bundle / "manifest.json").write_text("{"), ("not a valid manifest",)),
+        (lambda bundle: (bundle / "manifest.json").unlink(), ("is not a bundle", "foveate export")),
+    ],
+    ids=["changed byte", "missing file", "schema version", "unknown key", "path out", "not JSON", "no manifest"],
+)
+def test_a_damaged_bundle(
+    run: Run, bundle: Path, tmp_path: Path, damage: Callable[[Path], None], parts: tuple[str, ...]
+) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy.bundle"))
+    damage(copy)
+    assert_one_clear_line(run("generate", copy, "-i", SCENE, QUESTION), *parts)
+
+
+def test_an_output_that_exists_is_kept(run: Run, bundle: Path) -> None:
+    before = (bundle / "manifest.json").read_bytes()
+    assert_one_clear_line(run("export", CHECKPOINT, "-o", bundle), "exists already", "--force")
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("model_type", ["qwen2_5_vl", "llava", None])
+def test_an_unknown_model_type_leaves_nothing(run: Run, tmp_path: Path, model_type: str | None) -> None:
+    checkpoint = Path(shutil.copytree(CHECKPOINT, tmp_path / "checkpoint"))
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["model_type"] = model_type
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    assert_one_clear_line(run("export", checkpoint, "-o", tmp_path / "x.bundle"), "qwen2_vl")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+def test_the_demo_without_its_scenes(run: Run, tmp_path: Path) -> None:
+    assert_one_clear_line(run("demo", "--data", tmp_path, "-o", tmp_path / "out"), "questions.jsonl", "--data")

@@ -1,0 +1,50 @@
+"""The demo's answers and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from foveate import RequestError
+from foveate.demo import KEEPS, read_samples, run
+from foveate.pictures import kept_tokens_picture, side_by_side
+from tests.foveate.conftest import SCENES
+
+
+def test_every_question_is_answered_at_each_keep_ratio(bundle: Path, tmp_path: Path) -> None:
+    asked: list[str] = []
+    outcomes = run(bundle, SCENES, tmp_path / "out", asked.append)
+    assert asked == [sample.question for sample in read_samples(SCENES)]
+    for outcome in outcomes:
+        kept = [len(outcome.answers[keep].selection.keep_indices) for keep in KEEPS]
+        kv_bytes = [outcome.answers[keep].kv_bytes for keep in KEEPS]
+        assert kept == sorted(kept, reverse=True)
+        assert kv_bytes == sorted(kv_bytes, reverse=True)
+        assert outcome.picture.is_file()
+    facts = json.loads((tmp_path / "out" / "answers.json").read_text())
+    assert [fact["answers"]["0.5"]["text"] for fact in facts] == [outcome.answers[0.5].text for outcome in outcomes]
+
+
+def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text('{"image": "a.png"}\n')
+    with pytest.raises(RequestError, match=r"questions\.jsonl.*question"):
+        read_samples(tmp_path)
+
+
+def test_dropped_tokens_are_dimmed_and_kept_ones_untouched() -> None:
+    image = Image.new("RGB", (90, 60), (200, 100, 50))
+    kept = np.array([True, False, False, False, False, True])
+    picture = np.asarray(kept_tokens_picture(image, (2, 3), kept))
+    assert (picture[:30, :30] == (200, 100, 50)).all()
+    assert (picture[30:, 60:] == (200, 100, 50)).all()
+    assert (picture[:30, 30:] < 40).all()
+
+
+def test_pictures_stand_side_by_side_at_one_height() -> None:
+    sheet = side_by_side([("a", Image.new("RGB", (50, 100))), ("b", Image.new("RGB", (300, 100)))], height=200)
+    assert sheet.width > 100 + 600
+    assert sheet.height > 200

@@ -29,7 +29,7 @@ class Reference:
         self.tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
 
     def tokens(self, image: object, question: str, max_new_tokens: int) -> list[int]:
-        """Greedy tokens of one question about one image, without the end token."""
+        """Greedy tokens of one question about one image, with the end token."""
         pixels = self.processor(image, return_tensors="np")
         grid = torch.as_tensor(np.asarray(pixels["image_grid_thw"]))
         count = int(grid.prod()) // self.processor.merge_size**2
@@ -47,8 +47,7 @@ class Reference:
             max_new_tokens=max_new_tokens,
             do_sample=False,
         )
-        tokens = output[0, input_ids.shape[1] :].tolist()
-        return [token for token in tokens if token != self.model.generation_config.eos_token_id]
+        return output[0, input_ids.shape[1] :].tolist()
 
 
 @click.command(help=__doc__)

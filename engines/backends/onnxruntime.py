@@ -24,6 +24,8 @@ def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRun
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = 3
+    # Graphs run one after the other: threads that spin after a run of one take the cores from the next.
+    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         inner = ort.InferenceSession(str(bundle.file(spec.file)), settings, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises a class of its own for each kind of failure

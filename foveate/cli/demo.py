@@ -58,7 +58,7 @@ def _figures_table(outcomes: list[Outcome]) -> Table:
         "first\ntoken ms",
         "KV cache\nKiB",
     )
-    table = Table(title="Medians over the questions; in brackets beside keep 1")
+    table = Table(title="Medians over the questions; below them the ratio to keep 1", show_lines=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     whole = [outcome.answers[1.0] for outcome in outcomes]
@@ -82,4 +82,4 @@ def _figures_table(outcomes: list[Outcome]) -> Table:
 def _beside(answers: list[Answer], whole: list[Answer], figure: Callable[[Answer], float]) -> str:
     """Median of a figure, and of its ratio to the same question at keep 1."""
     ratio = median(figure(answer) / figure(other) for answer, other in zip(answers, whole, strict=True))
-    return f"{median(map(figure, answers)):.1f} ({ratio:.2f}x)"
+    return f"{median(map(figure, answers)):.1f}\n{ratio:.2f}x"

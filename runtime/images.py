@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,13 +43,14 @@ def open_image(source: ImageSource, limits: ImageLimits | None = None) -> Image.
         with warnings.catch_warnings():
             # Our own limit stands in for the warning of bombs; a file too broken to read raises anyway.
             warnings.simplefilter("ignore")
-            image = _open(source, name)
-            _check_size(image, limits or ImageLimits(), name)
-            return _to_rgb(ImageOps.exif_transpose(image))
+            with _opened(source, name) as image:
+                _check_size(image, limits or ImageLimits(), name)
+                return _to_rgb(ImageOps.exif_transpose(image))
     except RequestError:
         raise
     except Image.DecompressionBombError as error:
-        raise RequestError(f"{name} has more pixels than Pillow opens: {error}. Shrink the image.") from error
+        fact = str(error).rstrip(".")
+        raise RequestError(f"{name} has more pixels than Pillow opens: {fact}. Shrink the image.") from error
     except Exception as error:  # a broken file makes Pillow's decoders raise about anything
         fact = str(error).replace("\n", " ") or type(error).__name__
         raise RequestError(f"{name} can't be read as an image: {fact}. Give a whole file: {', '.join(_FORMATS)}.") from error
@@ -59,18 +62,22 @@ def _describe(source: ImageSource) -> str:
     return "image given as encoded bytes" if isinstance(source, bytes) else f"image given as {type(source).__name__}"
 
 
-def _open(source: ImageSource, name: str) -> Image.Image:
+@contextmanager
+def _opened(source: ImageSource, name: str) -> Iterator[Image.Image]:
+    """The image, not decoded yet; a file that is opened for it is closed at the end, also when it is no image."""
     if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, np.ndarray):
-        return _from_array(source)
-    if isinstance(source, bytes):
-        return Image.open(io.BytesIO(source), formats=_FORMATS)
-    if not isinstance(source, str | os.PathLike):
+        yield source
+    elif isinstance(source, np.ndarray):
+        yield _from_array(source)
+    elif isinstance(source, bytes):
+        yield Image.open(io.BytesIO(source), formats=_FORMATS)
+    elif not isinstance(source, str | os.PathLike):
         raise RequestError(f"{name} is of no known kind. Give a path, encoded bytes, a PIL image or a uint8 array.")
-    if not Path(source).is_file():
+    elif not Path(source).is_file():
         raise RequestError(f"{name} is not there or is not a file. Check the path.")
-    return Image.open(source, formats=_FORMATS)
+    else:
+        with Path(source).open("rb") as file:
+            yield Image.open(file, formats=_FORMATS)
 
 
 def _from_array(pixels: np.ndarray) -> Image.Image:
@@ -91,7 +98,7 @@ def _check_size(image: Image.Image, limits: ImageLimits, name: str) -> None:
         raise RequestError(f"{name} is {width} x {height} pixels, so it is empty. Give another image.")
     if width * height > limits.max_pixels:
         raise RequestError(
-            f"{name} has {width} x {height} pixels, the limit is {limits.max_pixels}. Shrink it or raise ImageLimits."
+            f"{name} has {width} x {height} pixels, the limit is {limits.max_pixels}. Shrink it or raise max_pixels."
         )
 
 

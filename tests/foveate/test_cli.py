@@ -119,7 +119,8 @@ def test_the_pixel_limit_is_the_users(run: Run, bundle: Path) -> None:
 @pytest.mark.parametrize("mode", ["CMYK", "L", "RGBA", "P", "1", "I;16"])
 def test_pictures_of_other_modes_are_answered(run: Run, bundle: Path, tmp_path: Path, mode: str) -> None:
     picture = tmp_path / ("picture.tiff" if mode in ("CMYK", "I;16") else "picture.png")
-    Image.open(SCENE).convert("I" if mode == "I;16" else mode).convert(mode).save(picture)
+    with Image.open(SCENE) as scene:
+        scene.convert("I" if mode == "I;16" else mode).convert(mode).save(picture)
     result = run("generate", bundle, "-i", picture, QUESTION, "--keep", "0.5")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip()

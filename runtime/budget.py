@@ -70,7 +70,11 @@ def _check_share(name: str, value: float | None) -> None:
     if value is None:
         return
     if not _is_number(value, Real) or not 0 < value <= 1:
-        remedy = "Give a whole number to keep so many tokens." if name == "ratio" else "Use 0.9 for 90 % of the relevance."
+        remedy = (
+            "Use 0.5 for half of the tokens; a number of tokens is another limit (keep_tokens)."
+            if name == "ratio"
+            else "Use 0.9 for 90 % of the relevance."
+        )
         raise RequestError(f"the budget's {name} is {value!r}, expected a number above 0 and up to 1. {remedy}")
 
 

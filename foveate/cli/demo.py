@@ -56,7 +56,7 @@ def _figures_table(outcomes: list[Outcome]) -> Table:
         "embed\nms",
         "prefill\nms",
         "first\ntoken ms",
-        "KV cache\nKiB",
+        "KV\nKiB",
     )
     table = Table(title="Medians over the questions; below them the ratio to keep 1", show_lines=True)
     for column in columns:

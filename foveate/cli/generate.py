@@ -74,11 +74,12 @@ def generate_command(
 
 
 def _figures(answer: Answer) -> str:
-    """What was kept, how long it took and what the cache needs, in one line."""
+    """What was kept and why, how long it took and what the cache needs, in one line."""
     timings, selection = answer.timings, answer.selection
-    kept = f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens"
+    reason = f" ({selection.reason})" if selection.reason else ""
+    decode = f", then {timings.tpot_ms:.1f} ms a token" if timings.decode_ms else ""
     return (
-        f"{kept}, first token {timings.ttft_ms:.0f} ms (vision {timings.vision_ms:.0f}, score {timings.score_ms:.1f}, "
-        f"prefill {timings.prefill_ms:.0f}), then {timings.tpot_ms:.1f} ms a token, "
-        f"KV cache {answer.kv_bytes / 1024:.0f} KiB"
+        f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}, "
+        f"first token {timings.ttft_ms:.0f} ms (vision {timings.vision_ms:.0f}, score {timings.score_ms:.1f}, "
+        f"prefill {timings.prefill_ms:.0f}){decode}, KV cache {answer.kv_bytes / 1024:.0f} KiB"
     )

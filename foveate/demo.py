@@ -21,7 +21,7 @@ _MAX_NEW_TOKENS = 8
 
 
 class Sample(msgspec.Struct, frozen=True):
-    """A line of `questions.jsonl`; `image` is relative to the file."""
+    """A question about an image, with its right answer."""
 
     image: str
     question: str
@@ -41,46 +41,43 @@ class Outcome:
 
 
 def read_samples(folder: Path) -> list[Sample]:
-    """The questions of a folder with `questions.jsonl` and the images it names.
+    """The lines of a folder's `questions.jsonl`, where `image` is relative to the folder.
 
     Raises:
-        RequestError: there is no such file, or a line lacks a field.
+        RequestError: there is no such file, it is empty, or a line lacks a field.
     """
     file = folder / "questions.jsonl"
     if not file.is_file():
         raise RequestError(f"{file} does not exist. Run the demo from a clone of the project, or pass --data FOLDER.")
     try:
-        return [msgspec.json.decode(line, type=Sample) for line in file.read_bytes().splitlines() if line.strip()]
+        samples = [msgspec.json.decode(line, type=Sample) for line in file.read_bytes().splitlines()]
     except msgspec.DecodeError as error:
         raise RequestError(f'{file}: {error}. A line looks like {{"image": ..., "question": ..., "answer": ...}}.') from error
+    if not samples:
+        raise RequestError(f"{file} is empty, expected a question a line. Write one with 'python -m benchmarks.scenes.write'.")
+    return [msgspec.structs.replace(sample, image=str(folder / sample.image)) for sample in samples]
 
 
-def run(bundle: Path, data: Path, output: Path, progress: Callable[[str], None]) -> list[Outcome]:
-    """Answers every sample of `data` at each keep ratio; one picture per sample and `answers.json` go to `output`."""
-    pipe, samples = load(bundle), read_samples(data)
+def run(bundle: Path, samples: Sequence[Sample], output: Path, progress: Callable[[str], None]) -> list[Outcome]:
+    """Answers every sample at each keep ratio; one picture per sample and `answers.json` go to `output`."""
+    pipe = load(bundle)
     output.mkdir(parents=True, exist_ok=True)
-    _warm_up(pipe, data, samples)
+    for keep in KEEPS:  # the first run of a graph allocates, which would make the first row of the table look slow
+        _ask(pipe, samples[0], keep)
     outcomes = []
     for number, sample in enumerate(samples, start=1):
         progress(sample.question)
-        image = data / sample.image
-        answers = {keep: _ask(pipe, sample, image, keep) for keep in KEEPS}
+        answers = {keep: _ask(pipe, sample, keep) for keep in KEEPS}
         picture = output / f"{number:02d}.png"
-        _draw(open_image(image), sample, answers).save(picture)
+        _draw(open_image(sample.image), sample, answers).save(picture)
         outcomes.append(Outcome(sample, answers, picture))
     facts = [{**msgspec.to_builtins(o.sample), "answers": {k: a.to_dict() for k, a in o.answers.items()}} for o in outcomes]
     (output / "answers.json").write_text(json.dumps(facts, indent=1) + "\n")
     return outcomes
 
 
-def _warm_up(pipe: Pipeline, data: Path, samples: Sequence[Sample]) -> None:
-    """The first run of a graph allocates; without this the first row of the table would look slow."""
-    for keep in KEEPS:
-        _ask(pipe, samples[0], data / samples[0].image, keep)
-
-
-def _ask(pipe: Pipeline, sample: Sample, image: Path, keep: float) -> Answer:
-    return pipe.generate(Request.ask(sample.question, image, keep=keep, max_new_tokens=_MAX_NEW_TOKENS))
+def _ask(pipe: Pipeline, sample: Sample, keep: float) -> Answer:
+    return pipe.generate(Request.ask(sample.question, sample.image, keep=keep, max_new_tokens=_MAX_NEW_TOKENS))
 
 
 def _draw(image: Image.Image, sample: Sample, answers: dict[float, Answer]) -> Image.Image:

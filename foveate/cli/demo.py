@@ -10,7 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from foveate.demo import KEEPS, Outcome, run
+from foveate.demo import KEEPS, Outcome, read_samples, run
 from foveate.runtime import Answer
 
 
@@ -22,14 +22,14 @@ def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
     """Export the reference checkpoint and ask about a few scenes with fewer and fewer visual tokens."""
     from foveate.exporter import ExportOptions, export
 
-    console = Console()
+    console, samples = Console(), read_samples(data)
     with console.status("Exporting ...") as status:
 
         def progress(step: str) -> None:
             status.update(f"{step} ...")
 
         bundle = export(checkpoint, output / "tiny.bundle", ExportOptions(overwrite=True), progress=progress).bundle
-        outcomes = run(bundle, data, output, progress)
+        outcomes = run(bundle, samples, output, progress)
     console.print(_answers_table(outcomes))
     console.print(_figures_table(outcomes))
     console.print(f"Bundle: {bundle}\nPictures (kept tokens bright, dropped ones dimmed): {output}/*.png", soft_wrap=True)

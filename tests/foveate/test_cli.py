@@ -59,7 +59,7 @@ def test_generate_prints_everything_as_json(run: Run, bundle: Path) -> None:
 def test_half_of_the_visual_tokens_give_the_answers_of_all(run: Run, bundle: Path) -> None:
     for sample in read_samples(SCENES)[:4]:
         for keep in ("1", "0.5"):
-            result = run("generate", bundle, "-i", SCENES / sample.image, sample.question, "--keep", keep)
+            result = run("generate", bundle, "-i", sample.image, sample.question, "--keep", keep)
             assert result.stdout.strip() == sample.answer
 
 

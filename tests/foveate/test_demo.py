@@ -17,8 +17,9 @@ from tests.foveate.conftest import SCENES
 
 def test_every_question_is_answered_at_each_keep_ratio(bundle: Path, tmp_path: Path) -> None:
     asked: list[str] = []
-    outcomes = run(bundle, SCENES, tmp_path / "out", asked.append)
-    assert asked == [sample.question for sample in read_samples(SCENES)]
+    samples = read_samples(SCENES)
+    outcomes = run(bundle, samples, tmp_path / "out", asked.append)
+    assert asked == [sample.question for sample in samples]
     for outcome in outcomes:
         kept = [len(outcome.answers[keep].selection.keep_indices) for keep in KEEPS]
         kv_bytes = [outcome.answers[keep].kv_bytes for keep in KEEPS]
@@ -32,6 +33,12 @@ def test_every_question_is_answered_at_each_keep_ratio(bundle: Path, tmp_path: P
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text('{"image": "a.png"}\n')
     with pytest.raises(RequestError, match=r"questions\.jsonl.*question"):
+        read_samples(tmp_path)
+
+
+def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "questions.jsonl").write_text("")
+    with pytest.raises(RequestError, match="is empty"):
         read_samples(tmp_path)
 
 

@@ -78,6 +78,8 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 def _entry(path: Path, name: str, data_start: int, entry: Mapping[str, list[int]]) -> StoredTensor:
     begin, end = entry["data_offsets"]
+    if begin < 0:
+        raise ValueError(f"'{name}' begins at {begin}")
     shape = tuple(int(size) for size in entry["shape"])
     return StoredTensor(path, name, str(entry["dtype"]), shape, data_start + begin, end - begin)
 

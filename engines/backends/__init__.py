@@ -15,9 +15,17 @@ BACKENDS = {"onnxruntime": "foveate.engines.backends.onnxruntime:open_session"}
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a graph is run. `threads` is the number of CPU threads; 0 leaves it to the backend."""
+    """How a graph is run. `threads` is the number of CPU threads; 0 leaves it to the backend.
+
+    Raises:
+        BackendError: `threads` is negative.
+    """
 
     threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise BackendError(f"threads is {self.threads}, expected 0 or more. Use 0 to leave it to the backend.")
 
 
 def open_session(bundle: Bundle, graph: str, backend: str = "onnxruntime", options: SessionOptions | None = None) -> Session:

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from foveate.cli.export import load_exporter
 from foveate.demo import KEEPS, Outcome, read_samples, run
 from foveate.runtime import Answer
 
@@ -20,15 +21,14 @@ from foveate.runtime import Answer
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
     """Export the reference checkpoint and ask about a few scenes with fewer and fewer visual tokens."""
-    from foveate.exporter import ExportOptions, export
-
-    console, samples = Console(), read_samples(data)
+    console, samples, exporter = Console(), read_samples(data), load_exporter()
     with console.status("Exporting ...") as status:
 
         def progress(step: str) -> None:
             status.update(f"{step} ...")
 
-        bundle = export(checkpoint, output / "tiny.bundle", ExportOptions(overwrite=True), progress=progress).bundle
+        options = exporter.ExportOptions(overwrite=True)
+        bundle = exporter.export(checkpoint, output / "tiny.bundle", options, progress).bundle
         outcomes = run(bundle, samples, output, progress)
     console.print(_answers_table(outcomes))
     console.print(_figures_table(outcomes))

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 
 import click
 from rich.console import Console
 
 from foveate.engines.errors import ExportError
+
+
+def load_exporter() -> ModuleType:
+    """The exporter, whose libraries the base install does not have.
+
+    Raises:
+        ExportError: one of them is not installed.
+    """
+    try:
+        from foveate import exporter
+    except ModuleNotFoundError as error:
+        raise ExportError(f"the package '{error.name}' is not installed. Run: pip install 'foveate[export]'") from error
+    return exporter
 
 
 @click.command("export")
@@ -18,17 +32,13 @@ from foveate.engines.errors import ExportError
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare every graph with transformers.")
 def export_command(checkpoint: Path, output: Path, precision: str, force: bool, check: bool) -> None:
     """Export CHECKPOINT, a Hugging Face folder, into a bundle of ONNX graphs."""
-    try:
-        from foveate.exporter import ExportOptions, export
-    except ModuleNotFoundError as error:
-        raise ExportError(f"the package '{error.name}' is not installed. Run: pip install 'foveate[export]'") from error
-
+    exporter = load_exporter()
     console = Console(stderr=True)
     with console.status("Exporting ...") as status:
-        result = export(
+        result = exporter.export(
             checkpoint,
             output,
-            ExportOptions(precision=precision, overwrite=force, check=check),
+            exporter.ExportOptions(precision=precision, overwrite=force, check=check),
             progress=lambda message: status.update(f"{message} ..."),
         )
     if result.parity is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from foveate.engines import ExportError
 from foveate.exporter import safetensors
 from foveate.exporter.safetensors import FilePlan, read_header
 
@@ -45,6 +48,13 @@ def test_tensors_that_can_be_aligned_are(tmp_path: Path) -> None:
     plan = FilePlan.lay_out(tmp_path / "x.safetensors", SHAPES)
     assert plan.tensors["even"].offset % 64 == 0
     assert plan.tensors["cube"].offset % 64 == 0
+
+
+def test_an_offset_before_the_data_is_refused(tmp_path: Path) -> None:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [-400, -396]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(ExportError, match="begins at -400"):
+        read_header(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,10 @@ def test_an_unusable_budget(run: Run, bundle: Path, option: str, value: str) -> 
 
 def test_two_budgets_at_once(run: Run, bundle: Path) -> None:
     assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, "--keep", "0.5", "--mass", "0.9"), "Drop all but one")
+
+
+def test_a_negative_number_of_threads(run: Run, bundle: Path) -> None:
+    assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, "--threads", "-1"), "threads is -1", "Use 0")
 
 
 def test_no_question_and_no_image(run: Run, bundle: Path) -> None:
@@ -177,6 +182,17 @@ def test_an_unknown_model_type_leaves_nothing(run: Run, tmp_path: Path, model_ty
     (checkpoint / "config.json").write_text(json.dumps(config))
     assert_one_clear_line(run("export", checkpoint, "-o", tmp_path / "x.bundle"), "qwen2_vl")
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.parametrize("command", [("export", CHECKPOINT), ("demo", "--data", SCENES)])
+def test_the_exporters_libraries_are_not_installed(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: tuple[object, ...]
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("foveate.exporter")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("foveate.exporter", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert_one_clear_line(run(*command, "-o", tmp_path / "out"), "'torch' is not installed", "pip install 'foveate[export]'")
 
 
 def test_the_demo_without_its_scenes(run: Run, tmp_path: Path) -> None:

@@ -37,5 +37,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "'$(PYTHON)' is not Python 3.11 or newer. Run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,export,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,export,report,dev]'
 	touch $@

@@ -9,6 +9,7 @@ from foveate.engines.manifest import (
     FileEntry,
     Manifest,
     PromptEntry,
+    RetentionPoint,
     ScorerEntry,
     SourceEntry,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "ParityError",
     "PromptEntry",
     "RequestError",
+    "RetentionPoint",
     "ScorerEntry",
     "Session",
     "SessionOptions",

@@ -13,6 +13,8 @@ SCHEMA_VERSION = 1
 
 Size = Annotated[int, msgspec.Meta(ge=1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
+NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -60,11 +62,27 @@ class PromptEntry(_Strict, frozen=True):
     max_new_tokens: Size = 64
 
 
+class RetentionPoint(_Strict, frozen=True):
+    """Accuracy at one keep ratio, as a share of that at keep 1, with its 95 % interval."""
+
+    keep: Share
+    retained: NonNegative
+    low: NonNegative
+    high: NonNegative
+    questions: Size
+
+
 class ScorerEntry(_Strict, frozen=True):
-    """What computes the `score` graph's scores: `attention`, or a trained network and its hash."""
+    """What computes the `score` graph's scores, and what it was seen to retain."""
 
     kind: str = "attention"
+    """`attention`, or `trained` for a network."""
     sha256: Sha256 | None = None
+    """Of the network's file."""
+    training: dict[str, Any] = {}
+    """Facts about the network's training, as its file has them."""
+    retention: tuple[RetentionPoint, ...] = ()
+    """Measured at export, by the bundle's own scores."""
 
 
 class Manifest(_Strict, frozen=True):

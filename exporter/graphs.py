@@ -60,7 +60,7 @@ def _score_graph(language_model: TextDecoder) -> GraphModule:
         TensorSpec("visual_indices", "int64", ("visual_tokens",)),
         TensorSpec("instruction_indices", "int64", ("instruction_tokens",)),
     )
-    outputs = (TensorSpec("scores", "float32", ("visual_tokens",)),)
+    outputs = tuple(TensorSpec(name, "float32", ("visual_tokens",)) for name in ("scores", "attention"))
     return _graph("score", Score(language_model, MeanAttention()), inputs, outputs)
 
 

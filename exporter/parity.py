@@ -14,7 +14,7 @@ from foveate.engines import Bundle, ParityError, Session, open_session
 from foveate.exporter.family import Family, Reference
 from foveate.exporter.graphs import PAST_PREFIX
 
-TOLERANCES = {"visual_embeds": 1e-4, "scores": 1e-5, "inputs_embeds": 1e-6, "logits": 1e-4}
+TOLERANCES = {"visual_embeds": 1e-4, "attention": 1e-5, "inputs_embeds": 1e-6, "logits": 1e-4}
 """Allowed |difference| of each output, for a reference whose largest value is 1 or less; it grows with that value."""
 _DECODE_STEPS = 3
 
@@ -136,7 +136,8 @@ def _compare_score(examples: _Examples, session: Session) -> Iterator[_Compared]
         embeds = examples.text_embeds(feeds["input_ids"])
         embeds[indices] = feeds["visual_embeds"]
         attention = examples.attention(embeds, feeds["position_ids"])
-        yield "scores", case, session.run(feeds)["scores"], attention[:, rows][:, :, indices].mean(axis=(0, 1))
+        expected = attention[:, rows][:, :, indices].mean(axis=(0, 1))
+        yield "attention", case, session.run(feeds)["attention"], expected
 
 
 def _compare_embed(examples: _Examples, session: Session) -> Iterator[_Compared]:

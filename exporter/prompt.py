@@ -50,7 +50,7 @@ class Score(nn.Module):
         visual_embeds: Tensor,
         visual_indices: Tensor,
         instruction_indices: Tensor,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         layer = cast(DecoderLayer, self.language_model.layers[0])
         angles = self.language_model.angles(position_ids)
         embeds = self.language_model.embed_tokens(input_ids).index_put((visual_indices,), visual_embeds)
@@ -59,7 +59,8 @@ class Score(nn.Module):
         logits = _attention_logits(query, layer.self_attn.key(x, angles))
         visible = torch.arange(x.shape[0]) <= instruction_indices[:, None]
         attention = torch.softmax(logits.masked_fill(~visible, torch.finfo(logits.dtype).min), dim=-1)
-        return self.scorer(attention.index_select(2, visual_indices))
+        attention = attention.index_select(2, visual_indices)
+        return self.scorer(attention), attention.mean(dim=(0, 1))
 
 
 def _attention_logits(query: Tensor, key: Tensor) -> Tensor:

@@ -11,21 +11,13 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.engines.errors import RequestError
 from foveate.pictures import kept_tokens_picture, side_by_side
 from foveate.runtime import Answer, Pipeline, Request, load, open_image
+from foveate.samples import Sample
 
 KEEPS = (1.0, 0.5, 0.25)
 # Answers are a word or two; a longer allowance would only hide the prompt's share of the KV cache.
 _MAX_NEW_TOKENS = 8
-
-
-class Sample(msgspec.Struct, frozen=True):
-    """A question about an image, with its right answer."""
-
-    image: str
-    question: str
-    answer: str
 
 
 @dataclass(frozen=True)
@@ -37,25 +29,7 @@ class Outcome:
     picture: Path
 
     def correct(self, keep: float) -> bool:
-        return self.answers[keep].text == self.sample.answer
-
-
-def read_samples(folder: Path) -> list[Sample]:
-    """The lines of a folder's `questions.jsonl`, where `image` is relative to the folder.
-
-    Raises:
-        RequestError: there is no such file, it is empty, or a line lacks a field.
-    """
-    file = folder / "questions.jsonl"
-    if not file.is_file():
-        raise RequestError(f"{file} does not exist. Run the demo from a clone of the project, or pass --data FOLDER.")
-    try:
-        samples = [msgspec.json.decode(line, type=Sample) for line in file.read_bytes().splitlines()]
-    except msgspec.DecodeError as error:
-        raise RequestError(f'{file}: {error}. A line looks like {{"image": ..., "question": ..., "answer": ...}}.') from error
-    if not samples:
-        raise RequestError(f"{file} is empty, expected a question a line. Write one with 'python -m benchmarks.scenes.write'.")
-    return [msgspec.structs.replace(sample, image=str(folder / sample.image)) for sample in samples]
+        return self.sample.answered_by(self.answers[keep].text)
 
 
 def run(bundle: Path, samples: Sequence[Sample], output: Path, progress: Callable[[str], None]) -> list[Outcome]:

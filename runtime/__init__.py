@@ -3,17 +3,20 @@
 from foveate.runtime.budget import Budget
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.pipeline import Pipeline, load
+from foveate.runtime.prepare import Preparer
 from foveate.runtime.processors import PROCESSORS
 from foveate.runtime.sampling import Sampler, Sampling
-from foveate.runtime.select import Policy, Relevance, Selection, top_k
+from foveate.runtime.select import SELECTORS, Policy, Relevance, Selection, Selector, open_selector, top_k
 from foveate.runtime.stream import Stream
-from foveate.runtime.types import Answer, Chunk, Layout, Message, Prepared, Request, Timings, Visual
+from foveate.runtime.types import Answer, Chunk, Encoded, Layout, Message, Prepared, Request, Timings, Visual
 
 __all__ = [
     "PROCESSORS",
+    "SELECTORS",
     "Answer",
     "Budget",
     "Chunk",
+    "Encoded",
     "ImageLimits",
     "ImageSource",
     "Layout",
@@ -21,15 +24,18 @@ __all__ = [
     "Pipeline",
     "Policy",
     "Prepared",
+    "Preparer",
     "Relevance",
     "Request",
     "Sampler",
     "Sampling",
     "Selection",
+    "Selector",
     "Stream",
     "Timings",
     "Visual",
     "load",
     "open_image",
+    "open_selector",
     "top_k",
 ]

@@ -32,8 +32,11 @@ class Budget:
         chosen = [entry.name for entry in fields(self) if getattr(self, entry.name) is not None]
         if len(chosen) > 1:
             raise RequestError(f"the budget has {' and '.join(chosen)}, expected one of them. Drop all but one.")
-        _check_share("ratio", self.ratio)
-        _check_share("mass", self.mass)
+        if self.ratio is not None:
+            remedy = "Use 0.5 for half of the tokens; a number of tokens is another limit (keep_tokens)."
+            check_share("the budget's ratio", self.ratio, remedy)
+        if self.mass is not None:
+            check_share("the budget's mass", self.mass, "Use 0.9 for 90 % of the relevance.")
         if self.tokens is not None and (not _is_number(self.tokens, Integral) or self.tokens < 1):
             raise RequestError(f"the budget keeps {self.tokens!r} tokens, expected a whole number of at least 1. Raise it.")
 
@@ -66,16 +69,10 @@ class Budget:
         return min(max(1, math.floor(ratio * total + 0.5)), total)
 
 
-def _check_share(name: str, value: float | None) -> None:
-    if value is None:
-        return
-    if not _is_number(value, Real) or not 0 < value <= 1:
-        remedy = (
-            "Use 0.5 for half of the tokens; a number of tokens is another limit (keep_tokens)."
-            if name == "ratio"
-            else "Use 0.9 for 90 % of the relevance."
-        )
-        raise RequestError(f"the budget's {name} is {value!r}, expected a number above 0 and up to 1. {remedy}")
+def check_share(name: str, value: object, remedy: str) -> None:
+    """Raises RequestError unless 0 < value <= 1."""
+    if not _is_number(value, Real) or not 0 < value <= 1:  # type: ignore[operator]
+        raise RequestError(f"{name} is {value!r}, expected a number above 0 and up to 1. {remedy}")
 
 
 def _is_number(value: object, kind: type) -> bool:

@@ -10,17 +10,20 @@ from tokenizers import Tokenizer
 
 from foveate.engines import Bundle, BundleError, Manifest, RequestError, Session, SessionOptions, open_session
 from foveate.runtime.batch import concatenate, pad, prune
+from foveate.runtime.canvas import canvas_feeds
 from foveate.runtime.decode import Row, decode
-from foveate.runtime.images import ImageLimits, open_image
+from foveate.runtime.images import ImageLimits
 from foveate.runtime.kv_cache import KVCache
-from foveate.runtime.processors import open_processor
-from foveate.runtime.prompt import PromptEncoder, collect_images, find_instruction
-from foveate.runtime.select import Relevance, Selection, keep_everything, select
+from foveate.runtime.prepare import Preparer
+from foveate.runtime.retention import check_floor
+from foveate.runtime.select import Custom, Relevance, Selection, Selector, keep_everything, open_selector, select
 from foveate.runtime.stream import Job, Stopwatch, Stream
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
-from foveate.runtime.types import Answer, Prepared, Request
+from foveate.runtime.types import Answer, Encoded, Prepared, Request
 
+SCORES = frozenset({"scores", "attention"})
+"""What the score graph gives."""
 GRAPHS = ("vision", "score", "embed", "decoder")
 TOKENIZER = "tokenizer/tokenizer.json"
 
@@ -80,10 +83,8 @@ class Pipeline:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._sessions = sessions
-        self._limits = limits or ImageLimits()
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, manifest.decoder.max_position_embeddings)
-        self._prompt = PromptEncoder(manifest.prompt, tokenizer)
-        self._processor = open_processor(manifest.family, manifest.processor)
+        self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits)
         self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder)
 
     def stream(self, request: Request) -> Stream:
@@ -95,24 +96,44 @@ class Pipeline:
             RequestError: the request can't be served.
             BackendError: a graph failed.
         """
-        return self._start([request])
+        return self._start([request], [None])
 
-    def generate(self, request: Request) -> Answer:
-        """Answers a request; raises what `stream` raises."""
-        return self._start([request]).answers()[0]
+    def generate(self, request: Request, encoded: Encoded | None = None) -> Answer:
+        """Answers a request; raises what `stream` raises.
+
+        Args:
+            request: the question.
+            encoded: what `encode` gave for a request with the same messages and images; the vision graph is not run again.
+        """
+        return self._start([request], [encoded]).answers()[0]
 
     def generate_batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers several requests at once, each with its own budget and sampling; raises what `stream` raises."""
-        return self._start(requests).answers() if requests else []
+        return self._start(requests, [None] * len(requests)).answers() if requests else []
 
     def close(self) -> None:
         """Frees the graphs; the pipeline can't answer afterwards."""
         for session in self._sessions.values():
             session.close()
 
-    def _start(self, requests: Sequence[Request]) -> Stream:
+    def encode(self, request: Request) -> Encoded:
+        """The stages that depend neither on the budget nor on the selector; `generate` takes the result.
+
+        Raises:
+            RequestError: images or messages that can't be used.
+            BackendError: the vision graph failed.
+        """
+        stopwatch = Stopwatch()
+        with stopwatch("preprocess_ms"):
+            prepared = self.prepare(request)
+        self._check_length(prepared.num_text_tokens, 1)  # what no budget shrinks, before the work begins
+        with stopwatch("vision_ms"):
+            visual_embeds = self.vision(prepared)
+        return Encoded(prepared, visual_embeds, stopwatch.stage_ms)
+
+    def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:
         """Every stage up to the logits of the first token."""
-        jobs = [self._admit(request) for request in requests]
+        jobs = [self._admit(request, known) for request, known in zip(requests, encoded, strict=True)]
         batch = pad([job.prompt for job in jobs], self.manifest.prompt.pad_token_id)
         cache = KVCache(self.manifest.decoder, len(jobs), max(job.cache_tokens for job in jobs))
         stopwatch = Stopwatch()
@@ -124,24 +145,27 @@ class Pipeline:
         chunks = decode(self._text_model, rows, batch.next_positions, logits, cache)
         return Stream(jobs, rows, chunks, stopwatch.stage_ms, cache.nbytes // len(jobs))
 
-    def _admit(self, request: Request) -> Job:
+    def _admit(self, request: Request, encoded: Encoded | None) -> Job:
         """The stages that each request goes through on its own."""
-        stopwatch = Stopwatch()
         max_new_tokens = request.max_new_tokens or self.manifest.prompt.max_new_tokens
-        with stopwatch("preprocess_ms"):
-            prepared = self.prepare(request)
-        self._check_length(prepared.num_text_tokens, max_new_tokens)  # what no budget shrinks, before the work begins
-        bypass = request.budget.keeps_all(prepared.num_visual_tokens)
-        with stopwatch("vision_ms"):
-            visual_embeds = self.vision(prepared)
+        selector = self._selector(request)
+        encoded = encoded or self.encode(request)
+        prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
+        self._check_length(prepared.num_text_tokens, max_new_tokens)
+        stopwatch = Stopwatch()
+        everything = request.budget.keeps_all(prepared.num_visual_tokens)
         with stopwatch("score_ms"):
-            relevance = None if bypass else self.score(prepared, visual_embeds)
+            bypass = everything and not (request.explain and prepared.num_visual_tokens)
+            relevance = None if bypass else self.score(prepared, visual_embeds, selector.needs)
         with stopwatch("select_ms"):
             selection = self.select(request, prepared, relevance)
+            check_floor(request.min_retained, selection, self.manifest.scorer)
+            if relevance is not None:
+                visual_embeds = selector.embeds(relevance, selection.keep_indices)
             prompt = prune(prepared, visual_embeds, selection)
         self._check_length(len(prompt.input_ids), max_new_tokens)
-        grids = tuple(visual.grid for visual in prepared.visuals)
-        return Job(request, prompt, selection, grids, max_new_tokens, stopwatch.stage_ms)
+        stage_ms = {**encoded.stage_ms, **stopwatch.stage_ms}
+        return Job(request, prompt, selection, prepared.visuals, max_new_tokens, stage_ms)
 
     def prepare(self, request: Request) -> Prepared:
         """Images to patches, messages to token ids and positions.
@@ -149,12 +173,7 @@ class Pipeline:
         Raises:
             RequestError: images or messages that can't be used.
         """
-        encoded = self._prompt.encode(request.messages)
-        sources = collect_images(request.messages, request.images)
-        visuals = tuple(self._processor.image(open_image(source, self._limits)) for source in sources)
-        layout = self._processor.layout(encoded.input_ids, visuals)
-        instruction, note = find_instruction(encoded.user_text, layout.visual_indices, len(layout.input_ids))
-        return Prepared(layout, visuals, instruction, note)
+        return self._prepare(request)
 
     def vision(self, prepared: Prepared) -> np.ndarray:
         """`visual_embeds [visual_tokens, hidden_size]` float32 of every image, one run each."""
@@ -163,28 +182,60 @@ class Pipeline:
             return np.empty((0, self.manifest.decoder.hidden_size), np.float32)
         return concatenate([self._sessions["vision"].run(image)["visual_embeds"] for image in feeds])
 
-    def score(self, prepared: Prepared, visual_embeds: np.ndarray) -> Relevance:
-        """How much each visual token matters for the question."""
+    def score(self, prepared: Prepared, visual_embeds: np.ndarray, needs: frozenset[str] = SCORES) -> Relevance:
+        """What a selector asks for about the visual tokens: how much each matters for the question, and the question itself.
+
+        Args:
+            prepared: the request.
+            visual_embeds: `[visual_tokens, hidden_size]` float32, what `vision` gave.
+            needs: `Selector.needs`.
+        """
+        found: dict[str, np.ndarray] = {}
+        if needs & SCORES:
+            found = self._run_score(prepared, visual_embeds)
+        if "text_embeds" in needs:
+            found["text_embeds"] = self._text_model.embed_tokens(prepared.layout.input_ids[prepared.instruction_indices])
+        return Relevance(visual_embeds, prepared.grids, **found)
+
+    def _run_score(self, prepared: Prepared, visual_embeds: np.ndarray) -> dict[str, np.ndarray]:
+        session = self._sessions["score"]
         feeds = {
             "input_ids": prepared.layout.input_ids,
             "position_ids": prepared.layout.position_ids,
             "visual_embeds": visual_embeds,
             "visual_indices": prepared.layout.visual_indices,
             "instruction_indices": prepared.instruction_indices,
+            **canvas_feeds(prepared.grids),
         }
-        return Relevance(self._sessions["score"].run(feeds)["scores"], visual_embeds)
+        return session.run({tensor.name: feeds[tensor.name] for tensor in session.spec.inputs})
 
     def select(self, request: Request, prepared: Prepared, relevance: Relevance | None) -> Selection:
         """Which visual tokens stay; without relevance all of them.
 
         Raises:
-            RequestError: scores that are not finite, or a policy that breaks its contract.
+            RequestError: scores that are not finite, or a selector that breaks its contract.
         """
-        if relevance is None:
-            total = prepared.num_visual_tokens
-            return keep_everything(total, request.budget.keeps_all(total) or "")
-        logits = self.manifest.scorer.kind != "attention"
-        return select(relevance, request.budget, request.select, logits, prepared.note)
+        total = prepared.num_visual_tokens
+        everything = request.budget.keeps_all(total)
+        if everything or relevance is None:
+            scores = None if relevance is None else self._selector(request).weights(relevance)
+            return keep_everything(total, everything or "", scores)
+        return select(relevance, request.budget, self._selector(request), prepared.note)
+
+    def _selector(self, request: Request) -> Selector:
+        """The request's selector; by default the bundle's own scorer."""
+        chosen, trained = request.select, self.manifest.scorer.kind != "attention"
+        if chosen is None:
+            return open_selector("learned" if trained else "attention")
+        selector = open_selector(chosen) if isinstance(chosen, str) else chosen
+        if not isinstance(selector, Selector):
+            selector = Custom(selector)
+        if selector.name.startswith("learned") and not trained:
+            raise RequestError(
+                f"selector '{selector.name}' needs a trained scorer, which this bundle has not. "
+                "Export it with --scorer FILE, or use --select attention."
+            )
+        return selector
 
     def _check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
         if prompt_tokens + max_new_tokens > self._capacity_tokens:

@@ -11,7 +11,7 @@ from time import perf_counter
 from foveate.runtime.batch import Pruned
 from foveate.runtime.decode import Row
 from foveate.runtime.select import Selection
-from foveate.runtime.types import Answer, Chunk, Request, Timings
+from foveate.runtime.types import Answer, Chunk, Request, Timings, Visual
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Job:
     request: Request
     prompt: Pruned
     selection: Selection
-    grids: tuple[tuple[int, int], ...]
+    visuals: tuple[Visual, ...]
     max_new_tokens: int
     stage_ms: Mapping[str, float]
 
@@ -56,10 +56,11 @@ class Stream:
             tokens=tuple(row.tokens),
             finish_reason=row.finish_reason or "",
             selection=job.selection,
-            grids=job.grids,
+            grids=tuple(visual.grid for visual in job.visuals),
             prompt_tokens=len(job.prompt.input_ids),
             timings=Timings(**job.stage_ms, **self._stage_ms, decode_ms=tuple(row.decode_ms)),
             kv_bytes=self._kv_bytes,
+            pictures=tuple(visual.picture for visual in job.visuals),
         )
 
 

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError
-from foveate.runtime.budget import Budget
+from foveate.runtime.budget import Budget, check_share
 from foveate.runtime.images import ImageSource
 from foveate.runtime.sampling import Sampling
-from foveate.runtime.select import Policy, Selection, top_k
+from foveate.runtime.select import Grid, Policy, Selection, Selector
 
 Message = Mapping[str, Any]
 
@@ -29,7 +29,9 @@ class Request:
         images: sources of the image parts that carry none, in their order.
         budget: how many visual tokens stay, counted over all images of the request.
         sampling: how tokens are drawn; greedy by default.
-        select: the policy that picks the visual tokens.
+        select: a selector, its name in `SELECTORS`, or a function that picks by the scores; None takes the bundle's scorer.
+        min_retained: refuse a budget that retains less than this share of the right answers, by the bundle's retention curve.
+        explain: score the visual tokens even where all stay, so that `Answer.explain` can show the scores.
         max_new_tokens: most tokens to generate; None takes the bundle's default.
         stop: strings that end the answer; they are not part of it.
 
@@ -41,7 +43,9 @@ class Request:
     images: Sequence[ImageSource] = ()
     budget: Budget = field(default_factory=Budget)
     sampling: Sampling = field(default_factory=Sampling)
-    select: Policy = top_k
+    select: Selector | Policy | str | None = None
+    min_retained: float | None = None
+    explain: bool = False
     max_new_tokens: int | None = None
     stop: Sequence[str] = ()
 
@@ -53,6 +57,8 @@ class Request:
             )
         if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
             raise RequestError(f"stop is {self.stop!r}, expected a list of strings that are not empty. Leave it out for none.")
+        if self.min_retained is not None:
+            check_share("min_retained", self.min_retained, "Use 0.95 for 95 % of the right answers.")
 
     @classmethod
     def ask(
@@ -94,11 +100,13 @@ class Visual:
         pixel_values: `[1, patches, patch_values]` float32, normalised.
         patch_positions: `[patches, 2]` int64, row and column of each patch.
         grid: rows and columns of its visual tokens.
+        picture: the RGB image after resizing, which the visual tokens tile.
     """
 
     pixel_values: np.ndarray
     patch_positions: np.ndarray
     grid: tuple[int, int]
+    picture: Image.Image
 
     @property
     def num_tokens(self) -> int:
@@ -145,6 +153,25 @@ class Prepared:
     @property
     def num_text_tokens(self) -> int:
         return len(self.layout.input_ids) - self.num_visual_tokens
+
+    @property
+    def grids(self) -> tuple[Grid, ...]:
+        return tuple((len(visual.pixel_values), *visual.grid) for visual in self.visuals)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A request up to the vision graph: what no budget and no selector changes.
+
+    Attributes:
+        prepared: the request as the graphs want it.
+        visual_embeds: `[visual_tokens, hidden_size]` float32.
+        stage_ms: what these stages took.
+    """
+
+    prepared: Prepared
+    visual_embeds: np.ndarray
+    stage_ms: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -212,6 +239,7 @@ class Answer:
         prompt_tokens: tokens of the prompt that the decoder saw.
         timings: wall time per stage.
         kv_bytes: allocated for this request's KV cache.
+        pictures: the RGB images as the model saw them.
     """
 
     text: str
@@ -222,9 +250,20 @@ class Answer:
     prompt_tokens: int
     timings: Timings
     kv_bytes: int
+    pictures: tuple[Image.Image, ...] = field(default=(), repr=False)
+
+    def explain(self) -> Image.Image:
+        """A picture of what was decided: each image with its scores as a heat map, beside the visual tokens that stayed.
+
+        Raises:
+            RequestError: the request has no image, or the scores were not computed (`Request.explain`).
+        """
+        from foveate.runtime.explain import draw
+
+        return draw(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain lists, numbers and strings, ready for JSON."""
+        """Everything but the pictures as plain lists, numbers and strings, ready for JSON."""
         return {
             "text": self.text,
             "tokens": list(self.tokens),

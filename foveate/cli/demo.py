@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from foveate.cli.export import load_exporter
-from foveate.demo import KEEPS, Outcome, read_samples, run
+from foveate.demo import KEEPS, Outcome, run
 from foveate.runtime import Answer
+from foveate.samples import read_samples
 
 
 @click.command("demo")

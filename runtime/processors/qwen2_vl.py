@@ -58,13 +58,14 @@ class Qwen2VLProcessor:
         """
         width, height = image.size
         height, width = smart_resize(height, width, self.constants)
-        resized = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        resized = image.resize((width, height), Image.Resampling.BICUBIC)
         merge = self.constants.merge_size
         rows, columns = height // self.constants.patch_size, width // self.constants.patch_size
         return Visual(
-            self._patches(resized, rows, columns)[None],
+            self._patches(np.asarray(resized), rows, columns)[None],
             _patch_positions(rows, columns, merge),
             (rows // merge, columns // merge),
+            resized,
         )
 
     def _patches(self, pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:

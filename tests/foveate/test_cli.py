@@ -14,7 +14,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from foveate.demo import read_samples
+from foveate.samples import read_samples
 from tests.foveate.conftest import CHECKPOINT, SCENES, Run
 
 QUESTION = "What colour is the circle?"

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from foveate import RequestError
-from foveate.demo import KEEPS, read_samples, run
+from foveate.demo import KEEPS, run
+from foveate.samples import read_samples
 from foveate.pictures import kept_tokens_picture, side_by_side
 from tests.foveate.conftest import SCENES
 

@@ -68,13 +68,17 @@ class FakeGraphs:
         self.steps = iter(script)
         self.sessions = {
             "vision": FakeSession(VISION, self.vision),
-            "score": FakeSession(SCORE, lambda feeds: {"scores": np.arange(len(feeds["visual_indices"])) % 7 / np.float32(7)}),
+            "score": FakeSession(SCORE, self.score),
             "embed": FakeSession(EMBED, self.embed),
             "decoder": FakeSession(DECODER, self.decoder),
         }
 
     def vision(self, feeds: Any) -> dict[str, np.ndarray]:
         return {"visual_embeds": np.full((feeds["pixel_values"].shape[1] // 4, HIDDEN), 1, np.float32)}
+
+    def score(self, feeds: Any) -> dict[str, np.ndarray]:
+        scores = np.arange(len(feeds["visual_indices"])) % 7 / np.float32(7)
+        return {"scores": scores, "attention": scores}
 
     def embed(self, feeds: Any) -> dict[str, np.ndarray]:
         return {"inputs_embeds": np.zeros((*feeds["input_ids"].shape, HIDDEN), np.float32)}

@@ -110,7 +110,7 @@ def test_every_policy_runs_on_the_same_graphs(pipe: Pipeline, reference: Any) ->
 
     image = picture(224, 224)
     answer = pipe.generate(ask([image], keep_tokens=10, select=last))
-    assert answer.selection.policy == "last"
+    assert answer.selection.selector == "last"
     assert answer.tokens == reference.generate_pruned(chat(1), [image], np.arange(54, 64), NEW_TOKENS)
 
 

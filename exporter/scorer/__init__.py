@@ -1,0 +1,1 @@
+"""The scorer: relevance labels from explanations, and the network that predicts them."""

@@ -2,7 +2,16 @@
 
 from foveate.engines.backends import BACKENDS, SessionOptions, open_session
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
-from foveate.engines.errors import BackendError, BundleError, ExportError, FoveateError, ParityError, RequestError
+from foveate.engines.errors import (
+    BackendError,
+    BundleError,
+    ExportError,
+    FoveateError,
+    LabelError,
+    ParityError,
+    RequestError,
+    ScorerError,
+)
 from foveate.engines.manifest import (
     SCHEMA_VERSION,
     DecoderEntry,
@@ -28,12 +37,14 @@ __all__ = [
     "FileEntry",
     "FoveateError",
     "GraphSpec",
+    "LabelError",
     "Manifest",
     "ParityError",
     "PromptEntry",
     "RequestError",
     "RetentionPoint",
     "ScorerEntry",
+    "ScorerError",
     "Session",
     "SessionOptions",
     "SourceEntry",

@@ -21,6 +21,14 @@ class ParityError(ExportError):
     """An exported graph differs from its reference by more than the tolerance."""
 
 
+class LabelError(FoveateError):
+    """Relevance labels cannot be made or read."""
+
+
+class ScorerError(FoveateError):
+    """A scorer cannot be trained, read or put into a bundle."""
+
+
 class BackendError(FoveateError):
     """A backend is missing, or cannot load or run a graph."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from torch import Tensor, nn
@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from foveate.engines import PromptEntry
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import DecoderConfig
+
+
+class ReferenceOutput(NamedTuple):
+    """`logits [tokens, vocab_size]`, and of each layer `attentions [heads, tokens, tokens]`."""
+
+    logits: Tensor
+    attentions: tuple[Tensor, ...]
 
 
 class Reference(Protocol):
@@ -24,12 +31,8 @@ class Reference(Protocol):
         """`[..., D]` of token ids `[...]`."""
         ...
 
-    def first_attention(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        """Layer-0 attention `[heads, tokens, tokens]` of one prompt `[tokens, D]`, `position_ids [position_axes, tokens]`."""
-        ...
-
-    def logits(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        """`[tokens, vocab_size]` of one whole sequence `[tokens, D]`, `position_ids [position_axes, tokens]`."""
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor) -> ReferenceOutput:
+        """One whole sequence `[tokens, D]`, `position_ids [position_axes, tokens]`, with gradient where that is enabled."""
         ...
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from foveate.engines import Bundle, ParityError, Session, open_session
-from foveate.exporter.family import Family, Reference
+from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.graphs import PAST_PREFIX
 
 TOLERANCES = {"visual_embeds": 1e-4, "attention": 1e-5, "inputs_embeds": 1e-6, "logits": 1e-4}
@@ -106,10 +106,14 @@ class _Examples:
         return self.reference.text_embeds(torch.from_numpy(input_ids)).numpy()
 
     def logits(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
-        return self.reference.logits(torch.from_numpy(inputs_embeds), torch.from_numpy(position_ids)).numpy()
+        return self._forward(inputs_embeds, position_ids).logits.numpy()
 
     def attention(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
-        return self.reference.first_attention(torch.from_numpy(inputs_embeds), torch.from_numpy(position_ids)).numpy()
+        return self._forward(inputs_embeds, position_ids).attentions[0].numpy()
+
+    @torch.no_grad()
+    def _forward(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> ReferenceOutput:
+        return self.reference.forward(torch.from_numpy(inputs_embeds), torch.from_numpy(position_ids))
 
 
 def _compare_vision(examples: _Examples, session: Session) -> Iterator[_Compared]:

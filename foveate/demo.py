@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.pictures import kept_tokens_picture, side_by_side
-from foveate.runtime import Answer, Pipeline, Request, load, open_image
+from foveate.runtime import Answer, Pipeline, Request, load
+from foveate.runtime.explain import Panel, fit, kept_picture, sheet
 from foveate.samples import Sample
 
 KEEPS = (1.0, 0.5, 0.25)
@@ -43,7 +43,7 @@ def run(bundle: Path, samples: Sequence[Sample], output: Path, progress: Callabl
         progress(sample.question)
         answers = {keep: _ask(pipe, sample, keep) for keep in KEEPS}
         picture = output / f"{number:02d}.png"
-        _draw(open_image(sample.image), sample, answers).save(picture)
+        _draw(sample, answers).save(picture)
         outcomes.append(Outcome(sample, answers, picture))
     facts = [{**msgspec.to_builtins(o.sample), "answers": {k: a.to_dict() for k, a in o.answers.items()}} for o in outcomes]
     (output / "answers.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -54,11 +54,10 @@ def _ask(pipe: Pipeline, sample: Sample, keep: float) -> Answer:
     return pipe.generate(Request.ask(sample.question, sample.image, keep=keep, max_new_tokens=_MAX_NEW_TOKENS))
 
 
-def _draw(image: Image.Image, sample: Sample, answers: dict[float, Answer]) -> Image.Image:
+def _draw(sample: Sample, answers: dict[float, Answer]) -> Image.Image:
     panels = []
     for keep, answer in answers.items():
-        kept = np.zeros(answer.selection.num_visual_tokens, bool)
-        kept[answer.selection.keep_indices] = True
-        picture = kept_tokens_picture(image, answer.grids[0], kept)
-        panels.append((f"keep {keep:g}: {answer.text}", picture))
-    return side_by_side(panels, title=f"{sample.question}  ({sample.answer})")
+        kept = np.isin(np.arange(answer.selection.num_visual_tokens), answer.selection.keep_indices)
+        picture = kept_picture(fit(answer.pictures[0]), answer.grids[0], kept)
+        panels.append(Panel(picture, f"keep {keep:g}: {answer.text}"))
+    return sheet([panels], sample.question, f"right answer: {sample.answer}")

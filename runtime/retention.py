@@ -5,40 +5,52 @@ from __future__ import annotations
 import numpy as np
 
 from foveate.engines import RequestError, ScorerEntry
+from foveate.runtime.budget import Budget
 from foveate.runtime.select import Selection
 
-_REMEASURE = "Export it with --scorer FILE --calibrate DATA, or drop --min-retained."
+_ROUNDING = 1e-9
+"""What the digits of a measured share may lose on their way here."""
 
 
 def check_floor(min_retained: float | None, selection: Selection, scorer: ScorerEntry) -> None:
     """Refuses a selection that retains less than `min_retained` of the right answers, as the bundle's curve has it.
 
+    Between two measured keep ratios the curve is a straight line, and at keep 1 it is 1. A selection that keeps everything
+    passes.
+
     Raises:
-        RequestError: the curve is below the floor at this share of kept tokens, does not reach down to it, or was not
-            measured for this selector.
+        RequestError: the curve is below the floor at this number of tokens, does not reach down to it, is missing, or was
+            not measured with this selector.
     """
     kept, total = len(selection.keep_indices), selection.num_visual_tokens
     if min_retained is None or kept == total:
         return
+    _check_measured(min_retained, selection.selector, scorer)
+    curve = dict(sorted((point.keep, point.retained) for point in scorer.retention)) | {1.0: 1.0}
+    # In tokens, not in shares: keep 0.25 of 77 are 19, a little less than 0.25 and yet what was measured there.
+    points = {Budget(ratio=keep).count(np.empty(total)): share for keep, share in curve.items()}
+    fewest = min(points)
+    retained = float(np.interp(kept, list(points), list(points.values())))
+    if kept >= fewest and retained + _ROUNDING >= min_retained:
+        return
+    outcome = "is below what was measured" if kept < fewest else f"retains about {100 * retained:.2f} % of the right answers"
+    known = ", ".join(f"{100 * share:.1f} % at keep {keep:g}" for keep, share in curve.items())
+    enough = next(count for count, share in points.items() if count > kept and share + _ROUNDING >= min_retained)
+    raise RequestError(
+        f"keeping {kept} of {total} visual tokens {outcome}, and min_retained is {min_retained:g}. "
+        f"The bundle's curve has {known}. Keep at least {enough} tokens, or lower min_retained."
+    )
+
+
+def _check_measured(min_retained: float, selector: str, scorer: ScorerEntry) -> None:
+    measured = "attention" if scorer.kind == "attention" else "learned"
+    if selector != measured:
+        raise RequestError(
+            f"min_retained is {min_retained:g}, and a bundle's curve is measured with selector '{measured}', not '{selector}'. "
+            "Leave out select or min_retained."
+        )
     if not scorer.retention:
-        raise RequestError(f"min_retained is {min_retained:g}, and this bundle has no retention curve. {_REMEASURE}")
-    if selection.selector not in ("learned", "attention") or (selection.selector == "learned") != (scorer.kind != "attention"):
         raise RequestError(
-            f"min_retained is {min_retained:g}, and the bundle's retention curve is not of selector '{selection.selector}'. "
-            "Drop --select or --min-retained."
-        )
-    curve = sorted({(point.keep, point.retained) for point in scorer.retention} | {(1.0, 1.0)})
-    keeps, retained = (np.array(column) for column in zip(*curve, strict=True))
-    keep = kept / total
-    said = ", ".join(f"{share:.1%} at keep {at:g}" for at, share in curve)
-    if keep < keeps[0]:
-        raise RequestError(
-            f"keeping {kept} of {total} visual tokens ({keep:.3g}) is below what was measured ({said}), and min_retained is "
-            f"{min_retained:g}. Keep more, or calibrate with lower ratios."
-        )
-    expected = float(np.interp(keep, keeps, retained))
-    if expected < min_retained:
-        raise RequestError(
-            f"keeping {kept} of {total} visual tokens ({keep:.3g}) retains about {expected:.1%} of the right answers ({said}), "
-            f"below min_retained {min_retained:g}. Keep more."
+            f"min_retained is {min_retained:g}, and this bundle has no retention curve. "
+            "Export it with --calibrate DATA, or leave out min_retained."
         )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from foveate.engines import ExportError, PromptEntry
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import DecoderConfig
+from foveate.exporter.family import ReferenceOutput
 from foveate.exporter.modules import LayerNorm, Linear, Rotary, rotate
 from foveate.exporter.quiet import quiet_transformers
 
@@ -303,7 +304,7 @@ class Qwen2VLReference:
 
         with quiet_transformers():
             model = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-        self._model = model.eval()
+        self._model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
     def visual_embeds(self, pixel_values: Tensor, grid: tuple[int, int, int]) -> Tensor:
@@ -313,19 +314,12 @@ class Qwen2VLReference:
     def text_embeds(self, input_ids: Tensor) -> Tensor:
         return self._model.get_input_embeddings()(input_ids)
 
-    @torch.no_grad()
-    def first_attention(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        output = self._text_model(inputs_embeds, position_ids, output_attentions=True)
-        return output.attentions[0][0]
-
-    @torch.no_grad()
-    def logits(self, inputs_embeds: Tensor, position_ids: Tensor) -> Tensor:
-        return self._model.lm_head(self._text_model(inputs_embeds, position_ids).last_hidden_state)[0]
-
-    def _text_model(self, inputs_embeds: Tensor, position_ids: Tensor, **options: bool) -> Any:
-        return self._model.model.language_model(
-            inputs_embeds=inputs_embeds[None], position_ids=position_ids[:, None], use_cache=False, **options
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor) -> ReferenceOutput:
+        output = self._model.model.language_model(
+            inputs_embeds=inputs_embeds[None], position_ids=position_ids[:, None], use_cache=False, output_attentions=True
         )
+        logits = self._model.lm_head(output.last_hidden_state)[0]
+        return ReferenceOutput(logits, tuple(attention[0] for attention in output.attentions))
 
 
 def _convert(values: Mapping[str, Any], kind: type[_T], where: Path) -> _T:

@@ -13,6 +13,7 @@ from foveate.engines.errors import FoveateError
 _COMMANDS = {
     "export": "foveate.cli.export:export_command",
     "generate": "foveate.cli.generate:generate_command",
+    "evaluate": "foveate.cli.evaluate:evaluate_command",
     "demo": "foveate.cli.demo:demo_command",
 }
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import click
 
 from foveate.engines.errors import RequestError
-from foveate.runtime import Answer, ImageLimits, Request, Sampling, load
+from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, load
+
+_FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
 
 @click.command("generate")
@@ -18,6 +21,9 @@ from foveate.runtime import Answer, ImageLimits, Request, Sampling, load
 @click.option("--keep", type=float, help="Share of the visual tokens to keep, 0 < keep <= 1. 1 skips the scorer.  [default: 1]")
 @click.option("--keep-tokens", type=int, help="Number of visual tokens to keep.")
 @click.option("--mass", type=float, help="Keep the fewest tokens whose scores sum to this share, 0 < mass <= 1.")
+@click.option("--select", metavar="NAME", help=f"How to choose them: {', '.join(SELECTORS)}.  [default: the bundle's scorer]")
+@click.option("--min-retained", type=float, help="Refuse to keep so few that less than this share of the right answers stays.")
+@click.option("--explain", metavar="FILE", type=click.Path(path_type=Path), help="Draw scores and kept tokens, e.g. heat.png.")
 @click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, help="Sample from the k likeliest tokens.")
@@ -36,6 +42,9 @@ def generate_command(
     keep: float | None,
     keep_tokens: int | None,
     mass: float | None,
+    select: str | None,
+    min_retained: float | None,
+    explain: Path | None,
     max_new_tokens: int | None,
     temperature: float,
     top_k: int | None,
@@ -51,26 +60,66 @@ def generate_command(
     """Answer QUESTION about the images from BUNDLE."""
     if not question and not images:
         raise RequestError("there is nothing to answer: no question and no image. Give a question, or an image with -i.")
+    if explain is not None:
+        _check_explain(explain, images)
     request = Request.ask(
         question,
         images,
         keep=keep,
         keep_tokens=keep_tokens,
         mass=mass,
+        select=select,
+        min_retained=min_retained,
+        explain=explain is not None,
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         max_new_tokens=max_new_tokens,
         stop=stop,
     )
     limits = ImageLimits() if max_pixels is None else ImageLimits(max_pixels=max_pixels)
     pipe = load(bundle, backend=backend, threads=threads, kv_capacity_tokens=kv_capacity, limits=limits)
-    if as_json:
-        click.echo(json.dumps(pipe.generate(request).to_dict()))
-        return
+    answer = _print_json(pipe, request) if as_json else _print_stream(pipe, request)
+    if explain is not None:
+        _write_picture(answer, explain)
+
+
+def _print_json(pipe: Pipeline, request: Request) -> Answer:
+    answer = pipe.generate(request)
+    click.echo(json.dumps(answer.to_dict()))
+    return answer
+
+
+def _print_stream(pipe: Pipeline, request: Request) -> Answer:
     stream = pipe.stream(request)
     for chunk in stream:
         click.echo(chunk.text, nl=False)
     click.echo()
-    click.secho(_figures(stream.answers()[0]), err=True, dim=True)
+    (answer,) = stream.answers()
+    click.secho(_figures(answer), err=True, dim=True)
+    return answer
+
+
+def _check_explain(path: Path, images: tuple[Path, ...]) -> None:
+    """Refuses what `_write_picture` could not write, before the model runs."""
+    if not images:
+        raise RequestError("there is no image, so --explain has nothing to draw. Give an image with -i.")
+    if path.suffix.lower() not in _FORMATS:
+        raise RequestError(f"--explain is '{path}', expected a file that ends in one of {', '.join(_FORMATS)}. Rename it.")
+    if path.is_dir() or not path.parent.is_dir():
+        fact = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+        raise RequestError(f"--explain is '{path}', which {fact}. Choose another file.")
+
+
+def _write_picture(answer: Answer, path: Path) -> None:
+    """Writes the explanation in place of an older one, whole or not at all."""
+    picture, path = answer.explain(), path.resolve()  # a link stays, what it points to is replaced
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        picture.save(temporary, _FORMATS[path.suffix.lower()], quality=95)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RequestError(f"--explain can't write '{path}': {error.strerror or error}. Choose another file.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _figures(answer: Answer) -> str:

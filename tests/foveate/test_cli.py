@@ -197,3 +197,113 @@ def test_the_exporters_libraries_are_not_installed(
 
 def test_the_demo_without_its_scenes(run: Run, tmp_path: Path) -> None:
     assert_one_clear_line(run("demo", "--data", tmp_path, "-o", tmp_path / "out"), "questions.jsonl", "--data")
+
+
+def _curve(*points: tuple[float, float]) -> Callable[[Path], None]:
+    """Writes a retention curve into a bundle's manifest."""
+    entries = [{"keep": keep, "retained": share, "low": share, "high": share, "questions": 100} for keep, share in points]
+    return _edit_manifest(lambda manifest: manifest["scorer"].update(retention=entries))  # type: ignore[attr-defined]
+
+
+def test_a_selector_is_chosen_by_name(run: Run, bundle: Path) -> None:
+    result = run("generate", bundle, "-i", SCENE, QUESTION, "--keep", "0.5", "--select", "random", "--json")
+    selection = json.loads(result.stdout)["selection"]
+    assert selection["selector"] == "random"
+    assert selection["scores"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--select", "surprise"), ("no selector 'surprise'", "attention")),
+        (("--select", "learned"), ("needs a trained scorer", "--scorer")),
+        (("--select", "random", "--mass", "0.5"), ("selector 'random' has no scores to sum",)),
+    ],
+    ids=["unknown", "not trained", "nothing to sum"],
+)
+def test_a_selector_that_cannot_be_used(run: Run, bundle: Path, options: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, *options), *parts)
+
+
+def test_a_budget_below_the_floor_is_refused(run: Run, bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy.bundle"))
+    _curve((0.25, 0.9), (0.5, 0.96))(copy)
+    question = ("generate", copy, "-i", SCENE, QUESTION, "--min-retained", "0.95")
+    assert_one_clear_line(run(*question, "--keep", "0.25"), "90.00 %", "min_retained is 0.95", "Keep at least")
+    assert run(*question, "--keep", "0.5").stdout == "purple\n"
+    assert run(*question).stdout == "purple\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--min-retained", "0.95"), ("no retention curve", "--calibrate")),
+        (("--min-retained", "0"), ("min_retained is 0.0", "expected a number above 0 and up to 1")),
+        (("--min-retained", "95"), ("min_retained is 95.0", "Use 0.95")),
+        (("--min-retained", "0.95", "--select", "random"), ("not 'random'",)),
+    ],
+    ids=["no curve", "zero", "per cent", "another selector"],
+)
+def test_a_floor_that_cannot_be_used(run: Run, bundle: Path, options: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, "--keep", "0.5", *options), *parts)
+
+
+@pytest.mark.parametrize("name", ["heat.png", "heat.JPG", "heat.webp"])
+def test_an_explanation_takes_the_place_of_an_older_one(run: Run, bundle: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"older")
+    result = run("generate", bundle, "-i", SCENE, "-i", SCENE, QUESTION, "--keep", "0.25", "--explain", tmp_path / name)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip()
+    with Image.open(tmp_path / name) as picture:
+        picture.load()
+        assert picture.format == {"p": "PNG", "J": "JPEG", "w": "WEBP"}[name[5]]
+        assert picture.width > 900
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_an_explanation_beside_json_scores_what_all_stays(run: Run, bundle: Path, tmp_path: Path) -> None:
+    result = run("generate", bundle, "-i", SCENE, QUESTION, "--json", "--explain", tmp_path / "heat.png")
+    answer = json.loads(result.stdout)
+    assert answer["text"] == "purple"
+    assert len(answer["selection"]["scores"]) == len(answer["selection"]["keep_indices"])
+    assert result.stderr == ""
+    assert (tmp_path / "heat.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("heat.txt", ("heat.txt", ".png", "Rename it")),
+        ("heat", ("expected a file that ends in", ".png")),
+        ("missing/heat.png", ("heat.png", "does not exist")),
+        ("folder.png", ("folder.png", "is a folder")),
+    ],
+)
+def test_an_explanation_that_could_not_be_written_is_refused_before_the_bundle_is_opened(
+    run: Run, tmp_path: Path, name: str, parts: tuple[str, ...]
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    result = run("generate", tmp_path / "missing.bundle", "-i", SCENE, QUESTION, "--explain", tmp_path / name)
+    assert_one_clear_line(result, *parts)
+
+
+def test_an_explanation_without_an_image(run: Run, tmp_path: Path) -> None:
+    result = run("generate", tmp_path / "missing.bundle", QUESTION, "--explain", tmp_path / "heat.png")
+    assert_one_clear_line(result, "there is no image", "-i")
+
+
+def test_a_failed_explanation_leaves_the_older_one(
+    run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Image.Image, path: Path, *arguments: object, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "heat.png").write_bytes(b"older")
+    monkeypatch.setattr(Image.Image, "save", fail)
+    result = run("generate", bundle, "-i", SCENE, QUESTION, "--keep", "0.5", "--explain", tmp_path / "heat.png")
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert result.stdout == "purple\n"
+    assert (tmp_path / "heat.png").read_bytes() == b"older"
+    assert [path.name for path in tmp_path.iterdir()] == ["heat.png"]

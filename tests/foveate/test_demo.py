@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from foveate import RequestError
 from foveate.demo import KEEPS, run
 from foveate.samples import read_samples
-from foveate.pictures import kept_tokens_picture, side_by_side
 from tests.foveate.conftest import SCENES
 
 
@@ -41,18 +38,3 @@ def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text("")
     with pytest.raises(RequestError, match="is empty"):
         read_samples(tmp_path)
-
-
-def test_dropped_tokens_are_dimmed_and_kept_ones_untouched() -> None:
-    image = Image.new("RGB", (90, 60), (200, 100, 50))
-    kept = np.array([True, False, False, False, False, True])
-    picture = np.asarray(kept_tokens_picture(image, (2, 3), kept))
-    assert (picture[:30, :30] == (200, 100, 50)).all()
-    assert (picture[30:, 60:] == (200, 100, 50)).all()
-    assert (picture[:30, 30:] < 40).all()
-
-
-def test_pictures_stand_side_by_side_at_one_height() -> None:
-    sheet = side_by_side([("a", Image.new("RGB", (50, 100))), ("b", Image.new("RGB", (300, 100)))], height=200)
-    assert sheet.width > 100 + 600
-    assert sheet.height > 200

@@ -1,0 +1,245 @@
+"""`label`: which visual tokens mattered for the answers of a model, and what its first layer knew about them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foveate.engines import LabelError
+from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.families import read_family
+from foveate.exporter.family import Family, Reference, ReferenceOutput
+from foveate.exporter.scorer.features import FEATURES, FirstLayer, count_channels, features
+from foveate.exporter.scorer.relevance import CONTRIBUTIONS, OBJECTIVES, relevance
+from foveate.exporter.scorer.store import SCHEMA_VERSION, Label, LabelsHeader, read_header, start, write_shard
+
+Grid = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """How to label.
+
+    Attributes:
+        objective: what is differentiated: `margin` or, as in the paper, `logit`.
+        contribution: what of attention times gradient counts: `magnitude` or, as in the paper, `positive`.
+        wrong: label samples that the model answers wrongly too, by the answer it gave. Training leaves them out.
+        max_new_tokens: longest answer.
+        limit: label this many samples, drawn with `seed`; None for all.
+        seed: of the draw.
+        shard_size: samples that are lost at most when a run is killed.
+    """
+
+    objective: str = "margin"
+    contribution: str = "magnitude"
+    wrong: bool = False
+    max_new_tokens: int = 16
+    limit: int | None = None
+    seed: int = 0
+    shard_size: int = 50
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("objective", self.objective, OBJECTIVES),
+            ("contribution", self.contribution, CONTRIBUTIONS),
+        ):
+            if value not in known:
+                raise LabelError(f"{name} '{value}' is not known. Choose one of {', '.join(known)}.")
+        for name, number in (("max_new_tokens", self.max_new_tokens), ("limit", self.limit), ("shard_size", self.shard_size)):
+            if number is not None and number < 1:
+                raise LabelError(f"{name} is {number}, expected at least 1. Raise it.")
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One sample as the runtime prepares it, so that labels are of the very prompt that will be scored.
+
+    Attributes:
+        input_ids: `[tokens]` int64, with a placeholder per visual token.
+        position_ids: `[position_axes, tokens]` int64.
+        next_position: where the positions of the answer start.
+        visual_indices: `[visual_tokens]` int64, where the placeholders stand.
+        instruction_indices: `[rows]` int64, the rows whose attention is scored.
+        pixel_values: `[frames, patches, patch_values]` float32 of each image.
+        patch_grids: frames, rows and columns of the patches of each image.
+        grids: frames, rows and columns of the visual tokens of each image.
+        image: number of the first sample with the same image.
+        is_right: whether token ids are a right answer.
+    """
+
+    input_ids: np.ndarray
+    position_ids: np.ndarray
+    next_position: int
+    visual_indices: np.ndarray
+    instruction_indices: np.ndarray
+    pixel_values: Sequence[np.ndarray]
+    patch_grids: Sequence[Grid]
+    grids: Sequence[Grid]
+    image: int
+    is_right: Callable[[Sequence[int]], bool]
+
+
+@dataclass(frozen=True)
+class LabelResult:
+    """How many samples were looked at in this run, and how many of them have labels."""
+
+    seen: int
+    labelled: int
+
+
+Progress = Callable[[int, int], None]
+"""Told how many samples are done, and of how many."""
+
+
+def label(
+    checkpoint: Path,
+    load: Callable[[Family, int], Example],
+    num_samples: int,
+    data_sha256: str,
+    output: Path,
+    options: LabelOptions | None = None,
+    progress: Progress | None = None,
+) -> LabelResult:
+    """Labels the samples that a model answers correctly; a run that was killed goes on where it stopped.
+
+    Args:
+        checkpoint: the folder of a Hugging Face checkpoint.
+        load: gives a sample by its number, prepared for the family.
+        num_samples: how many there are.
+        data_sha256: says when a folder of labels is of other data.
+        output: the folder of labels.
+        options: how to label.
+        progress: see `Progress`.
+
+    Raises:
+        ExportError: the checkpoint is incomplete, broken or not supported.
+        LabelError: `output` holds something else, or no sample was answered correctly.
+    """
+    options, report = options or LabelOptions(), progress or (lambda done, total: None)
+    source = Checkpoint.open(Path(checkpoint))
+    family = read_family(source)
+    heads = family.decoder.num_attention_heads
+    header = LabelsHeader(
+        schema_version=SCHEMA_VERSION,
+        checkpoint=source.path.resolve().name,
+        checkpoint_sha256=source.sha256(),
+        data_sha256=data_sha256,
+        heads=heads,
+        channels=count_channels(list(FEATURES), heads),
+        objective=options.objective,
+        contribution=options.contribution,
+        wrong=options.wrong,
+        max_new_tokens=options.max_new_tokens,
+        samples=_draw(num_samples, options),
+        shard_size=options.shard_size,
+    )
+    waiting = start(Path(output), header)
+    if not waiting:
+        return LabelResult(0, 0)
+    labeller = _Labeller(family, family.reference(), options)
+    done, labelled = sum(len(header.shard_samples(s)) for s in range(header.num_shards) if s not in set(waiting)), 0
+    for shard in waiting:
+        labels = []
+        for number in header.shard_samples(shard):
+            found = labeller.label(number, load(family, number))
+            labels += [found] if found else []
+            done += 1
+            report(done, len(header.samples))
+        write_shard(Path(output), shard, labels, header)
+        labelled += len(labels)
+    return LabelResult(sum(len(header.shard_samples(shard)) for shard in waiting), labelled)
+
+
+def _draw(num_samples: int, options: LabelOptions) -> tuple[int, ...]:
+    """Numbers of the samples, ascending, so that questions about one image stay together."""
+    if options.limit is None or options.limit >= num_samples:
+        return tuple(range(num_samples))
+    chosen = np.random.default_rng(options.seed).choice(num_samples, options.limit, replace=False)
+    return tuple(sorted(chosen.tolist()))
+
+
+class _Labeller:
+    """A loaded model and what it saw last."""
+
+    def __init__(self, family: Family, reference: Reference, options: LabelOptions) -> None:
+        self._reference = reference
+        self._options = options
+        self._eos = frozenset(family.prompt().eos_token_ids)
+        self._seen: tuple[Sequence[np.ndarray], Tensor] | None = None
+
+    def label(self, sample: int, example: Example) -> Label | None:
+        """The label of a sample; None where the answer is wrong and only right ones are wanted, or is empty."""
+        visual_embeds = self._visual_embeds(example)
+        answer = self._answer(example, visual_embeds)
+        correct = bool(answer) and example.is_right(answer)
+        if not answer or not (correct or self._options.wrong):
+            return None
+        output = self._run(example, visual_embeds, answer[:-1], gradient=True)
+        objective, contribution = OBJECTIVES[self._options.objective], CONTRIBUTIONS[self._options.contribution]
+        mattered = relevance(output.logits, output.attentions, answer, objective, contribution)
+        visual, rows = torch.from_numpy(example.visual_indices), torch.from_numpy(example.instruction_indices)
+        attention = output.attentions[0].detach().index_select(1, rows).index_select(2, visual)
+        text_embeds = self._reference.text_embeds(torch.from_numpy(example.input_ids)).index_select(0, rows)
+        first = FirstLayer(attention, visual_embeds, text_embeds)
+        return Label(
+            sample,
+            example.image,
+            correct,
+            tuple(example.grids),
+            features(first, list(FEATURES)).numpy(),
+            mattered.index_select(0, visual).numpy(),
+        )
+
+    def _visual_embeds(self, example: Example) -> Tensor:
+        """`[visual_tokens, D]`; computed once for questions in a row about the same images."""
+        if self._seen is None or not _same(self._seen[0], example.pixel_values):
+            parts = [
+                self._reference.visual_embeds(torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])), grid)
+                for pixels, grid in zip(example.pixel_values, example.patch_grids, strict=True)
+            ]
+            self._seen = example.pixel_values, torch.cat(parts)
+        return self._seen[1]
+
+    def _answer(self, example: Example, visual_embeds: Tensor) -> list[int]:
+        """Greedy tokens up to the end of the answer, without the token that ends it.
+
+        Every token runs the whole sequence: answers are short, and the gradients cost several such runs a token anyway.
+        """
+        answer: list[int] = []
+        while len(answer) < self._options.max_new_tokens:
+            token = int(self._run(example, visual_embeds, answer, gradient=False).logits[-1].argmax())
+            if token in self._eos:
+                break
+            answer.append(token)
+        return answer
+
+    def _run(self, example: Example, visual_embeds: Tensor, answer: Sequence[int], gradient: bool) -> ReferenceOutput:
+        """The model on the prompt and the beginning of an answer."""
+        positions = np.arange(example.next_position, example.next_position + len(answer))
+        position_ids = np.concatenate([example.position_ids, np.tile(positions, (len(example.position_ids), 1))], axis=1)
+        input_ids = torch.from_numpy(np.concatenate([example.input_ids, np.array(answer, np.int64)]))
+        embeds = self._reference.text_embeds(input_ids).clone()
+        embeds[torch.from_numpy(example.visual_indices)] = visual_embeds
+        with torch.set_grad_enabled(gradient):
+            return self._reference.forward(embeds.requires_grad_(gradient), torch.from_numpy(position_ids))
+
+
+def _same(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
+    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def check_labels_of(folder: Path, checkpoint: Path) -> LabelsHeader:
+    """The header of a folder of labels, which must be those of a checkpoint.
+
+    Raises:
+        LabelError: they are of another checkpoint.
+    """
+    header, source = read_header(folder), Checkpoint.open(checkpoint)
+    if header.checkpoint_sha256 != source.sha256():
+        raise LabelError(f"{folder} are labels of '{header.checkpoint}', not of {checkpoint}. Label with this checkpoint.")
+    return header

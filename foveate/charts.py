@@ -1,0 +1,162 @@
+"""Charts of a report, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveate.engines.errors import RequestError
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import NullLocator, PercentFormatter
+except ModuleNotFoundError as error:
+    if (error.name or "").split(".")[0] != "matplotlib":
+        raise
+    raise RequestError("the package 'matplotlib' is not installed. Run: pip install 'foveate[report]'") from error
+
+_COLOURS = (
+    *("#d62839", "#1d5fbf", "#2a9d5c", "#8e44ad", "#e07a1f", "#0e9aa7"),
+    *("#c2185b", "#7a5c3e", "#8a9a1b", "#5d6d7e", "#2b2d42", "#b8860b"),
+)
+_MARKERS = "osD^vPXph<d>"
+_INK, _MUTED, _RULE = "#22262b", "#666c73", "#e4e6e9"
+_LABEL_POINTS = 10.5
+_LABEL_GAP = 1.35
+"""Distance of two labels, in heights of their font."""
+_LEADER = {"arrowstyle": "-", "linewidth": 0.7, "alpha": 0.7, "shrinkA": 0, "shrinkB": 6, "relpos": (0, 0.5)}
+_TICK_SHARE = 0.08
+"""Least distance of two tick labels, as a share of the axis."""
+_INCHES = (10.0, 5.6)
+_DPI = 160
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart.
+
+    Attributes:
+        name: what stands beside its end.
+        keeps: share of kept visual tokens of each point, descending.
+        values: share of right answers of each point.
+        low: lower end of each value's interval.
+        high: upper end of each value's interval.
+    """
+
+    name: str
+    keeps: Sequence[float]
+    values: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+def accuracy_chart(curves: Sequence[Curve], whole: float, ticks: Mapping[float, str], note: str = "") -> bytes:
+    """A PNG of accuracy against the share of kept visual tokens: fewer tokens to the right, one line a curve.
+
+    Args:
+        curves: the first one is drawn in front, and thicker than the others.
+        whole: share of right answers with all tokens, a dashed line.
+        ticks: labels of the x axis by keep ratio, at least two.
+        note: small text below the title.
+    """
+    figure = Figure(_INCHES, dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2))
+    axes = figure.subplots()
+    for index, curve in reversed(list(enumerate(curves))):
+        _draw(axes, curve, _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)], front=index == 0)
+    axes.axhline(whole, color=_MUTED, linestyle=(0, (5, 3)), linewidth=1.2, zorder=2)
+    _dress(axes, ticks, note)
+    _label(axes, curves, whole, min(ticks), min(ticks) * (min(ticks) / max(ticks)) ** 0.045)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def _draw(axes: Axes, curve: Curve, colour: str, marker: str, front: bool) -> None:
+    axes.fill_between(curve.keeps, curve.low, curve.high, color=colour, alpha=0.2 if front else 0.07, linewidth=0)
+    axes.plot(
+        curve.keeps,
+        curve.values,
+        color=colour,
+        marker=marker,
+        linewidth=3.2 if front else 1.6,
+        markersize=8 if front else 5.5,
+        markeredgecolor="white",
+        markeredgewidth=0.8,
+        zorder=4 if front else 3,
+    )
+
+
+def _dress(axes: Axes, ticks: Mapping[float, str], note: str) -> None:
+    """Title, axes and grid."""
+    axes.set_xscale("log", base=2)
+    margin = (max(ticks) / min(ticks)) ** 0.02
+    axes.set_xlim(max(ticks) * margin, min(ticks) / margin)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(list(ticks), labels=_readable(ticks))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
+    axes.set_xlabel("visual tokens kept: share and mean number", color=_MUTED, fontsize=11, labelpad=8)
+    axes.set_ylabel("right answers", color=_MUTED, fontsize=11)
+    axes.tick_params(colors=_INK, length=0, labelsize=11)
+    axes.grid(axis="y", color=_RULE, linewidth=1)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_RULE)
+    axes.set_title("Accuracy with fewer visual tokens", loc="left", color=_INK, fontsize=16, fontweight="bold", pad=28)
+    axes.annotate(
+        note, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points", va="bottom", color=_MUTED, fontsize=10.5
+    )
+
+
+def _readable(ticks: Mapping[float, str]) -> list[str]:
+    """The labels; those of the ends always, one between them only where it does not run into another."""
+    room = _TICK_SHARE * np.log2(max(ticks) / min(ticks))
+    shown = [max(ticks), min(ticks)]
+    for keep in sorted(ticks):
+        if np.abs(np.log2(np.divide(shown, keep))).min() >= room:
+            shown.append(keep)
+    return [text if keep in shown else "" for keep, text in ticks.items()]
+
+
+def _label(axes: Axes, curves: Sequence[Curve], whole: float, edge: float, beside: float) -> None:
+    """Names the lines that end at `edge`, moved apart where the names would overlap; the names stand at `beside`."""
+    ends = [curve.values[-1] for curve in curves] + [whole]
+    names = [curve.name for curve in curves] + ["all tokens"]
+    colours = [_COLOURS[index % len(_COLOURS)] for index in range(len(curves))] + [_MUTED]
+    low, high = axes.get_ylim()
+    axes_points = 0.72 * 72 * _INCHES[1]  # the axes take about this share of the height; 72 points are an inch
+    places = spread(ends, (high - low) * _LABEL_GAP * _LABEL_POINTS / axes_points)
+    for index, (end, place) in enumerate(zip(ends, places, strict=True)):
+        axes.annotate(
+            f"{names[index]}  {100 * end:.1f} %",
+            (edge, end),
+            (beside, place),
+            va="center",
+            color=colours[index],
+            fontsize=_LABEL_POINTS,
+            fontweight="bold" if index == 0 else "normal",
+            annotation_clip=False,
+            arrowprops=_LEADER | {"color": colours[index]},
+        )
+
+
+def spread(values: Sequence[float], gap: float) -> np.ndarray:
+    """The values moved apart, in the same order, until neighbours are at least `gap` apart.
+
+    The sum of the squared moves is the least possible: isotonic regression by pooling adjacent violators, after each
+    rank's share of the gaps is taken off.
+    """
+    order = np.argsort(values, kind="stable")
+    shift = gap * np.arange(len(order))
+    pools: list[list[float]] = []
+    for value in np.asarray(values, float)[order] - shift:
+        pools.append([value])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    places = np.empty(len(order))
+    places[order] = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools]) + shift
+    return places

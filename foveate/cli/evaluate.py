@@ -1,0 +1,128 @@
+"""`foveate evaluate`: what fewer visual tokens cost in right answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+
+from foveate.engines.errors import RequestError
+from foveate.evaluate import REPORTS, Results, Table, evaluate_bundle, remark, tables
+
+_PIPE_WIDTH = 200
+
+
+@click.command("evaluate")
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "--keep",
+    "keeps",
+    default="1,0.5,0.25,0.125",
+    show_default=True,
+    help="Shares of the visual tokens to keep, with commas. 1 is always measured, once for all selectors.",
+)
+@click.option(
+    "--select",
+    "selectors",
+    default="learned,attention,random",
+    show_default=True,
+    help="Selectors, with commas; the others are held against the first.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the report, e.g. report/.")
+@click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
+@click.option("--force", is_flag=True, help="Start anew, whatever the folder has of an earlier run.")
+@click.option("--backend", default="onnxruntime", show_default=True, help="What runs the graphs.")
+@click.option("--threads", default=0, show_default=True, help="CPU threads; 0 leaves it to the backend.")
+def evaluate_command(
+    bundle: Path,
+    data: Path,
+    keeps: str,
+    selectors: str,
+    output: Path,
+    max_new_tokens: int | None,
+    force: bool,
+    backend: str,
+    threads: int,
+) -> None:
+    """Ask BUNDLE the questions of DATA with fewer and fewer visual tokens, and count the right answers.
+
+    DATA is a folder with a questions.jsonl. The same command again goes on where a stopped one ended.
+    """
+    with _Bar() as bar:
+        results = evaluate_bundle(
+            bundle,
+            data,
+            output,
+            _ratios(keeps),
+            _parts(selectors),
+            max_new_tokens=max_new_tokens,
+            backend=backend,
+            threads=threads,
+            force=force,
+            progress=bar.show,
+        )
+    _print(results, output)
+
+
+def _print(results: Results, output: Path) -> None:
+    console = Console()
+    if not console.is_terminal:  # where nothing limits a line, no row needs a second one
+        console.width = _PIPE_WIDTH
+    for table in tables(results):
+        console.print(_printable(table), "")
+    for line in filter(None, [remark(results), f"Report: {', '.join(str(output / name) for name in REPORTS)}"]):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _ratios(text: str) -> list[float]:
+    """The numbers of a list with commas.
+
+    Raises:
+        RequestError: one of them is no number.
+    """
+    try:
+        return [float(part) for part in _parts(text)]
+    except ValueError as error:
+        raise RequestError(f"--keep is '{text}', expected numbers with commas. Use --keep 1,0.5,0.25.") from error
+
+
+class _Bar:
+    """A progress bar on a terminal; nothing in a pipe. It starts where an earlier run ended, so that the time left is right."""
+
+    def __init__(self) -> None:
+        console = Console(stderr=True)
+        columns = (TextColumn("Asking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600)
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> _Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def show(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._progress.add_task("", total=total, completed=done)
+        self._progress.update(self._task, completed=done)
+
+
+def _printable(table: Table) -> RichTable:
+    """The table for a terminal, with a line between keep ratios."""
+    printable = RichTable(title=table.title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
+    for index, column in enumerate(table.columns):
+        printable.add_column(escape(column), justify="left" if index == 1 else "right", no_wrap=index < 2, overflow="fold")
+    for row, following in zip(table.rows, [*table.rows[1:], None], strict=True):
+        printable.add_row(*row, end_section=following is None or row[0] != following[0])
+    return printable

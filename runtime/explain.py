@@ -1,0 +1,262 @@
+"""Pictures of what was decided: the scores of the visual tokens as a heat map, and the tokens that stayed."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import chain
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+
+from foveate.engines import RequestError
+from foveate.runtime.select import Selection
+from foveate.runtime.types import Answer
+
+# fmt: off
+_INFERNO = (
+    (0, 0, 4), (32, 12, 74), (86, 16, 110), (138, 34, 106), (188, 55, 84), (228, 90, 49), (249, 142, 9), (249, 203, 53),
+    (252, 255, 164),
+)
+"""Nine evenly spaced colours of `inferno`, matplotlib's perceptually uniform colour map, which is nearly linear in between."""
+# fmt: on
+_POWER = 0.5
+"""Exponent of the scores in a heat map. The scores of a softmax span orders of magnitude: on a linear scale all but a few
+tokens would look alike, while ranks would spread the noise of the background over most of the colours."""
+_SHADE = 0.55
+"""How much the dark parts of the image darken the colours over them, 0 to 1."""
+_GLIMMER = 90
+"""How bright the light parts of the image shine through the black of low scores, 0 to 255."""
+_DIMMED = 0.22
+"""Brightness of a dropped token."""
+_INK, _FADED, _OUTLINE = (20, 20, 20), (110, 110, 110), (255, 190, 60)
+_PANEL = (640, 480)
+"""Largest width and height of a panel in pixels; a small image is scaled up to it."""
+_SHEET = 2400
+"""What the sides of a sheet should stay near, in pixels: many images get smaller panels."""
+_SMALLEST_PANEL = 96
+"""What a panel may at least take up, in pixels, however many there are."""
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """One picture of a sheet.
+
+    Attributes:
+        picture: RGB, in its final size.
+        caption: the line below it.
+        legend: the caption is followed by the colours of the heat map.
+    """
+
+    picture: Image.Image
+    caption: str
+    legend: bool = False
+
+
+def draw(answer: Answer) -> Image.Image:
+    """One row of panels for each image: as the model saw it, its scores as a heat map over it, and the kept tokens.
+
+    The scores of all images share one colour scale. Where the selector ranks no tokens, there is no heat map and the
+    caption says so.
+
+    Raises:
+        RequestError: the request has no image, its visual tokens were neither scored nor pruned, or the scores are not
+            finite.
+    """
+    selection = answer.selection
+    _check(answer)
+    kept = np.isin(np.arange(selection.num_visual_tokens), selection.keep_indices)
+    heat = None if selection.scores is None else heat_scale(selection.scores)
+    rows, start = [], 0
+    for number, (picture, grid) in enumerate(zip(answer.pictures, answer.grids, strict=True), start=1):
+        cells = slice(start, start := start + math.prod(grid))
+        fitted = fit(picture, len(answer.pictures))
+        panels = _decided(fitted, grid, kept[cells], None if heat is None else heat[cells], selection.selector)
+        name = f"image {number}" if len(answer.pictures) > 1 else "image"
+        rows.append([Panel(fitted, name), *panels])
+    return sheet(rows, f"Answer: {answer.text}", _facts(selection))
+
+
+def fit(picture: Image.Image, rows: int = 1) -> Image.Image:
+    """The picture in RGB, as large as it stands on a sheet with so many rows of three panels; its sides keep their ratio."""
+    abreast = _abreast(rows)
+    room = (_SHEET // (3 * abreast), _SHEET // math.ceil(rows / abreast))
+    width, height = (min(most, max(_SMALLEST_PANEL, side)) for most, side in zip(_PANEL, room, strict=True))
+    factor = min(width / picture.width, height / picture.height)
+    size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def heat_scale(scores: np.ndarray) -> np.ndarray:
+    """Scores on the scale of a heat map: 0 for the lowest, 1 for the highest, a power of the distance between them.
+
+    Args:
+        scores: `[num_visual_tokens]`, finite; where all are equal, all get 0.
+
+    Returns:
+        `[num_visual_tokens]` float64.
+    """
+    distance = scores.astype(np.float64) - scores.min()
+    return np.asarray((distance / (distance.max() or 1.0)) ** _POWER)
+
+
+def heat_picture(picture: Image.Image, grid: tuple[int, int], heat: np.ndarray) -> Image.Image:
+    """The picture in grey under a heat map.
+
+    Args:
+        picture: RGB.
+        grid: rows and columns of visual tokens over the picture.
+        heat: `[rows * columns]`, 0 to 1.
+    """
+    cells = Image.fromarray(heat.reshape(grid).astype(np.float32))
+    smooth = np.asarray(cells.resize(picture.size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None] / 255
+    colours = _inferno(smooth[..., 0]) * (1 - _SHADE + _SHADE * grey) + _GLIMMER * grey * (1 - smooth)
+    return Image.fromarray(colours.clip(0, 255).astype(np.uint8))
+
+
+def kept_picture(picture: Image.Image, grid: tuple[int, int], kept: np.ndarray) -> Image.Image:
+    """The picture with its dropped visual tokens grey and dim, and a line around those that stayed.
+
+    Args:
+        picture: RGB.
+        grid: rows and columns of visual tokens over the picture.
+        kept: bool `[rows * columns]`, true = kept.
+    """
+    mask = Image.fromarray(kept.reshape(grid).astype(np.uint8) * 255).resize(picture.size, Image.Resampling.NEAREST)
+    dim = picture.convert("L").point(lambda value: round(value * _DIMMED)).convert("RGB")
+    decided = Image.composite(picture, dim, mask)
+    wider = mask.filter(ImageFilter.MaxFilter(5))
+    decided.paste(_OUTLINE, mask=Image.fromarray(np.asarray(wider) - np.asarray(mask)))
+    return decided
+
+
+def sheet(rows: Sequence[Sequence[Panel]], title: str, note: str = "") -> Image.Image:
+    """Rows of panels on white, with the title and a fainter note above; many rows stand several abreast.
+
+    Text that is too wide ends in an ellipsis.
+    """
+    panels = list(chain(*rows))
+    size = max(11, min(18, max(panel.picture.height for panel in panels) // 24))
+    column = min(_PANEL[0], max(_width(panel, size) for panel in panels))
+    strips = [_strip(row, column, size) for row in rows]
+    abreast = _abreast(len(rows))
+    lines = [_joined(strips[start : start + abreast], gap=3 * size, across=True) for start in range(0, len(rows), abreast)]
+    body = _joined(lines, gap=size)
+    return ImageOps.expand(_joined([_heading(title, note, body.width, size), body], gap=size), size, "white")
+
+
+def _check(answer: Answer) -> None:
+    selection = answer.selection
+    if not answer.pictures:
+        raise RequestError("the request has no image, so there is nothing to explain. Ask about an image.")
+    if selection.scores is None and len(selection.keep_indices) == selection.num_visual_tokens:
+        raise RequestError(
+            "the visual tokens were neither scored nor pruned, so there is nothing to explain. "
+            "Keep fewer, or set explain=True with a selector that scores."
+        )
+    if selection.scores is not None and not np.isfinite(selection.scores).all():
+        raise RequestError("the scores are not finite, so there is nothing to explain. Export the bundle again.")
+
+
+def _decided(
+    picture: Image.Image, grid: tuple[int, int], kept: np.ndarray, heat: np.ndarray | None, selector: str
+) -> Iterator[Panel]:
+    """The panels of an image beside itself."""
+    caption = f"kept {kept.sum()} of {len(kept)} ({100 * kept.mean():.0f} %)"
+    if heat is None:
+        caption += f", {selector} has no scores"
+    else:
+        yield Panel(heat_picture(picture, grid, heat), "scores", legend=True)
+    yield Panel(kept_picture(picture, grid, kept), caption)
+
+
+def _facts(selection: Selection) -> str:
+    kept = f"kept {len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens"
+    return f"selector {selection.selector}, {kept}" + (f": {selection.reason}" if selection.reason else "")
+
+
+def _inferno(values: np.ndarray) -> np.ndarray:
+    """The colours of values from 0 to 1: `[...]` to `[..., 3]` float64, 0 to 255."""
+    stops = np.linspace(0, 1, len(_INFERNO))
+    return np.stack([np.interp(values, stops, channel) for channel in zip(*_INFERNO, strict=True)], axis=-1)
+
+
+def _abreast(rows: int) -> int:
+    """How many rows of three panels stand side by side, so that the sheet is about as wide as high."""
+    return math.ceil(math.sqrt(rows / 3))
+
+
+def _heading(title: str, note: str, width: int, size: int) -> Image.Image:
+    """The title in one line, the note in the next."""
+    paper = Image.new("RGB", (width, round(3.3 * size) if note else 2 * size), "white")
+    pen = ImageDraw.Draw(paper)
+    large = round(1.5 * size)
+    pen.text((0, 0), _elided(title, large, width), fill=_INK, font=_font(large))
+    pen.text((0, 2 * size), _elided(note, size, width), fill=_FADED, font=_font(size))
+    return paper
+
+
+def _strip(row: Sequence[Panel], column: int, size: int) -> Image.Image:
+    """Panels in columns of one width, a caption below each."""
+    height = max(panel.picture.height for panel in row)
+    paper = Image.new("RGB", (len(row) * (column + size) - size, height + 2 * size), "white")
+    pen = ImageDraw.Draw(paper)
+    for number, panel in enumerate(row):
+        left, below = number * (column + size), panel.picture.height + size // 2
+        paper.paste(panel.picture, (left, 0))
+        pen.text((left, below), _elided(panel.caption, size, column), fill=_INK, font=_font(size))
+        if panel.legend:
+            legend = _legend(size)
+            paper.paste(legend, (left + _width(panel, size) - legend.width, below))
+    return paper
+
+
+def _width(panel: Panel, size: int) -> int:
+    """How wide a panel and its caption are."""
+    legend = size + _legend(size).width if panel.legend else 0
+    return max(panel.picture.width, _length(panel.caption, size) + legend)
+
+
+def _legend(size: int) -> Image.Image:
+    """The colours of the heat map in a slim bar between `low` and `high`."""
+    low, high, bar, space = _length("low", size), _length("high", size), 6 * size, size // 3
+    legend = Image.new("RGB", (low + space + bar + space + high, round(1.4 * size)), "white")
+    pen = ImageDraw.Draw(legend)
+    pen.text((0, 0), "low", fill=_FADED, font=_font(size))
+    pen.text((legend.width - high, 0), "high", fill=_FADED, font=_font(size))
+    colours = _inferno(np.tile(np.linspace(0, 1, bar), (size // 2, 1))).astype(np.uint8)
+    legend.paste(Image.fromarray(colours), (low + space, size // 3))
+    return legend
+
+
+def _joined(parts: Sequence[Image.Image], gap: int, across: bool = False) -> Image.Image:
+    """Pictures on white, one below the other or side by side."""
+    sizes = np.array([part.size for part in parts])
+    steps = (sizes + gap) * (across, not across)
+    width, height = np.maximum(sizes.max(axis=0), steps.sum(axis=0) - gap).tolist()
+    paper = Image.new("RGB", (width, height), "white")
+    for part, (left, top) in zip(parts, (steps.cumsum(axis=0) - steps).tolist(), strict=True):
+        paper.paste(part, (left, top))
+    return paper
+
+
+def _elided(text: str, size: int, width: int) -> str:
+    """The text in one line, as much of it as fits."""
+    text = " ".join(text.split())
+    if _length(text, size) <= width:
+        return text
+    end = bisect_right(range(1, len(text)), width, key=lambda end: _length(f"{text[:end]}…", size))
+    return f"{text[:end]}…"
+
+
+def _length(text: str, size: int) -> int:
+    return math.ceil(_font(size).getlength(text))
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

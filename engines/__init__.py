@@ -12,6 +12,7 @@ from foveate.engines.errors import (
     RequestError,
     ScorerError,
 )
+from foveate.engines.files import replace_file
 from foveate.engines.manifest import (
     SCHEMA_VERSION,
     DecoderEntry,
@@ -55,5 +56,6 @@ __all__ = [
     "list_files",
     "new_folder",
     "open_session",
+    "replace_file",
     "write_manifest",
 ]

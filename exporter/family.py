@@ -14,7 +14,7 @@ from foveate.exporter.decoder import DecoderConfig
 
 
 class ReferenceOutput(NamedTuple):
-    """`logits [tokens, vocab_size]`, and of each layer `attentions [heads, tokens, tokens]`."""
+    """`logits [tokens, vocab_size]`, and of each layer the very `attentions [1, heads, tokens, tokens]` they came from."""
 
     logits: Tensor
     attentions: tuple[Tensor, ...]

@@ -109,7 +109,7 @@ class _Examples:
         return self._forward(inputs_embeds, position_ids).logits.numpy()
 
     def attention(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> np.ndarray:
-        return self._forward(inputs_embeds, position_ids).attentions[0].numpy()
+        return self._forward(inputs_embeds, position_ids).attentions[0][0].numpy()
 
     @torch.no_grad()
     def _forward(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> ReferenceOutput:

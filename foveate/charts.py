@@ -14,7 +14,7 @@ try:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.ticker import NullLocator, PercentFormatter
+    from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] != "matplotlib":
         raise
@@ -71,6 +71,35 @@ def accuracy_chart(curves: Sequence[Curve], whole: float, ticks: Mapping[float, 
     axes.axhline(whole, color=_MUTED, linestyle=(0, (5, 3)), linewidth=1.2, zorder=2)
     _dress(axes, ticks, note)
     _label(axes, curves, whole, min(ticks), min(ticks) * (min(ticks) / max(ticks)) ** 0.045)
+    return _png(figure)
+
+
+def learning_curve(losses: Sequence[tuple[float, float]], best: int) -> bytes:
+    """A PNG of the training and validation loss (KL divergence in nats) of each epoch.
+
+    Args:
+        losses: training and validation loss of each epoch.
+        best: the epoch that was kept, counted from 0.
+    """
+    figure = Figure((8.0, 4.6), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2))
+    axes = figure.subplots()
+    epochs = np.arange(1, len(losses) + 1)
+    for name, values, colour in zip(("training", "validation"), np.transpose(losses), _COLOURS[1::-1], strict=True):
+        axes.plot(epochs, values, color=colour, linewidth=2.4, label=name, marker="o" if len(losses) == 1 else "")
+    axes.axvline(best + 1, color=_MUTED, linestyle=(0, (5, 3)), linewidth=1.2)
+    axes.plot(best + 1, losses[best][1], marker="o", color=_COLOURS[0], markersize=9, markeredgecolor="white")
+    axes.set_title(f"Learning curve, best epoch {best + 1}", loc="left", color=_INK, fontsize=15, fontweight="bold")
+    axes.set_xlabel("epoch", color=_MUTED, fontsize=11)
+    axes.set_ylabel("KL divergence, nats", color=_MUTED, fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(axis="y", color=_RULE, linewidth=1)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(colors=_INK, length=0)
+    axes.legend(frameon=False, fontsize=11)
+    return _png(figure)
+
+
+def _png(figure: Figure) -> bytes:
     image = io.BytesIO()
     figure.savefig(image, format="png")
     return image.getvalue()

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -21,7 +20,7 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
-from foveate.engines import Bundle, RequestError, RetentionPoint, hash_file
+from foveate.engines import Bundle, RequestError, RetentionPoint, hash_file, replace_file
 from foveate.engines.bundle import MANIFEST
 from foveate.runtime import Budget, Pipeline, Policy, Request, Selector, load, open_selector
 from foveate.runtime.select.scores import Oracle
@@ -478,9 +477,9 @@ def evaluate_bundle(
             records = [*records, *_append(fresh, records, run, output)]
     results = summarise(samples, records, plan)
     with _writing(output):
-        _write(output / "report.json", _report_json(results, run))
-        _write(output / "report.md", _report_md(results, run, bundle.name).encode())
-        _write(output / "accuracy.png", _chart(results))
+        replace_file(output / "report.json", _report_json(results, run))
+        replace_file(output / "report.md", _report_md(results, run, bundle.name).encode())
+        replace_file(output / "accuracy.png", _chart(results))
     return results
 
 
@@ -491,7 +490,7 @@ def _append(fresh: Iterator[Record], records: Sequence[Record], run: Run, output
         output.mkdir(parents=True, exist_ok=True)
         for name in REPORTS:  # of an earlier run
             (output / name).unlink(missing_ok=True)
-        _write(output / ANSWERS, b"".join(map(_line, [run, *records])))
+        replace_file(output / ANSWERS, b"".join(map(_line, [run, *records])))
         file = (output / ANSWERS).open("ab")
     with file:
         for record in chain([first], fresh):
@@ -558,13 +557,6 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RequestError(f"{folder} can't be written: {error.strerror or error}. Choose another folder.") from error
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 @dataclass(frozen=True)

@@ -319,7 +319,7 @@ class Qwen2VLReference:
             inputs_embeds=inputs_embeds[None], position_ids=position_ids[:, None], use_cache=False, output_attentions=True
         )
         logits = self._model.lm_head(output.last_hidden_state)[0]
-        return ReferenceOutput(logits, tuple(attention[0] for attention in output.attentions))
+        return ReferenceOutput(logits, tuple(output.attentions))
 
 
 def _convert(values: Mapping[str, Any], kind: type[_T], where: Path) -> _T:

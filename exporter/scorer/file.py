@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from foveate.engines import ScorerError
+from foveate.engines import ScorerError, replace_file
 from foveate.exporter.scorer.network import NetworkConfig, Scorer
 
 _KEY = "foveate_scorer"
@@ -40,10 +39,8 @@ class ScorerFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def write_scorer(path: Path, scorer: Scorer, facts: ScorerFacts) -> None:
     """Writes a scorer in place of an older one, atomically. The same scorer gives the same bytes."""
-    temporary = path.with_name(f".{path.name}.tmp")
     tensors = {name: tensor.contiguous() for name, tensor in scorer.state_dict().items()}
-    save_file(tensors, temporary, {_KEY: json.dumps(msgspec.to_builtins(facts), sort_keys=True)})
-    os.replace(temporary, path)
+    replace_file(path, save(tensors, {_KEY: json.dumps(msgspec.to_builtins(facts), sort_keys=True)}))
 
 
 def read_scorer(path: Path) -> tuple[Scorer, ScorerFacts]:

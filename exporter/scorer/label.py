@@ -183,7 +183,7 @@ class _Labeller:
         objective, contribution = OBJECTIVES[self._options.objective], CONTRIBUTIONS[self._options.contribution]
         mattered = relevance(output.logits, output.attentions, answer, objective, contribution)
         visual, rows = torch.from_numpy(example.visual_indices), torch.from_numpy(example.instruction_indices)
-        attention = output.attentions[0].detach().index_select(1, rows).index_select(2, visual)
+        attention = output.attentions[0][0].detach().index_select(1, rows).index_select(2, visual)
         text_embeds = self._reference.text_embeds(torch.from_numpy(example.input_ids)).index_select(0, rows)
         first = FirstLayer(attention, visual_embeds, text_embeds)
         return Label(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Annotated
 
 import msgspec
@@ -110,7 +111,7 @@ class SequenceNetwork(nn.Module):
         size = config.kernel_size
         self.layers = nn.ModuleList(
             nn.Sequential(nn.Conv2d(a, a, (1, size), padding=(0, size // 2), groups=a), nn.Conv2d(a, b, 1), nn.ReLU())
-            for a, b in zip(widths, widths[1:], strict=False)
+            for a, b in pairwise(widths)
         )
         self.head = nn.Conv2d(widths[-1], 1, 1)
 

@@ -25,7 +25,7 @@ def margin(logits: Tensor, token: int) -> Tensor:
 OBJECTIVES: dict[str, Objective] = {"logit": logit, "margin": margin}
 """What is differentiated."""
 CONTRIBUTIONS: dict[str, Contribution] = {"positive": torch.relu, "magnitude": torch.abs}
-"""What of attention times gradient counts: what speaks for the answer (Chefer et al. 2021), or what speaks for or against it."""
+"""What of attention times gradient counts: what speaks for the answer (Chefer et al. 2021), or for or against it."""
 
 
 def relevance(
@@ -43,7 +43,7 @@ def relevance(
 
     Args:
         logits: `[tokens, vocab_size]` of the prompt and the answer but its last token, with gradient.
-        attentions: of each layer, `[heads, tokens, tokens]`, with gradient.
+        attentions: of each layer, `[1, heads, tokens, tokens]`, with gradient.
         tokens: the answer; the last rows of `logits` predict it.
         objective: see `OBJECTIVES`.
         contribution: see `CONTRIBUTIONS`.
@@ -58,6 +58,6 @@ def relevance(
         mattered = torch.zeros(len(logits))
         mattered[row] = 1
         for attention, gradient in zip(reversed(attentions), reversed(gradients), strict=True):
-            mattered = mattered + mattered @ contribution(attention.detach() * gradient).mean(dim=0)
+            mattered = mattered + mattered @ contribution(attention.detach() * gradient)[0].mean(dim=0)
         total += mattered
     return total / len(tokens)

@@ -6,7 +6,6 @@ range that has no shard.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Annotated
 import msgspec
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 
-from foveate.engines import LabelError
+from foveate.engines import LabelError, replace_file
 
 SCHEMA_VERSION = 1
 HEADER = "labels.json"
@@ -99,9 +98,7 @@ def write_shard(folder: Path, shard: int, labels: Sequence[Label], header: Label
         "relevance": np.concatenate([np.empty(0, np.float32), *(label.relevance for label in labels)]),
     }
     tensors["features"] = np.ascontiguousarray(tensors["features"].astype(np.float16))
-    temporary = folder / f".{_shard_name(shard)}.tmp"
-    save_file(tensors, temporary)
-    os.replace(temporary, folder / _shard_name(shard))
+    replace_file(folder / _shard_name(shard), save(tensors))
 
 
 def start(folder: Path, header: LabelsHeader) -> list[int]:
@@ -119,9 +116,7 @@ def start(folder: Path, header: LabelsHeader) -> list[int]:
         raise LabelError(f"{folder} exists and holds no labels. Choose another folder.")
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{HEADER}.tmp"
-        temporary.write_bytes(msgspec.json.format(msgspec.json.encode(header)) + b"\n")
-        os.replace(temporary, folder / HEADER)
+        replace_file(folder / HEADER, msgspec.json.format(msgspec.json.encode(header)) + b"\n")
     return [shard for shard in range(header.num_shards) if not (folder / _shard_name(shard)).is_file()]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `foveate export`, `foveate generate`, `foveate demo`."""
+"""The command line: `foveate export`, `foveate generate` and the others."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from foveate.engines.errors import FoveateError
 _COMMANDS = {
     "export": "foveate.cli.export:export_command",
     "generate": "foveate.cli.generate:generate_command",
+    "scorer": "foveate.cli.scorer:scorer_command",
     "evaluate": "foveate.cli.evaluate:evaluate_command",
     "demo": "foveate.cli.demo:demo_command",
 }

@@ -8,9 +8,9 @@ import click
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 
+from foveate.cli.progress import Bar
 from foveate.engines.errors import RequestError
 from foveate.evaluate import REPORTS, Results, Table, evaluate_bundle, remark, tables
 
@@ -54,7 +54,7 @@ def evaluate_command(
 
     DATA is a folder with a questions.jsonl. The same command again goes on where a stopped one ended.
     """
-    with _Bar() as bar:
+    with Bar("Asking") as bar:
         results = evaluate_bundle(
             bundle,
             data,
@@ -94,28 +94,6 @@ def _ratios(text: str) -> list[float]:
         return [float(part) for part in _parts(text)]
     except ValueError as error:
         raise RequestError(f"--keep is '{text}', expected numbers with commas. Use --keep 1,0.5,0.25.") from error
-
-
-class _Bar:
-    """A progress bar on a terminal; nothing in a pipe. It starts where an earlier run ended, so that the time left is right."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        columns = (TextColumn("Asking"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600)
-        self._task: TaskID | None = None
-
-    def __enter__(self) -> _Bar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def show(self, done: int, total: int) -> None:
-        if self._task is None:
-            self._task = self._progress.add_task("", total=total, completed=done)
-        self._progress.update(self._task, completed=done)
 
 
 def _printable(table: Table) -> RichTable:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
-import os
 from pathlib import Path
 
 import click
 
-from foveate.engines.errors import RequestError
+from foveate.engines import RequestError, replace_file
 from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, load
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
@@ -111,15 +111,12 @@ def _check_explain(path: Path, images: tuple[Path, ...]) -> None:
 
 def _write_picture(answer: Answer, path: Path) -> None:
     """Writes the explanation in place of an older one, whole or not at all."""
-    picture, path = answer.explain(), path.resolve()  # a link stays, what it points to is replaced
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    image = io.BytesIO()
+    answer.explain().save(image, _FORMATS[path.suffix.lower()], quality=95)
     try:
-        picture.save(temporary, _FORMATS[path.suffix.lower()], quality=95)
-        os.replace(temporary, path)
+        replace_file(path.resolve(), image.getvalue())  # a link stays, what it points to is replaced
     except OSError as error:
         raise RequestError(f"--explain can't write '{path}': {error.strerror or error}. Choose another file.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _figures(answer: Answer) -> str:

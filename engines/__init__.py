@@ -2,6 +2,7 @@
 
 from foveate.engines.backends import BACKENDS, SessionOptions, open_session
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
+from foveate.engines.canvas import Grid, canvas_feeds
 from foveate.engines.errors import (
     BackendError,
     BundleError,
@@ -38,6 +39,7 @@ __all__ = [
     "FileEntry",
     "FoveateError",
     "GraphSpec",
+    "Grid",
     "LabelError",
     "Manifest",
     "ParityError",
@@ -50,6 +52,7 @@ __all__ = [
     "SessionOptions",
     "SourceEntry",
     "TensorSpec",
+    "canvas_feeds",
     "check_buffers",
     "check_feeds",
     "hash_file",

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from foveate.engines import GraphSpec, TensorSpec
 from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, StandardDecoder, TextDecoder
-from foveate.exporter.prompt import Embed, MeanAttention, Score
+from foveate.exporter.prompt import Embed, Score
+from foveate.exporter.scorer.network import Scorer
 
 PAST_PREFIX = "past_key_values."
 
@@ -41,17 +42,17 @@ def vision_graph(visual: nn.Module, patch_values: int, hidden_size: int) -> Grap
     return _graph("vision", Vision(visual), inputs, (_visual_embeds(hidden_size),))
 
 
-def text_graphs(language_model: TextDecoder) -> list[GraphModule]:
+def text_graphs(language_model: TextDecoder, scorer: Scorer | None) -> list[GraphModule]:
     """`score`, `embed` and both lowerings of the decoder; they share the language model's weights."""
     return [
-        _score_graph(language_model),
+        _score_graph(language_model, scorer),
         _embed_graph(language_model),
         _decoder_graph(language_model),
         _standard_decoder_graph(language_model),
     ]
 
 
-def _score_graph(language_model: TextDecoder) -> GraphModule:
+def _score_graph(language_model: TextDecoder, scorer: Scorer | None) -> GraphModule:
     config = language_model.config
     inputs = (
         TensorSpec("input_ids", "int64", ("total_tokens",)),
@@ -59,9 +60,10 @@ def _score_graph(language_model: TextDecoder) -> GraphModule:
         _visual_embeds(config.hidden_size),
         TensorSpec("visual_indices", "int64", ("visual_tokens",)),
         TensorSpec("instruction_indices", "int64", ("instruction_tokens",)),
+        *(() if scorer is None or scorer.flat else _canvas()),
     )
     outputs = tuple(TensorSpec(name, "float32", ("visual_tokens",)) for name in ("scores", "attention"))
-    return _graph("score", Score(language_model, MeanAttention()), inputs, outputs)
+    return _graph("score", Score(language_model, scorer), inputs, outputs)
 
 
 def _embed_graph(language_model: TextDecoder) -> GraphModule:
@@ -96,6 +98,13 @@ def _standard_decoder_graph(language_model: TextDecoder) -> GraphModule:
     )
     outputs = (_logits(config), *_cache(config, "present.", "total_tokens"))
     return _graph("decoder_standard", StandardDecoder(language_model), inputs, outputs)
+
+
+def _canvas() -> tuple[TensorSpec, ...]:
+    return (
+        TensorSpec("canvas_mask", "float32", ("pages", "rows", "columns")),
+        TensorSpec("visual_cells", "int64", ("visual_tokens",)),
+    )
 
 
 def _graph(name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> GraphModule:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 _FAKE = FakeTensorMode()
 
@@ -76,3 +76,8 @@ def empty(*shape: int) -> nn.Parameter:
     """A weight without values: tracing needs its name and shape only, and a large model must not fill the memory."""
     with _FAKE:
         return nn.Parameter(torch.empty(*shape), requires_grad=False)
+
+
+def is_empty(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has no values; one that has them, as a scorer's, is written into the graph itself."""
+    return isinstance(parameter.data, FakeTensor)

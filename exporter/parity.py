@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -10,11 +10,13 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from foveate.engines import Bundle, ParityError, Session, open_session
+from foveate.engines import Bundle, ParityError, Session, canvas_feeds, open_session
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.graphs import PAST_PREFIX
+from foveate.exporter.scorer.features import FirstLayer
+from foveate.exporter.scorer.network import Scorer
 
-TOLERANCES = {"visual_embeds": 1e-4, "attention": 1e-5, "inputs_embeds": 1e-6, "logits": 1e-4}
+TOLERANCES = {"visual_embeds": 1e-4, "attention": 1e-5, "scores": 1e-5, "inputs_embeds": 1e-6, "logits": 1e-4}
 """Allowed |difference| of each output, for a reference whose largest value is 1 or less; it grows with that value."""
 _DECODE_STEPS = 3
 
@@ -50,14 +52,14 @@ class ParityReport:
         return max(self.rows, key=lambda row: row.max_abs_diff / row.tolerance)
 
 
-def check_parity(bundle: Bundle, family: Family, progress: Callable[[str], None]) -> ParityReport:
-    """Compares every graph of a bundle with the checkpoint it was made from.
+def check_parity(bundle: Bundle, family: Family, scorer: Scorer | None, progress: Callable[[str], None]) -> ParityReport:
+    """Compares every graph of a bundle with the checkpoint it was made from, and with the scorer that was put into it.
 
     Raises:
         ParityError: an output differs by more than its tolerance, or is not a number.
     """
     progress("loading the reference")
-    examples = _Examples(family, family.reference(), np.random.default_rng(0))
+    examples = _Examples(family, family.reference(), scorer, np.random.default_rng(0))
     rows: list[ParityRow] = []
     for name, compare in _COMPARISONS.items():
         progress(f"checking the graph '{name}'")
@@ -88,6 +90,7 @@ class _Examples:
 
     family: Family
     reference: Reference
+    scorer: Scorer | None
     random: np.random.Generator
 
     def embeds(self, *shape: int) -> np.ndarray:
@@ -112,6 +115,16 @@ class _Examples:
         return self._forward(inputs_embeds, position_ids).attentions[0][0].numpy()
 
     @torch.no_grad()
+    def scores(
+        self, attention: np.ndarray, visual: np.ndarray, text: np.ndarray, feeds: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        if self.scorer is None:
+            return attention.mean(axis=(0, 1))
+        first = FirstLayer(torch.from_numpy(attention), torch.from_numpy(visual), torch.from_numpy(text))
+        canvas = () if self.scorer.flat else (feeds["canvas_mask"], feeds["visual_cells"])
+        return self.scorer(first, *map(torch.from_numpy, canvas)).numpy()
+
+    @torch.no_grad()
     def _forward(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> ReferenceOutput:
         return self.reference.forward(torch.from_numpy(inputs_embeds), torch.from_numpy(position_ids))
 
@@ -128,7 +141,11 @@ def _compare_vision(examples: _Examples, session: Session) -> Iterator[_Compared
 
 
 def _compare_score(examples: _Examples, session: Session) -> Iterator[_Compared]:
-    for case, visual, tokens in (("one image", range(3, 9), 14), ("two images", (*range(1, 5), *range(7, 12)), 20)):
+    one, two = ((1, 2, 3),), ((1, 2, 2), (1, 1, 5))
+    for case, grids, visual, tokens in (
+        ("one image", one, range(3, 9), 14),
+        ("two images", two, (*range(1, 5), *range(7, 12)), 20),
+    ):
         indices, rows = np.array(visual), np.arange(max(visual) + 2, tokens - 1)
         feeds = {
             "input_ids": examples.token_ids(tokens),
@@ -136,12 +153,14 @@ def _compare_score(examples: _Examples, session: Session) -> Iterator[_Compared]
             "visual_embeds": examples.embeds(len(indices)),
             "visual_indices": indices,
             "instruction_indices": rows,
+            **canvas_feeds(grids),
         }
         embeds = examples.text_embeds(feeds["input_ids"])
         embeds[indices] = feeds["visual_embeds"]
-        attention = examples.attention(embeds, feeds["position_ids"])
-        expected = attention[:, rows][:, :, indices].mean(axis=(0, 1))
-        yield "attention", case, session.run(feeds)["attention"], expected
+        attention = examples.attention(embeds, feeds["position_ids"])[:, rows][:, :, indices]
+        got = session.run({tensor.name: feeds[tensor.name] for tensor in session.spec.inputs})
+        yield "attention", case, got["attention"], attention.mean(axis=(0, 1))
+        yield "scores", case, got["scores"], examples.scores(attention, embeds[indices], embeds[rows], feeds)
 
 
 def _compare_embed(examples: _Examples, session: Session) -> Iterator[_Compared]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
@@ -16,8 +17,11 @@ from foveate.engines import (
     DecoderEntry,
     ExportError,
     Manifest,
+    RetentionPoint,
     ScorerEntry,
+    ScorerError,
     SourceEntry,
+    hash_file,
     list_files,
     new_folder,
     write_manifest,
@@ -28,6 +32,8 @@ from foveate.exporter.families import read_family
 from foveate.exporter.family import Family
 from foveate.exporter.graphs import GraphModule, text_graphs, vision_graph
 from foveate.exporter.parity import ParityReport, check_parity
+from foveate.exporter.scorer.file import read_scorer
+from foveate.exporter.scorer.network import Scorer
 from foveate.exporter.trace import write_graph
 from foveate.exporter.weights import Weight, resolve_weights, write_weights
 
@@ -36,6 +42,7 @@ PRECISIONS = ("fp32",)
 _WEIGHTS = "graphs/weights.safetensors"
 
 Progress = Callable[[str], None]
+Calibrate = Callable[[Path], Sequence[RetentionPoint]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,7 @@ class ExportOptions:
     Attributes:
         precision: of weights and arithmetic; `fp32`.
         overwrite: replace a bundle that is already there.
+        scorer: file of a trained scorer; None scores by attention.
         check: hold every graph against the checkpoint's own library before the bundle takes its place. It loads the
             whole checkpoint in float32.
     """
@@ -52,6 +60,7 @@ class ExportOptions:
     precision: str = "fp32"
     overwrite: bool = False
     check: bool = True
+    scorer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,11 @@ class ExportResult:
 
 
 def export(
-    checkpoint: Path, output: Path, options: ExportOptions | None = None, progress: Progress | None = None
+    checkpoint: Path,
+    output: Path,
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+    calibrate: Calibrate | None = None,
 ) -> ExportResult:
     """Writes the bundle of a Hugging Face checkpoint; `output` appears whole or not at all.
 
@@ -72,9 +85,11 @@ def export(
         output: the bundle's folder.
         options: how to export.
         progress: told each step as it begins, in a few words.
+        calibrate: measures the retention curve of the bundle, which lies in a temporary folder still.
 
     Raises:
         ExportError: the checkpoint is incomplete, broken or not supported.
+        ScorerError: the scorer is broken, or was trained for another checkpoint.
         ParityError: a graph differs from the checkpoint.
         BundleError: `output` exists.
     """
@@ -84,22 +99,50 @@ def export(
     report("reading the checkpoint")
     source = Checkpoint.open(Path(checkpoint))
     family = read_family(source)
-    graphs = build_graphs(family)
+    scorer = None if options.scorer is None else _read_scorer(Path(options.scorer), source, family)
+    graphs = build_graphs(family, scorer and scorer.network)
     weights = resolve_weights([graph.module for graph in graphs], source, family.checkpoint_keys)
-    manifest = _manifest(family, source, graphs, options)
+    manifest = _manifest(family, source, graphs, options.precision, scorer.entry if scorer else ScorerEntry())
     with new_folder(Path(output), options.overwrite) as folder:
         shutil.copyfile(source.path / TOKENIZER, _inside(folder, f"tokenizer/{TOKENIZER}"))
         _write_graphs(graphs, weights, folder, report)
         report("hashing the files")
         write_manifest(folder, msgspec.structs.replace(manifest, files=list_files(folder)))
-        parity = check_parity(Bundle.open(folder, verify=False), family, report) if options.check else None
+        network = scorer and scorer.network
+        parity = check_parity(Bundle.open(folder, verify=False), family, network, report) if options.check else None
+        if calibrate:
+            report("measuring the retention curve")
+            _store_retention(folder, calibrate(folder))
     return ExportResult(Path(output), parity)
 
 
-def build_graphs(family: Family) -> list[GraphModule]:
+def build_graphs(family: Family, scorer: Scorer | None = None) -> list[GraphModule]:
     """Every graph of a bundle of the family."""
     vision = vision_graph(family.vision_tower(), family.patch_values, family.decoder.hidden_size)
-    return [vision, *text_graphs(TextDecoder(family.decoder))]
+    return [vision, *text_graphs(TextDecoder(family.decoder), scorer)]
+
+
+class _TrainedScorer(NamedTuple):
+    network: Scorer
+    entry: ScorerEntry
+
+
+def _read_scorer(path: Path, source: Checkpoint, family: Family) -> _TrainedScorer:
+    network, facts = read_scorer(path)
+    heads = family.decoder.num_attention_heads
+    remedy = f"Label with this checkpoint and train: 'foveate scorer label {source.path} DATA -o LABELS'."
+    if facts.heads != heads:
+        raise ScorerError(f"{path} is a scorer for {facts.heads} attention heads, {source.path} has {heads}. {remedy}")
+    if facts.checkpoint_sha256 != source.sha256():
+        raise ScorerError(f"{path} was trained for another checkpoint, '{facts.checkpoint}', than {source.path}. {remedy}")
+    training = {"network": msgspec.to_builtins(facts.network), **facts.training}
+    return _TrainedScorer(network, ScorerEntry("trained", hash_file(path), training))
+
+
+def _store_retention(folder: Path, retention: Sequence[RetentionPoint]) -> None:
+    manifest = Bundle.open(folder, verify=False).manifest
+    scorer = msgspec.structs.replace(manifest.scorer, retention=tuple(retention))
+    write_manifest(folder, msgspec.structs.replace(manifest, scorer=scorer))
 
 
 def _write_graphs(graphs: list[GraphModule], weights: dict[str, Weight], folder: Path, report: Progress) -> None:
@@ -110,19 +153,19 @@ def _write_graphs(graphs: list[GraphModule], weights: dict[str, Weight], folder:
         write_graph(graph, stored, _inside(folder, graph.spec.file))
 
 
-def _manifest(family: Family, source: Checkpoint, graphs: list[GraphModule], options: ExportOptions) -> Manifest:
+def _manifest(family: Family, source: Checkpoint, graphs: list[GraphModule], precision: str, scorer: ScorerEntry) -> Manifest:
     """Everything but the list of files."""
     return Manifest(
         schema_version=SCHEMA_VERSION,
         foveate_version=version("foveate"),
         family=family.model_type,
         source=SourceEntry(source.path.resolve().name, family.model_type, source.sha256()),
-        precision=options.precision,
+        precision=precision,
         graphs={graph.spec.name: graph.spec for graph in graphs},
         decoder=_decoder_entry(family.decoder),
         prompt=family.prompt(),
         processor=family.processor(),
-        scorer=ScorerEntry(),
+        scorer=scorer,
         files={},
     )
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from foveate.exporter.decoder import DecoderLayer, TextDecoder
+from foveate.exporter.scorer.features import FirstLayer
+from foveate.exporter.scorer.network import Scorer
 
 
 class Embed(nn.Module):
@@ -23,22 +25,15 @@ class Embed(nn.Module):
         return flat.view_as(embeds)
 
 
-class MeanAttention(nn.Module):
-    """The scorer without a network: the mean of `attention [heads, instruction, visual]` over heads and rows."""
-
-    def forward(self, attention: Tensor) -> Tensor:
-        return attention.mean(dim=(0, 1))
-
-
 class Score(nn.Module):
     """The graph `score`: layer-0 attention of the instruction rows to the visual tokens, made into scores by a scorer.
 
     Args:
         language_model: the decoder, of which the table and the query and key of layer 0 are used.
-        scorer: `[heads, instruction, visual]` attention -> `[visual]` scores.
+        scorer: the trained network; without one the scores are the attention.
     """
 
-    def __init__(self, language_model: TextDecoder, scorer: nn.Module) -> None:
+    def __init__(self, language_model: TextDecoder, scorer: Scorer | None) -> None:
         super().__init__()
         self.language_model = language_model
         self.scorer = scorer
@@ -50,7 +45,10 @@ class Score(nn.Module):
         visual_embeds: Tensor,
         visual_indices: Tensor,
         instruction_indices: Tensor,
+        canvas_mask: Tensor | None = None,
+        visual_cells: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
+        """Scores `[visual_tokens]`, and the attention `[visual_tokens]`, mean over heads and instruction rows."""
         layer = cast(DecoderLayer, self.language_model.layers[0])
         angles = self.language_model.angles(position_ids)
         embeds = self.language_model.embed_tokens(input_ids).index_put((visual_indices,), visual_embeds)
@@ -60,7 +58,11 @@ class Score(nn.Module):
         visible = torch.arange(x.shape[0]) <= instruction_indices[:, None]
         attention = torch.softmax(logits.masked_fill(~visible, torch.finfo(logits.dtype).min), dim=-1)
         attention = attention.index_select(2, visual_indices)
-        return self.scorer(attention), attention.mean(dim=(0, 1))
+        mean = attention.mean(dim=(0, 1))
+        if self.scorer is None:
+            return mean, mean.clone()
+        first = FirstLayer(attention, visual_embeds, embeds.index_select(0, instruction_indices))
+        return self.scorer(first, canvas_mask, visual_cells), mean
 
 
 def _attention_logits(query: Tensor, key: Tensor) -> Tensor:

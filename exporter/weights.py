@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from foveate.engines import ExportError
 from foveate.exporter.checkpoint import Checkpoint
-from foveate.exporter.modules import Linear
+from foveate.exporter.modules import Linear, is_empty
 from foveate.exporter.safetensors import FilePlan, StoredTensor
 
 
@@ -43,7 +43,7 @@ def resolve_weights(
     for module in modules:
         linear = {f"{name}.weight" for name, child in module.named_modules() if isinstance(child, Linear)}
         for name, parameter in module.named_parameters():
-            if name not in weights:
+            if is_empty(parameter) and name not in weights:
                 source = _find(checkpoint, checkpoint_keys(name))
                 weights[name] = Weight(tuple(parameter.shape), source, transposed=name in linear)
                 _check_shape(weights[name])

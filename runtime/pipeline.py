@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from foveate.engines import Bundle, BundleError, Manifest, RequestError, Session, SessionOptions, open_session
+from foveate.engines import Bundle, BundleError, Manifest, RequestError, Session, SessionOptions, canvas_feeds, open_session
 from foveate.runtime.batch import concatenate, pad, prune
-from foveate.runtime.canvas import canvas_feeds
 from foveate.runtime.decode import Row, decode
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.kv_cache import KVCache
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
-from foveate.runtime.select import Custom, Relevance, Selection, Selector, keep_everything, open_selector, select
+from foveate.runtime.select import Custom, Policy, Relevance, Selection, Selector, keep_everything, open_selector, select
+from foveate.runtime.select.scores import Learned
 from foveate.runtime.stream import Job, Stopwatch, Stream
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
@@ -148,7 +148,7 @@ class Pipeline:
     def _admit(self, request: Request, encoded: Encoded | None) -> Job:
         """The stages that each request goes through on its own."""
         max_new_tokens = request.max_new_tokens or self.manifest.prompt.max_new_tokens
-        selector = self._selector(request)
+        selector = self.selector(request.select)
         encoded = encoded or self.encode(request)
         prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
         self._check_length(prepared.num_text_tokens, max_new_tokens)
@@ -218,19 +218,23 @@ class Pipeline:
         total = prepared.num_visual_tokens
         everything = request.budget.keeps_all(total)
         if everything or relevance is None:
-            scores = None if relevance is None else self._selector(request).weights(relevance)
+            scores = None if relevance is None else self.selector(request.select).weights(relevance)
             return keep_everything(total, everything or "", scores)
-        return select(relevance, request.budget, self._selector(request), prepared.note)
+        return select(relevance, request.budget, self.selector(request.select), prepared.note)
 
-    def _selector(self, request: Request) -> Selector:
-        """The request's selector; by default the bundle's own scorer."""
-        chosen, trained = request.select, self.manifest.scorer.kind != "attention"
+    def selector(self, chosen: Selector | Policy | str | None = None) -> Selector:
+        """The selector that a request's `select` means; None is the bundle's own scorer.
+
+        Raises:
+            RequestError: there is no such selector, or it needs a trained scorer, which the bundle has not.
+        """
+        trained = self.manifest.scorer.kind != "attention"
         if chosen is None:
             return open_selector("learned" if trained else "attention")
         selector = open_selector(chosen) if isinstance(chosen, str) else chosen
         if not isinstance(selector, Selector):
             selector = Custom(selector)
-        if selector.name.startswith("learned") and not trained:
+        if isinstance(selector, Learned) and not trained:
             raise RequestError(
                 f"selector '{selector.name}' needs a trained scorer, which this bundle has not. "
                 "Export it with --scorer FILE, or use --select attention."

@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.engines import LabelError
+from foveate.engines import Grid, LabelError
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.scorer.features import FEATURES, FirstLayer, count_channels, features
 from foveate.exporter.scorer.relevance import CONTRIBUTIONS, OBJECTIVES, relevance
 from foveate.exporter.scorer.store import SCHEMA_VERSION, Label, LabelsHeader, read_header, start, write_shard
-
-Grid = tuple[int, int, int]
 
 
 @dataclass(frozen=True)

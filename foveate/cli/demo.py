@@ -12,8 +12,9 @@ from rich.table import Table
 
 from foveate.cli.export import load_exporter
 from foveate.demo import KEEPS, Outcome, run
+from foveate.engines import RequestError
 from foveate.runtime import Answer
-from foveate.samples import read_samples
+from foveate.samples import QUESTIONS, read_samples
 
 
 @click.command("demo")
@@ -22,6 +23,8 @@ from foveate.samples import read_samples
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
     """Export the reference checkpoint and ask about a few scenes with fewer and fewer visual tokens."""
+    if not (data / QUESTIONS).is_file():
+        raise RequestError(f"there is no {data / QUESTIONS}. Run the demo from a clone of the project, or pass --data FOLDER.")
     console, samples, exporter = Console(), read_samples(data), load_exporter()
     with console.status("Exporting ...") as status:
 

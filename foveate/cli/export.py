@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import click
 from rich.console import Console
 
-from foveate.engines.errors import ExportError
+from foveate.engines import ExportError, RetentionPoint
+
+CALIBRATION_KEEPS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 
 
 def load_exporter() -> ModuleType:
@@ -29,17 +32,23 @@ def load_exporter() -> ModuleType:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle, e.g. x.bundle.")
 @click.option("--precision", default="fp32", show_default=True, help="Precision of the weights.")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
+@click.option("--scorer", type=click.Path(path_type=Path), help="A trained scorer, from 'foveate scorer train'.")
+@click.option("--calibrate", type=click.Path(path_type=Path), help="Folder of questions to measure the retention curve on.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare every graph with transformers.")
-def export_command(checkpoint: Path, output: Path, precision: str, force: bool, check: bool) -> None:
+def export_command(
+    checkpoint: Path, output: Path, precision: str, force: bool, scorer: Path | None, calibrate: Path | None, check: bool
+) -> None:
     """Export CHECKPOINT, a Hugging Face folder, into a bundle of ONNX graphs."""
     exporter = load_exporter()
+    measure = None if calibrate is None else _calibration(calibrate)
     console = Console(stderr=True)
     with console.status("Exporting ...") as status:
         result = exporter.export(
             checkpoint,
             output,
-            exporter.ExportOptions(precision=precision, overwrite=force, check=check),
+            exporter.ExportOptions(precision=precision, overwrite=force, check=check, scorer=scorer),
             progress=lambda message: status.update(f"{message} ..."),
+            calibrate=measure,
         )
     if result.parity is not None:
         worst = result.parity.worst()
@@ -49,3 +58,19 @@ def export_command(checkpoint: Path, output: Path, precision: str, force: bool, 
             err=True,
         )
     click.echo(result.bundle)
+
+
+def _calibration(data: Path) -> Callable[[Path], list[RetentionPoint]]:
+    """Measures the retention curve of a bundle on the questions of a folder, which are read at once."""
+    from foveate.evaluate import evaluate, retention_curve
+    from foveate.runtime import load
+    from foveate.samples import read_samples
+
+    samples = read_samples(data)
+
+    def measure(bundle: Path) -> list[RetentionPoint]:
+        pipe = load(bundle, verify=False)
+        selector = pipe.selector().name
+        return retention_curve(evaluate(pipe, samples, CALIBRATION_KEEPS, [selector]), selector)
+
+    return measure

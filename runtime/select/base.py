@@ -8,11 +8,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foveate.engines import RequestError
+from foveate.engines import Grid, RequestError
 from foveate.runtime.budget import Budget
-
-Grid = tuple[int, int, int]
-"""Frames, rows and columns of the visual tokens of one image (one frame) or video; tokens go frame by frame, row by row."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -86,16 +86,15 @@ def learning_curve(losses: Sequence[tuple[float, float]], best: int) -> bytes:
     epochs = np.arange(1, len(losses) + 1)
     for name, values, colour in zip(("training", "validation"), np.transpose(losses), _COLOURS[1::-1], strict=True):
         axes.plot(epochs, values, color=colour, linewidth=2.4, label=name, marker="o" if len(losses) == 1 else "")
-    axes.axvline(best + 1, color=_MUTED, linestyle=(0, (5, 3)), linewidth=1.2)
-    axes.plot(best + 1, losses[best][1], marker="o", color=_COLOURS[0], markersize=9, markeredgecolor="white")
-    axes.set_title(f"Learning curve, best epoch {best + 1}", loc="left", color=_INK, fontsize=15, fontweight="bold")
-    axes.set_xlabel("epoch", color=_MUTED, fontsize=11)
-    axes.set_ylabel("KL divergence, nats", color=_MUTED, fontsize=11)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=_RULE, linewidth=1)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(colors=_INK, length=0)
-    axes.legend(frameon=False, fontsize=11)
+    kept = losses[best][1]
+    axes.plot(best + 1, kept, marker="o", color=_COLOURS[0], markersize=9, markeredgecolor="white")
+    axes.vlines(best + 1, 0, kept, color=_MUTED, linestyle=(0, (5, 3)), linewidth=1.2, zorder=1)
+    axes.set_xlim(0.5, len(losses) + 0.5)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.legend(frameon=False, fontsize=11, labelcolor="linecolor", loc="upper right")
+    note = f"kept: epoch {best + 1} of {len(losses)}, validation {kept:.3f} nats"
+    _frame(axes, "Learning curve", "epoch", "KL divergence to the labels, nats", note)
     return _png(figure)
 
 
@@ -121,21 +120,26 @@ def _draw(axes: Axes, curve: Curve, colour: str, marker: str, front: bool) -> No
 
 
 def _dress(axes: Axes, ticks: Mapping[float, str], note: str) -> None:
-    """Title, axes and grid."""
+    """Scales, title, axes and grid."""
     axes.set_xscale("log", base=2)
     margin = (max(ticks) / min(ticks)) ** 0.02
     axes.set_xlim(max(ticks) * margin, min(ticks) / margin)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(ticks), labels=_readable(ticks))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    axes.set_xlabel("visual tokens kept: share and mean number", color=_MUTED, fontsize=11, labelpad=8)
-    axes.set_ylabel("right answers", color=_MUTED, fontsize=11)
+    _frame(axes, "Accuracy with fewer visual tokens", "visual tokens kept: share and mean number", "right answers", note)
+
+
+def _frame(axes: Axes, title: str, across: str, up: str, note: str) -> None:
+    """What every chart has: title, note below it, names of the axes, a quiet grid."""
+    axes.set_xlabel(across, color=_MUTED, fontsize=11, labelpad=8)
+    axes.set_ylabel(up, color=_MUTED, fontsize=11)
     axes.tick_params(colors=_INK, length=0, labelsize=11)
     axes.grid(axis="y", color=_RULE, linewidth=1)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_RULE)
-    axes.set_title("Accuracy with fewer visual tokens", loc="left", color=_INK, fontsize=16, fontweight="bold", pad=28)
+    axes.set_title(title, loc="left", color=_INK, fontsize=16, fontweight="bold", pad=28)
     axes.annotate(
         note, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points", va="bottom", color=_MUTED, fontsize=10.5
     )

@@ -10,8 +10,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import hash_file
-from foveate.engines.errors import LabelError
-from foveate.exporter.checkpoint import TOKENIZER
+from foveate.engines.errors import ExportError, LabelError
+from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
 from foveate.exporter.family import Family
 from foveate.exporter.scorer import Example, LabelOptions, LabelResult, label, read_labels
 from foveate.runtime import Preparer, Request
@@ -23,7 +23,7 @@ class Loader:
 
     def __init__(self, samples: Sequence[Sample], checkpoint: Path) -> None:
         self._samples = samples
-        self._tokenizer = Tokenizer.from_file(str(checkpoint / TOKENIZER))
+        self._tokenizer = _load_tokenizer(checkpoint)
         self._first = {sample.image: number for number, sample in reversed(list(enumerate(samples)))}
         self._prepare: Preparer | None = None
 
@@ -48,6 +48,14 @@ class Loader:
 
     def _is_right(self, sample: Sample, tokens: Sequence[int]) -> bool:
         return sample.answered_by(self._tokenizer.decode(list(tokens)))
+
+
+def _load_tokenizer(checkpoint: Path) -> Tokenizer:
+    path = Checkpoint.open(checkpoint).path / TOKENIZER
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise ExportError(f"{path} is not a tokenizer: {error}. Download the checkpoint again.") from error
 
 
 def _patch_grid(pixel_values: np.ndarray, patch_positions: np.ndarray) -> tuple[int, int, int]:

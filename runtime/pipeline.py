@@ -116,11 +116,16 @@ class Pipeline:
         for session in self._sessions.values():
             session.close()
 
-    def encode(self, request: Request) -> Encoded:
+    def encode(self, request: Request, visual_embeds: np.ndarray | None = None) -> Encoded:
         """The stages that depend neither on the budget nor on the selector; `generate` takes the result.
 
+        Args:
+            request: the question.
+            visual_embeds: `[visual_tokens, hidden_size]` float32, what `encode` gave for another question about the same
+                images; the vision graph is not run again.
+
         Raises:
-            RequestError: images or messages that can't be used.
+            RequestError: images or messages that can't be used, or `visual_embeds` of other images.
             BackendError: the vision graph failed.
         """
         stopwatch = Stopwatch()
@@ -128,7 +133,12 @@ class Pipeline:
             prepared = self.prepare(request)
         self._check_length(prepared.num_text_tokens, 1)  # what no budget shrinks, before the work begins
         with stopwatch("vision_ms"):
-            visual_embeds = self.vision(prepared)
+            visual_embeds = self.vision(prepared) if visual_embeds is None else visual_embeds
+        if len(visual_embeds) != prepared.num_visual_tokens:
+            raise RequestError(
+                f"there are visual_embeds of {len(visual_embeds)} tokens, the images have {prepared.num_visual_tokens}. "
+                "Give those of the same images, or leave them out."
+            )
         return Encoded(prepared, visual_embeds, stopwatch.stage_ms)
 
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from foveate.exporter.families import read_family
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.scorer.features import FEATURES, FirstLayer, count_channels, features
 from foveate.exporter.scorer.relevance import CONTRIBUTIONS, OBJECTIVES, relevance
-from foveate.exporter.scorer.store import SCHEMA_VERSION, Label, LabelsHeader, read_header, start, write_shard
+from foveate.exporter.scorer.store import SCHEMA_VERSION, Label, LabelsHeader, start, write_shard
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class LabelOptions:
         for name, number in (("max_new_tokens", self.max_new_tokens), ("limit", self.limit), ("shard_size", self.shard_size)):
             if number is not None and number < 1:
                 raise LabelError(f"{name} is {number}, expected at least 1. Raise it.")
+        if self.seed < 0:
+            raise LabelError(f"seed is {self.seed}, expected at least 0. Raise it.")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,7 @@ def label(
 
     Raises:
         ExportError: the checkpoint is incomplete, broken or not supported.
-        LabelError: `output` holds something else, or no sample was answered correctly.
+        LabelError: `output` holds something else, or can't be written.
     """
     options, report = options or LabelOptions(), progress or (lambda done, total: None)
     source = Checkpoint.open(Path(checkpoint))
@@ -161,8 +163,70 @@ def _draw(num_samples: int, options: LabelOptions) -> tuple[int, ...]:
     return tuple(sorted(chosen.tolist()))
 
 
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """An example in the reference's embeddings, ready to be continued.
+
+    Attributes:
+        reference: the model.
+        example: the prompt.
+        embeds: `[tokens, D]`, visual tokens in their places.
+    """
+
+    reference: Reference
+    example: Example
+    embeds: Tensor
+
+    @classmethod
+    def embed(cls, reference: Reference, example: Example, visual_embeds: Tensor | None = None) -> Prompt:
+        """Embeds a prompt; `visual_embeds [visual_tokens, D]` where they are known already."""
+        if visual_embeds is None:
+            visual_embeds = embed_images(reference, example)
+        embeds = reference.text_embeds(torch.from_numpy(example.input_ids)).clone()
+        embeds[torch.from_numpy(example.visual_indices)] = visual_embeds
+        return cls(reference, example, embeds)
+
+    def run(self, answer: Sequence[int]) -> ReferenceOutput:
+        """The model on the prompt and the beginning of an answer; with gradient where that is enabled."""
+        first, axes = self.example.next_position, len(self.example.position_ids)
+        positions = np.tile(np.arange(first, first + len(answer)), (axes, 1))
+        position_ids = torch.from_numpy(np.concatenate([self.example.position_ids, positions], axis=1))
+        embeds = torch.cat((self.embeds, self.reference.text_embeds(torch.tensor(answer, dtype=torch.int64))))
+        return self.reference.forward(embeds.requires_grad_(torch.is_grad_enabled()), position_ids)
+
+    @torch.no_grad()
+    def answer(self, eos_token_ids: Collection[int], max_new_tokens: int) -> list[int]:
+        """Greedy tokens up to the end of the answer, without the token that ends it.
+
+        Every token runs the whole sequence: answers are short, and the gradients cost several such runs a token anyway.
+        """
+        tokens: list[int] = []
+        while len(tokens) < max_new_tokens:
+            token = int(self.run(tokens).logits[-1].argmax())
+            if token in eos_token_ids:
+                break
+            tokens.append(token)
+        return tokens
+
+    def first_layer(self, output: ReferenceOutput) -> FirstLayer:
+        """What the first layer knows about the visual tokens."""
+        visual, rows = (torch.from_numpy(i) for i in (self.example.visual_indices, self.example.instruction_indices))
+        attention = output.attentions[0][0].detach().index_select(1, rows).index_select(2, visual)
+        return FirstLayer(attention, self.embeds.index_select(0, visual), self.embeds.index_select(0, rows))
+
+
+def embed_images(reference: Reference, example: Example) -> Tensor:
+    """`visual_embeds [visual_tokens, D]` of every image of an example."""
+    return torch.cat(
+        [
+            reference.visual_embeds(torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])), grid)
+            for pixels, grid in zip(example.pixel_values, example.patch_grids, strict=True)
+        ]
+    )
+
+
 class _Labeller:
-    """A loaded model and what it saw last."""
+    """A loaded model and the images that it saw last."""
 
     def __init__(self, family: Family, reference: Reference, options: LabelOptions) -> None:
         self._reference = reference
@@ -172,72 +236,30 @@ class _Labeller:
 
     def label(self, sample: int, example: Example) -> Label | None:
         """The label of a sample; None where the answer is wrong and only right ones are wanted, or is empty."""
-        visual_embeds = self._visual_embeds(example)
-        answer = self._answer(example, visual_embeds)
+        prompt = Prompt.embed(self._reference, example, self._visual_embeds(example))
+        answer = prompt.answer(self._eos, self._options.max_new_tokens)
         correct = bool(answer) and example.is_right(answer)
         if not answer or not (correct or self._options.wrong):
             return None
-        output = self._run(example, visual_embeds, answer[:-1], gradient=True)
-        objective, contribution = OBJECTIVES[self._options.objective], CONTRIBUTIONS[self._options.contribution]
-        mattered = relevance(output.logits, output.attentions, answer, objective, contribution)
-        visual, rows = torch.from_numpy(example.visual_indices), torch.from_numpy(example.instruction_indices)
-        attention = output.attentions[0][0].detach().index_select(1, rows).index_select(2, visual)
-        text_embeds = self._reference.text_embeds(torch.from_numpy(example.input_ids)).index_select(0, rows)
-        first = FirstLayer(attention, visual_embeds, text_embeds)
+        with torch.enable_grad():
+            output = prompt.run(answer[:-1])
+            objective, contribution = OBJECTIVES[self._options.objective], CONTRIBUTIONS[self._options.contribution]
+            mattered = relevance(output.logits, output.attentions, answer, objective, contribution)
         return Label(
             sample,
             example.image,
             correct,
             tuple(example.grids),
-            features(first, list(FEATURES)).numpy(),
-            mattered.index_select(0, visual).numpy(),
+            features(prompt.first_layer(output), list(FEATURES)).numpy(),
+            mattered[example.visual_indices].numpy(),
         )
 
     def _visual_embeds(self, example: Example) -> Tensor:
         """`[visual_tokens, D]`; computed once for questions in a row about the same images."""
         if self._seen is None or not _same(self._seen[0], example.pixel_values):
-            parts = [
-                self._reference.visual_embeds(torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])), grid)
-                for pixels, grid in zip(example.pixel_values, example.patch_grids, strict=True)
-            ]
-            self._seen = example.pixel_values, torch.cat(parts)
+            self._seen = example.pixel_values, embed_images(self._reference, example)
         return self._seen[1]
-
-    def _answer(self, example: Example, visual_embeds: Tensor) -> list[int]:
-        """Greedy tokens up to the end of the answer, without the token that ends it.
-
-        Every token runs the whole sequence: answers are short, and the gradients cost several such runs a token anyway.
-        """
-        answer: list[int] = []
-        while len(answer) < self._options.max_new_tokens:
-            token = int(self._run(example, visual_embeds, answer, gradient=False).logits[-1].argmax())
-            if token in self._eos:
-                break
-            answer.append(token)
-        return answer
-
-    def _run(self, example: Example, visual_embeds: Tensor, answer: Sequence[int], gradient: bool) -> ReferenceOutput:
-        """The model on the prompt and the beginning of an answer."""
-        positions = np.arange(example.next_position, example.next_position + len(answer))
-        position_ids = np.concatenate([example.position_ids, np.tile(positions, (len(example.position_ids), 1))], axis=1)
-        input_ids = torch.from_numpy(np.concatenate([example.input_ids, np.array(answer, np.int64)]))
-        embeds = self._reference.text_embeds(input_ids).clone()
-        embeds[torch.from_numpy(example.visual_indices)] = visual_embeds
-        with torch.set_grad_enabled(gradient):
-            return self._reference.forward(embeds.requires_grad_(gradient), torch.from_numpy(position_ids))
 
 
 def _same(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
     return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def check_labels_of(folder: Path, checkpoint: Path) -> LabelsHeader:
-    """The header of a folder of labels, which must be those of a checkpoint.
-
-    Raises:
-        LabelError: they are of another checkpoint.
-    """
-    header, source = read_header(folder), Checkpoint.open(checkpoint)
-    if header.checkpoint_sha256 != source.sha256():
-        raise LabelError(f"{folder} are labels of '{header.checkpoint}', not of {checkpoint}. Label with this checkpoint.")
-    return header

@@ -25,7 +25,7 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind: name in `NETWORKS`.
         features: groups of channels, see `FEATURES`.
         width: channels inside of `grid`; `sequence` has the paper's.
-        depth: number of blocks.
+        depth: number of blocks; `sequence` has at most five.
         kernel_size: of the depthwise convolutions, odd.
         context: blocks of `grid` see the mean over their page, too.
     """
@@ -43,6 +43,8 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         unknown = set(self.features) - set(FEATURES)
         if unknown or not self.features:
             raise ValueError(f"features {sorted(unknown)} are not among {', '.join(FEATURES)}")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError(f"features {', '.join(self.features)} repeat")
         if self.kernel_size % 2 == 0:
             raise ValueError(f"kernel_size {self.kernel_size} is not odd")
 
@@ -107,6 +109,8 @@ class SequenceNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig, channels: int) -> None:
         super().__init__()
+        if config.depth > len(self.widths):
+            raise ScorerError(f"depth is {config.depth}, 'sequence' has at most {len(self.widths)} blocks. Lower it.")
         widths = (channels, *self.widths[: config.depth])
         size = config.kernel_size
         self.layers = nn.ModuleList(
@@ -133,7 +137,7 @@ class Scorer(nn.Module):
         heads: attention heads of the model.
 
     Raises:
-        ScorerError: it would have more than 300,000 weights.
+        ScorerError: it would have more than 300,000 weights, or more blocks than its kind has.
     """
 
     shift: Tensor
@@ -143,12 +147,13 @@ class Scorer(nn.Module):
         super().__init__()
         self.config, self.heads = config, heads
         channels = sum(count_channels(config.features, heads).values())
+        with torch.device("meta"):  # counted before they take memory
+            weights = sum(parameter.numel() for parameter in NETWORKS[config.kind](config, channels).parameters())
+        if weights > MAX_WEIGHTS:
+            raise ScorerError(f"the scorer would have {weights} weights, at most {MAX_WEIGHTS} fit. Lower width or depth.")
         self.network = NETWORKS[config.kind](config, channels)
         self.register_buffer("shift", torch.zeros(channels))
         self.register_buffer("scale", torch.ones(channels))
-        weights = sum(parameter.numel() for parameter in self.network.parameters())
-        if weights > MAX_WEIGHTS:
-            raise ScorerError(f"the scorer would have {weights} weights, at most {MAX_WEIGHTS} fit. Lower width or depth.")
 
     @property
     def flat(self) -> bool:

@@ -6,7 +6,7 @@ range that has no shard.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -108,16 +108,28 @@ def start(folder: Path, header: LabelsHeader) -> list[int]:
         The shards that are still to be written.
 
     Raises:
-        LabelError: the folder holds something else.
+        LabelError: the folder holds something else, or can't be written.
     """
     if (folder / HEADER).is_file():
         _check_same(folder, read_header(folder), header)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    elif folder.exists() and (not folder.is_dir() or any(not _is_left_over(path) for path in folder.iterdir())):
         raise LabelError(f"{folder} exists and holds no labels. Choose another folder.")
     else:
+        _begin(folder, header)
+    return [shard for shard in range(header.num_shards) if not (folder / _shard_name(shard)).is_file()]
+
+
+def _is_left_over(path: Path) -> bool:
+    """Whether a run that was killed left this behind before it had a header."""
+    return path.name.startswith(f".{HEADER}.") and path.suffix == ".tmp"
+
+
+def _begin(folder: Path, header: LabelsHeader) -> None:
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         replace_file(folder / HEADER, msgspec.json.format(msgspec.json.encode(header)) + b"\n")
-    return [shard for shard in range(header.num_shards) if not (folder / _shard_name(shard)).is_file()]
+    except OSError as error:
+        raise LabelError(f"{folder} can't be written: {error.strerror or error}. Choose another folder.") from error
 
 
 def _check_same(folder: Path, found: LabelsHeader, wanted: LabelsHeader) -> None:
@@ -168,20 +180,25 @@ def read_labels(folder: Path) -> Iterator[Label]:
 
 def _read_shard(file: Path, header: LabelsHeader) -> Iterator[Label]:
     try:
-        tensors = load_file(file)
-        ends, grid_ends = np.cumsum(tensors["num_tokens"]), np.cumsum(tensors["num_grids"])
-        features = np.split(tensors["features"].astype(np.float32), ends[:-1], axis=1) if len(ends) else []
-        relevance = np.split(tensors["relevance"], ends[:-1]) if len(ends) else []
-        grids = np.split(tensors["grids"], grid_ends[:-1]) if len(ends) else []
-        facts = list(zip(tensors["sample"].tolist(), tensors["image"].tolist(), tensors["correct"].tolist(), strict=True))
-    except (SafetensorError, KeyError, ValueError) as error:
+        labels = list(_unpack(load_file(file)))
+    except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise LabelError(
             f"{file} is not a shard of labels: {error}. Delete it and run 'foveate scorer label' again."
         ) from error
-    for (sample, image, correct), shape, values, target in zip(facts, grids, features, relevance, strict=True):
-        label = Label(sample, image, bool(correct), tuple(tuple(grid) for grid in shape.tolist()), values, target)
+    for label in labels:
         _check_label(label, file, header)
         yield label
+
+
+def _unpack(tensors: Mapping[str, np.ndarray]) -> Iterator[Label]:
+    """What `write_shard` packed; any of several errors where the tensors are not of this form."""
+    ends, grid_ends = np.cumsum(tensors["num_tokens"]), np.cumsum(tensors["num_grids"])
+    features = np.split(tensors["features"].astype(np.float32), ends[:-1], axis=1) if len(ends) else []
+    relevance = np.split(tensors["relevance"], ends[:-1]) if len(ends) else []
+    grids = np.split(tensors["grids"], grid_ends[:-1]) if len(ends) else []
+    facts = (tensors[name].tolist() for name in ("sample", "image", "correct"))
+    for sample, image, correct, shape, values, target in zip(*facts, grids, features, relevance, strict=True):
+        yield Label(sample, image, bool(correct), tuple((f, h, w) for f, h, w in shape.tolist()), values, target)
 
 
 def _check_label(label: Label, file: Path, header: LabelsHeader) -> None:

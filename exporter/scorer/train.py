@@ -52,12 +52,16 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ScorerError(f"{name} is {getattr(self, name)}, expected a number above 0. Raise it.")
-        for name in ("masked_share", "validation_share"):
-            if not 0 <= getattr(self, name) < 1 or (name == "validation_share" and not self.validation_share):
-                raise ScorerError(f"{name} is {getattr(self, name)}, expected a share below 1. Choose 0.1, for example.")
+        for name in ("epochs", "patience", "batch_size", "learning_rate", "limit"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ScorerError(f"{name} is {value}, expected a number above 0. Raise it.")
+        for name in ("weight_decay", "seed"):
+            if (value := getattr(self, name)) < 0:
+                raise ScorerError(f"{name} is {value}, expected at least 0. Raise it.")
+        if not 0 <= self.masked_share < 1:
+            raise ScorerError(f"masked_share is {self.masked_share}, expected 0 or more and less than 1. Choose 0.5.")
+        if not 0 < self.validation_share < 1:
+            raise ScorerError(f"validation_share is {self.validation_share}, expected a share between 0 and 1. Choose 0.1.")
 
     @classmethod
     def read(cls, file: Path, **changes: Any) -> TrainOptions:
@@ -72,7 +76,9 @@ class TrainOptions:
             if unknown:
                 raise msgspec.ValidationError(f"unknown keys {', '.join(sorted(unknown))}")
             return msgspec.convert({**options, **changes}, cls)
-        except (OSError, msgspec.DecodeError) as error:
+        except OSError as error:
+            raise ScorerError(f"{file} can't be read: {error.strerror or error}. Name a JSON file with options.") from error
+        except msgspec.DecodeError as error:
             raise ScorerError(
                 f"{file}: {error}. Expected a JSON object with some of {', '.join(cls.__dataclass_fields__)}."
             ) from error
@@ -130,7 +136,7 @@ def train(
 
     Raises:
         LabelError: the labels are unfinished or broken.
-        ScorerError: there are too few of them, or the network is too large.
+        ScorerError: there are too few of them, the network is too large, or the loss is no number.
     """
     options = options or TrainOptions()
     header = read_header(Path(labels))
@@ -141,6 +147,8 @@ def train(
     fit_scale(scorer, [torch.from_numpy(label.features[rows]) for label in training])
     prepared = [[prepare(label, rows, scorer, options.masked_share) for label in part] for part in (training, validation)]
     history, best_epoch = fit(scorer, prepared[0], prepared[1], options, progress or (lambda number, epoch: None))
+    if not np.isfinite(history[best_epoch].validation):
+        raise ScorerError(f"the validation loss became {history[best_epoch].validation}. Lower learning_rate.")
     facts = ScorerFacts(
         schema_version=SCHEMA_VERSION,
         checkpoint=header.checkpoint,
@@ -167,7 +175,8 @@ def split(labels: Sequence[Label], options: TrainOptions) -> tuple[list[Label], 
         raise ScorerError(
             f"the labels are of {len(images)} images that were answered correctly, expected at least 2. Label more samples."
         )
-    held = set(images[: max(1, round(options.validation_share * len(images)))].tolist())
+    count = round(options.validation_share * len(images))
+    held = set(images[: min(max(count, 1), len(images) - 1)].tolist())
     training = [label for label in usable if label.image not in held]
     if options.limit is not None and options.limit < len(training):
         training = [training[index] for index in sorted(random.choice(len(training), options.limit, replace=False))]

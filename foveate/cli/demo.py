@@ -17,6 +17,10 @@ from foveate.runtime import Answer
 from foveate.samples import QUESTIONS, read_samples
 
 
+SCORER = "scorer.safetensors"
+"""Where a checkpoint's scorer lies, if it has one."""
+
+
 @click.command("demo")
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=Path("models/qwen2-vl-tiny"), show_default=True)
 @click.option("--data", type=click.Path(path_type=Path), default=Path("models/demo-scenes"), show_default=True)
@@ -31,7 +35,8 @@ def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
         def progress(step: str) -> None:
             status.update(f"{step} ...")
 
-        options = exporter.ExportOptions(overwrite=True)
+        scorer = checkpoint / SCORER
+        options = exporter.ExportOptions(overwrite=True, scorer=scorer if scorer.is_file() else None)
         bundle = exporter.export(checkpoint, output / "tiny.bundle", options, progress).bundle
         outcomes = run(bundle, samples, output, progress)
     console.print(_answers_table(outcomes))

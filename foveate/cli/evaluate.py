@@ -34,6 +34,11 @@ _PIPE_WIDTH = 200
     show_default=True,
     help="Selectors, with commas; the others are held against the first.",
 )
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    help="Folder of 'foveate scorer label CHECKPOINT DATA --wrong': what selector oracle chooses by.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the report, e.g. report/.")
 @click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
 @click.option("--force", is_flag=True, help="Start anew, whatever the folder has of an earlier run.")
@@ -44,6 +49,7 @@ def evaluate_command(
     data: Path,
     keeps: str,
     selectors: str,
+    labels: Path | None,
     output: Path,
     max_new_tokens: int | None,
     force: bool,
@@ -61,6 +67,7 @@ def evaluate_command(
             output,
             _ratios(keeps),
             _parts(selectors),
+            labels=labels,
             max_new_tokens=max_new_tokens,
             backend=backend,
             threads=threads,

@@ -47,6 +47,17 @@ def label_command(checkpoint: Path, data: Path, output: Path, **options: Any) ->
     click.echo(output)
 
 
+def _check_output(path: Path, force: bool) -> None:
+    """Refuses what could not be written, before the training."""
+    if path.suffix != ".safetensors":
+        raise ScorerError(f"the output is {path}, expected a file that ends in .safetensors. Rename it.")
+    if path.is_dir() or not path.parent.is_dir():
+        fact = "is a folder" if path.is_dir() else "is in a folder that does not exist"
+        raise ScorerError(f"the output is {path}, which {fact}. Choose another file.")
+    if path.exists() and not force:
+        raise ScorerError(f"{path} exists already. Choose another file or pass --force to replace it.")
+
+
 @scorer_command.command("train")
 @click.argument("labels", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="File, e.g. scorer.safetensors.")
@@ -63,8 +74,7 @@ def train_command(labels: Path, output: Path, config: Path | None, force: bool, 
 
     given = {name: value for name, value in options.items() if value is not None}
     chosen = TrainOptions.read(config, **given) if config else TrainOptions(**given)
-    if output.exists() and not force:
-        raise ScorerError(f"{output} exists already. Choose another file or pass --force to replace it.")
+    _check_output(output, force)
     console = Console(stderr=True)
 
     def report(number: int, epoch: Epoch) -> None:

@@ -38,9 +38,11 @@ from foveate.evaluate import (
     tables,
     wilson,
 )
-from foveate.runtime import Relevance
+from foveate.exporter.scorer.store import read_header, read_labels
+from foveate.runtime import Prepared, Relevance
+from foveate.runtime.select.scores import Oracle
 from foveate.samples import Sample, read_samples
-from tests.foveate.conftest import SCENES, Run
+from tests.foveate.conftest import CHECKPOINT, SCENES, Run
 from tests.foveate.test_cli import assert_one_clear_line
 
 SAMPLES = read_samples(SCENES)
@@ -171,7 +173,7 @@ def test_what_can_not_be_asked(pipe: Pipeline, keeps: list[float], selectors: li
 
 def test_labels_without_their_selector(pipe: Pipeline) -> None:
     with pytest.raises(RequestError, match="drop --labels"):
-        evaluate(pipe, SAMPLES, [0.5], ["attention"], oracle=lambda number, sample: None)
+        evaluate(pipe, SAMPLES, [0.5], ["attention"], oracle={})
 
 
 def test_no_samples(pipe: Pipeline) -> None:
@@ -209,6 +211,31 @@ def test_every_sample_is_asked_once_per_selector_and_keep_ratio(pipe: Pipeline) 
     assert steps == [(0, 2), (1, 2), (2, 2)]
     assert results.keeps == (0.5, 0.1)
     assert [(row.keep, row.questions) for row in results.overall.rows] == [(0.5, 2), (0.1, 2)]
+
+
+def test_the_vision_graph_runs_once_for_questions_in_a_row_about_one_image(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images: list[np.ndarray] = []
+
+    def vision(prepared: Prepared) -> np.ndarray:
+        images.append(prepared.visuals[0].pixel_values)
+        return Pipeline.vision(pipe, prepared)
+
+    first, second, other = SAMPLES[:3]
+    assert first.image == second.image != other.image
+    monkeypatch.setattr(pipe, "vision", vision)
+    evaluate(pipe, [first, second, other, first], [0.5], ["attention"])
+    of_first, of_other, again = images
+    assert not np.array_equal(of_first, of_other)
+    np.testing.assert_array_equal(of_first, again)
+
+
+def test_visual_embeds_of_another_image_are_refused(pipe: Pipeline) -> None:
+    request = Request.ask(SAMPLES[0].question, SAMPLES[0].image)
+    embeds = pipe.encode(request).visual_embeds
+    with pytest.raises(RequestError, match="Give those of the same images"):
+        pipe.encode(request, embeds[1:])
 
 
 @pytest.fixture(scope="module")
@@ -288,10 +315,7 @@ def attention_of(pipe: Pipeline, sample: Sample) -> np.ndarray:
 
 
 def test_the_oracle_chooses_by_its_labels_where_there_are_any(pipe: Pipeline) -> None:
-    def oracle(number: int, sample: Sample) -> np.ndarray | None:
-        assert sample == SAMPLES[number]
-        return attention_of(pipe, sample) if number % 3 == 0 else None
-
+    oracle = {number: attention_of(pipe, SAMPLES[number]) for number in (0, 3, 6, 9)}
     plan = Plan.make([0.05], ["last", "attention", "oracle"], {"last": last_tokens}, oracle)
     records = list(ask(pipe, SAMPLES, plan))
     texts = [{reply.selector: reply.text for reply in record.replies} for record in records]
@@ -309,14 +333,115 @@ def test_the_oracle_chooses_by_its_labels_where_there_are_any(pipe: Pipeline) ->
 
 
 def test_an_oracle_without_any_label_has_no_rows(pipe: Pipeline) -> None:
-    results = evaluate(pipe, SAMPLES[:2], [0.5], ["attention", "oracle"], oracle=lambda number, sample: None)
+    results = evaluate(pipe, SAMPLES[:2], [0.5], ["attention", "oracle"], oracle={})
     assert [row.selector for row in results.overall.rows] == ["attention"]
     assert results.unlabelled == 2
 
 
 def test_labels_of_another_image_are_refused(pipe: Pipeline) -> None:
     with pytest.raises(RequestError, match="labels of this very sample"):
-        evaluate(pipe, SAMPLES, [0.5], ["oracle"], oracle=lambda number, sample: np.ones(3, np.float32))
+        evaluate(pipe, SAMPLES, [0.5], ["oracle"], oracle={0: np.ones(3, np.float32)})
+
+
+# Labels for the oracle
+
+WITH_LABELS = ("--keep", "0.05", "--select", "random,oracle")
+
+
+@pytest.fixture(scope="module")
+def labels(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Labels of every scene, in three shards. Not to be changed."""
+    output = tmp_path_factory.mktemp("labels") / "labels"
+    result = run("scorer", "label", CHECKPOINT, SCENES, "-o", output, "--wrong", "--shard-size", 4)
+    assert result.exit_code == 0, result.output
+    return output
+
+
+@pytest.fixture
+def copied(labels: Path, tmp_path: Path) -> Path:
+    """A copy of the labels."""
+    return Path(shutil.copytree(labels, tmp_path / "labels"))
+
+
+def test_the_command_lets_the_oracle_choose_by_the_labels(
+    run: Run, bundle: Path, pipe: Pipeline, labels: Path, tmp_path: Path
+) -> None:
+    result = run("evaluate", bundle, SCENES, *WITH_LABELS, "--labels", labels, "-o", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    lines = (tmp_path / "report" / ANSWERS).read_text().splitlines()[1:]
+    texts = [{reply["selector"]: reply["text"] for reply in json.loads(line)["replies"]} for line in lines]
+    for label, sample, answered in zip(read_labels(labels), SAMPLES, texts, strict=True):
+        request = Request.ask(sample.question, sample.image, keep=0.05, select=Oracle(label.relevance))
+        assert answered["oracle"] == pipe.generate(request).text
+    assert any(answered["oracle"] != answered["random"] for answered in texts)
+    rows = json.loads((tmp_path / "report" / "report.json").read_bytes())["results"]["overall"]["rows"]
+    assert [(row["selector"], row["questions"]) for row in rows] == [("random", 12), ("oracle", 12)]
+
+
+def test_samples_without_a_label_are_left_out_of_the_oracles_rows(run: Run, bundle: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels"
+    assert run("scorer", "label", CHECKPOINT, SCENES, "-o", labels, "--wrong", "--limit", 5, "--seed", 1).exit_code == 0
+    result = run("evaluate", bundle, SCENES, *WITH_LABELS, "--labels", labels, "-o", tmp_path / "report")
+    assert "7 of 12 questions have no label" in result.stdout
+    lines = (tmp_path / "report" / ANSWERS).read_text().splitlines()[1:]
+    asked = {line["number"] for line in map(json.loads, lines) if any(r["selector"] == "oracle" for r in line["replies"])}
+    assert asked == set(read_header(labels).samples)
+
+
+def test_other_labels_are_another_run(run: Run, bundle: Path, labels: Path, tmp_path: Path) -> None:
+    options = (*WITH_LABELS, "-o", tmp_path / "report")
+    assert run("evaluate", bundle, SCENES, *options, "--labels", labels).exit_code == 0
+    other = tmp_path / "other"
+    assert run("scorer", "label", CHECKPOINT, SCENES, "-o", other, "--wrong", "--objective", "logit").exit_code == 0
+    before = contents(tmp_path / "report")
+    result = run("evaluate", bundle, SCENES, *options, "--labels", other)
+    assert_one_clear_line(result, "labels_sha256 was", "--force")
+    assert contents(tmp_path / "report") == before
+
+
+def test_labels_of_other_questions(run: Run, bundle: Path, labels: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(SCENES, tmp_path / "data"))
+    lines = (data / "questions.jsonl").read_text().splitlines(keepends=True)
+    (data / "questions.jsonl").write_text("".join(reversed(lines)))
+    result = run("evaluate", bundle, data, *WITH_LABELS, "--labels", labels, "-o", tmp_path / "report")
+    assert_one_clear_line(result, str(labels), "of other questions", f"expected those of {data}", "foveate scorer label")
+    assert not (tmp_path / "report").exists()
+
+
+def test_labels_of_another_checkpoint(run: Run, bundle: Path, labels: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(bundle, tmp_path / "other.bundle"))
+    manifest = json.loads((other / "manifest.json").read_bytes())
+    manifest["source"] |= {"name": "qwen2-vl-huge", "sha256": "0" * 64}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    result = run("evaluate", other, SCENES, *WITH_LABELS, "--labels", labels, "-o", tmp_path / "report")
+    assert_one_clear_line(result, "of checkpoint 'qwen2-vl-tiny'", "expected those of 'qwen2-vl-huge'", "foveate scorer label")
+    assert not (tmp_path / "report").exists()
+
+
+def test_labels_that_are_not_finished(run: Run, bundle: Path, copied: Path, tmp_path: Path) -> None:
+    (copied / "shard-00001.safetensors").unlink()
+    result = run("evaluate", bundle, SCENES, *WITH_LABELS, "--labels", copied, "-o", tmp_path / "report")
+    assert_one_clear_line(result, "shard-00001", "is not finished", "goes on where it stopped")
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_folder_without_labels(run: Run, bundle: Path, tmp_path: Path) -> None:
+    result = run("evaluate", bundle, SCENES, *WITH_LABELS, "--labels", SCENES, "-o", tmp_path / "report")
+    assert_one_clear_line(result, f"{SCENES} holds no labels")
+
+
+def test_labels_without_the_oracle(run: Run, bundle: Path, labels: Path, tmp_path: Path) -> None:
+    result = run("evaluate", bundle, SCENES, *OPTIONS, "--labels", labels, "-o", tmp_path / "report")
+    assert_one_clear_line(result, "drop --labels")
+
+
+def test_a_missing_safetensors_names_its_extra(
+    run: Run, bundle: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "foveate.exporter.scorer.store", raising=False)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    result = run("evaluate", bundle, SCENES, *WITH_LABELS, "--labels", labels, "-o", tmp_path / "report")
+    assert_one_clear_line(result, "'safetensors' is not installed", "pip install 'foveate[export]'")
 
 
 # The report
@@ -390,7 +515,7 @@ def test_a_finished_run_only_writes_its_report_again(
 ) -> None:
     for name in REPORTS:
         (report / name).unlink()
-    monkeypatch.delattr("foveate.evaluate.load")
+    monkeypatch.delattr("foveate.evaluate.run.load")
     evaluate_bundle(bundle, SCENES, report, KEEPS, SELECTORS)
     assert contents(report) == contents(finished)
 
@@ -504,7 +629,7 @@ def test_matplotlib_is_missed_before_the_work_begins(
     monkeypatch.delitem(sys.modules, "foveate.charts")
     monkeypatch.delattr("foveate.charts")
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delattr("foveate.evaluate.load")
+    monkeypatch.delattr("foveate.evaluate.run.load")
     assert_one_clear_line(run("evaluate", bundle, SCENES, "-o", tmp_path / "report"), "pip install 'foveate[report]'")
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,105 @@
+"""What makes the scorer work: networks, features and labels, one at a time, measured on the validation scenes.
+
+    python -m benchmarks.scorer_ablation models/qwen2-vl-tiny --labels LABELS --paper-labels LABELS2 --data VALIDATION --work DIR
+
+Every variant is trained on the same number of samples for the same number of epochs, exported, and asked the questions of
+VALIDATION at keep 0.25 and 0.125. Finished variants are not run again. The table goes to DIR/ablation.md.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+import foveate
+from foveate.evaluate import evaluate
+from foveate.exporter.scorer import NetworkConfig, TrainOptions, train
+from foveate.samples import Sample, read_samples
+
+KEEPS = (0.25, 0.125)
+_OURS: dict[str, Any] = {"width": 48, "depth": 4}
+_PAPER: dict[str, Any] = {"kind": "sequence", "features": ("attention",)}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table; `paper_labels` trains on relevance as the paper has it."""
+
+    name: str
+    network: dict[str, Any]
+    paper_labels: bool = False
+
+
+VARIANTS = (
+    Variant("the paper: 1-D network, one channel, its labels", _PAPER, paper_labels=True),
+    Variant("1-D network, one channel", _PAPER),
+    Variant("1-D network, all features", {"kind": "sequence"}),
+    Variant("2-D network, one channel", {**_OURS, "features": ("attention",)}),
+    Variant("2-D network, heads as channels", {**_OURS, "features": ("mean",)}),
+    Variant("2-D network, heads; mean, max and last row", {**_OURS, "features": ("mean", "max", "last")}),
+    Variant("2-D network, all features but cosine", {**_OURS, "features": ("mean", "max", "last", "deviation", "peaked")}),
+    Variant("**2-D network, all features**", _OURS),
+    Variant("- without the page's mean", {**_OURS, "context": False}),
+    Variant("- without neighbours (1 x 1)", {**_OURS, "kernel_size": 1}),
+    Variant("- wider and deeper", {"width": 80, "depth": 6}),
+    Variant("- with the paper's labels", _OURS, paper_labels=True),
+)
+
+
+def run(
+    variant: Variant, checkpoint: Path, labels: Path, samples: list[Sample], work: Path, options: dict[str, Any]
+) -> dict[str, Any]:
+    """Trains, exports and asks; the figures of one row."""
+    scorer, bundle = work / "scorer.safetensors", work / "variant.bundle"
+    result = train(labels, scorer, TrainOptions(network=NetworkConfig(**variant.network), **options))
+    foveate.export(checkpoint, bundle, foveate.ExportOptions(overwrite=True, check=False, scorer=scorer))
+    results = evaluate(foveate.load(bundle, verify=False), samples, KEEPS, ["learned"], max_new_tokens=8)
+    groups = {group.type: {row.keep: row for row in group.rows} for group in (results.overall, *results.types)}
+    return {
+        "weights": sum(parameter.numel() for parameter in result.scorer.parameters()),
+        "loss": result.facts.training["validation_loss"],
+        **{f"{name} {keep:g}": groups[name][keep].accuracy.value for name in ("all", "count") for keep in KEEPS},
+    }
+
+
+@click.command(help=__doc__)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--labels", type=click.Path(path_type=Path), required=True)
+@click.option("--paper-labels", type=click.Path(path_type=Path), required=True)
+@click.option("--data", type=click.Path(path_type=Path), required=True)
+@click.option("--work", type=click.Path(path_type=Path), required=True)
+@click.option("--limit", default=6000, show_default=True, help="Training samples.")
+@click.option("--epochs", default=12, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+def main(
+    checkpoint: Path, labels: Path, paper_labels: Path, data: Path, work: Path, limit: int, epochs: int, seed: int
+) -> None:
+    work.mkdir(parents=True, exist_ok=True)
+    samples, rows = read_samples(data), {}
+    for variant in VARIANTS:
+        done = work / f"{VARIANTS.index(variant):02d}.json"
+        if not done.is_file():
+            chosen = paper_labels if variant.paper_labels else labels
+            options = {"limit": limit, "epochs": epochs, "patience": epochs, "seed": seed}
+            done.write_text(json.dumps(run(variant, checkpoint, chosen, samples, work, options)) + "\n")
+        rows[variant.name] = json.loads(done.read_text())
+        click.echo(f"{variant.name}: {rows[variant.name]}")
+        (work / "ablation.md").write_text(table(rows))
+
+
+def table(rows: dict[str, dict[str, Any]]) -> str:
+    """The figures in markdown."""
+    head = ["variant", "weights", "KL, nats", "keep 0.25", "keep 0.125", "count, 0.25", "count, 0.125"]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for name, row in rows.items():
+        shares = [f"{100 * row[key]:.1f}" for key in ("all 0.25", "all 0.125", "count 0.25", "count 0.125")]
+        lines.append("| " + " | ".join([name, f"{row['weights']:,}", f"{row['loss']:.3f}", *shares]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

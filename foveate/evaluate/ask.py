@@ -1,0 +1,148 @@
+"""What is asked about every sample, and the answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import msgspec
+import numpy as np
+
+from foveate.engines import RequestError
+from foveate.runtime import Answer, Budget, Pipeline, Policy, Request, Selector, open_selector
+from foveate.runtime.select.scores import Oracle
+from foveate.samples import Sample
+
+Labels = Mapping[int, np.ndarray]
+"""Relevance `[num_visual_tokens]` float32 by the number of the sample, counted from 0; without the samples that have none."""
+Progress = Callable[[int, int], None]
+"""Gets the number of finished samples, and of all."""
+Key = tuple[str, float]
+"""Selector and keep ratio."""
+
+WHOLE: Key = ("all", 1.0)
+"""Of the answers that the others are held against."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked about every sample, beside keep 1.
+
+    Attributes:
+        keeps: keep ratios below 1, descending.
+        selectors: names in the order of the report; the others are held against the first.
+        known: the selectors by name, all but the oracle.
+        oracle: what the oracle chooses by, where it is among the names.
+        max_new_tokens: most tokens of an answer; None takes the bundle's default.
+    """
+
+    keeps: tuple[float, ...]
+    selectors: tuple[str, ...]
+    known: Mapping[str, Selector | Policy]
+    oracle: Labels
+    max_new_tokens: int | None
+
+    @classmethod
+    def make(
+        cls,
+        keeps: Sequence[float],
+        selectors: Sequence[str],
+        custom: Mapping[str, Selector | Policy] | None = None,
+        oracle: Labels | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Plan:
+        """Checks the arguments of `evaluate`, and raises what it raises about them."""
+        _check_keeps(keeps)
+        _check_selectors(selectors, oracle)
+        custom = custom or {}
+        named = [name for name in selectors if name != Oracle.name]
+        known = {name: custom[name] if name in custom else open_selector(name) for name in named}
+        below = tuple(sorted((float(keep) for keep in keeps if keep < 1), reverse=True))
+        return cls(below, tuple(selectors), known, oracle or {}, max_new_tokens)
+
+    def requests(self, number: int, sample: Sample) -> dict[Key, Request]:
+        """Everything that is asked about a sample, keep 1 first; the oracle only where the sample has a label."""
+        choices = dict(self.known)
+        if number in self.oracle:
+            choices[Oracle.name] = Oracle(self.oracle[number])
+        request = Request.ask(sample.question, sample.image, keep=1.0, max_new_tokens=self.max_new_tokens)
+        pruned = {
+            (name, keep): replace(request, budget=Budget(ratio=keep), select=selector)
+            for name, selector in choices.items()
+            for keep in self.keeps
+        }
+        return {WHOLE: request, **pruned}
+
+
+def _check_keeps(keeps: Sequence[float]) -> None:
+    for keep in keeps:
+        Budget(ratio=keep)  # raises where the ratio is out of range
+    _refuse_twice("keep ratio", keeps)
+    if all(keep == 1 for keep in keeps):
+        raise RequestError("no keep ratio is below 1, so there is nothing to compare. Use --keep 1,0.5,0.25.")
+
+
+def _check_selectors(selectors: Sequence[str], oracle: Labels | None) -> None:
+    _refuse_twice("selector", selectors)
+    if not selectors:
+        raise RequestError("there is no selector, expected at least one. Use --select attention.")
+    if Oracle.name in selectors and oracle is None:
+        raise RequestError(f"selector '{Oracle.name}' chooses by labels, and there are none. Give --labels, or drop it.")
+    if Oracle.name not in selectors and oracle is not None:
+        raise RequestError(f"there are labels, and selector '{Oracle.name}' is not asked for. Add it, or drop --labels.")
+
+
+def _refuse_twice(what: str, values: Sequence[object]) -> None:
+    value, count = Counter(values).most_common(1)[0] if values else (None, 0)
+    if count > 1:
+        raise RequestError(f"{what} {value} is given {count} times, expected once. Drop the others.")
+
+
+class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One answer to one sample."""
+
+    selector: str
+    keep: float
+    text: str
+    right: bool
+    kept_tokens: int
+
+
+class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everything that was answered to one sample, keep 1 first: a line of `answers.jsonl`."""
+
+    number: int
+    seconds: float
+    replies: tuple[Reply, ...]
+
+
+def ask(
+    pipe: Pipeline, samples: Sequence[Sample], plan: Plan, start: int = 0, progress: Progress | None = None
+) -> Iterator[Record]:
+    """Asks one sample after the other, from number `start` on; raises what `Pipeline.generate` raises.
+
+    Args:
+        pipe: the bundle.
+        samples: all of them.
+        plan: what is asked.
+        start: number of the first sample to ask.
+        progress: is told before the first and after each sample.
+    """
+    tell = progress or (lambda done, total: None)
+    tell(start, len(samples))
+    embeds: dict[str, np.ndarray] = {}
+    for number in range(start, len(samples)):
+        sample, begin = samples[number], perf_counter()
+        requests = plan.requests(number, sample)
+        encoded = pipe.encode(requests[WHOLE], embeds.get(sample.image))
+        embeds = {sample.image: encoded.visual_embeds}  # questions about one image mostly stand together
+        answers = {key: pipe.generate(request, encoded) for key, request in requests.items()}
+        replies = tuple(_reply(key, answer, sample) for key, answer in answers.items())
+        yield Record(number, perf_counter() - begin, replies)
+        tell(number + 1, len(samples))
+
+
+def _reply(key: Key, answer: Answer, sample: Sample) -> Reply:
+    return Reply(*key, answer.text, sample.answered_by(answer.text), len(answer.selection.keep_indices))

@@ -1,0 +1,105 @@
+"""An evaluation from the first question to the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from importlib import import_module
+from pathlib import Path
+
+from foveate.engines import Bundle, RequestError
+from foveate.evaluate.ask import Labels, Plan, Progress, ask
+from foveate.evaluate.folder import Run, append_answers, read_answers
+from foveate.evaluate.labels import labels_for
+from foveate.evaluate.report import write_report
+from foveate.evaluate.results import Results, summarise
+from foveate.runtime import Pipeline, Policy, Selector, load
+from foveate.samples import Sample, read_samples
+
+
+def evaluate(
+    pipe: Pipeline,
+    samples: Sequence[Sample],
+    keeps: Sequence[float],
+    selectors: Sequence[str],
+    *,
+    custom: Mapping[str, Selector | Policy] | None = None,
+    oracle: Labels | None = None,
+    max_new_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Asks every sample at keep 1, and with every selector at every keep ratio below 1, greedily.
+
+    Args:
+        pipe: the bundle.
+        samples: at least one.
+        keeps: keep ratios, 0 < keep <= 1; keep 1 is asked in any case.
+        selectors: names in `SELECTORS` or `custom`, or `oracle`; the others are held against the first.
+        custom: further selectors by name.
+        oracle: the labels that selector `oracle` chooses by; samples without one are left out of its rows.
+        max_new_tokens: most tokens of an answer; None takes the bundle's default.
+        progress: is told before the first and after each sample.
+
+    Raises:
+        RequestError: no sample, a keep ratio out of range, an unknown selector, one of them twice or none at all, an oracle
+            without labels or labels without an oracle, a selector that this bundle can't serve, or an unusable image.
+        BackendError: a graph failed.
+    """
+    plan = Plan.make(keeps, selectors, custom, oracle, max_new_tokens)
+    if not samples:
+        raise RequestError("there are no samples, expected at least one. Give a folder with questions.")
+    return summarise(samples, list(ask(pipe, samples, plan, progress=progress)), plan)
+
+
+def evaluate_bundle(
+    bundle: Path,
+    data: Path,
+    output: Path,
+    keeps: Sequence[float],
+    selectors: Sequence[str],
+    *,
+    labels: Path | None = None,
+    max_new_tokens: int | None = None,
+    backend: str = "onnxruntime",
+    threads: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Results:
+    """Evaluates a bundle on the questions of a folder, and writes `report.json`, `report.md` and `accuracy.png`.
+
+    Each finished sample is a line of `answers.jsonl`; a second call goes on behind the last one.
+
+    Args:
+        bundle: the bundle's folder.
+        data: folder with `questions.jsonl`.
+        output: folder of the report.
+        keeps: as for `evaluate`.
+        selectors: as for `evaluate`.
+        labels: folder that `foveate scorer label` wrote for these questions and this checkpoint; the oracle chooses by them.
+        max_new_tokens: as for `evaluate`.
+        backend: what runs the graphs.
+        threads: CPU threads; 0 leaves it to the backend.
+        force: start anew whatever `output` has of an earlier run.
+        progress: is told before the first and after each sample.
+
+    Raises:
+        RequestError: what `evaluate` raises, matplotlib is missing, the questions can't be read, or `output` can't be
+            written or belongs to another run.
+        LabelError: the labels can't be read, are not finished, or are of other questions or of another checkpoint.
+        BundleError: the bundle can't be read or trusted.
+        BackendError: the backend is missing, or a graph failed.
+    """
+    import_module("foveate.charts")  # where matplotlib is missing, fails now and not after hours of work
+    samples = read_samples(data)
+    source = Bundle.open(bundle, verify=False).manifest.source
+    oracle = None if labels is None else labels_for(data, source, labels)
+    plan = Plan.make(keeps, selectors, oracle=oracle, max_new_tokens=max_new_tokens)
+    run = Run.of(bundle, data, plan, backend)
+    records = [] if force else read_answers(output, run)
+    if len(records) < len(samples):
+        with closing(load(bundle, backend, threads)) as pipe:
+            fresh = ask(pipe, samples, plan, len(records), progress)
+            records = [*records, *append_answers(fresh, records, run, output)]
+    results = summarise(samples, records, plan)
+    write_report(results, run, bundle.name, output)
+    return results

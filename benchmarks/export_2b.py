@@ -25,6 +25,8 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from benchmarks.scenes.checkpoint import CHAT_TEMPLATE, build_tokenizer
 from foveate.exporter import ExportOptions, export
+from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.scorer import NetworkConfig, Scorer, ScorerFacts, write_scorer
 
 SHARD_BYTES = 1_000_000_000
 
@@ -116,14 +118,23 @@ def write_checkpoint(folder: Path, layers: int | None) -> None:
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
-def measure_export(checkpoint: Path, bundle: Path) -> tuple[float, int]:
+def write_random_scorer(checkpoint: Path) -> Path:
+    """The default network with random weights: its work does not depend on them."""
+    source = Checkpoint.open(checkpoint)
+    heads = source.config["num_attention_heads"]
+    facts = ScorerFacts(1, source.path.name, source.sha256(), heads, NetworkConfig(), {"samples": 0})
+    write_scorer(checkpoint / "scorer.safetensors", Scorer(NetworkConfig(), heads), facts)
+    return checkpoint / "scorer.safetensors"
+
+
+def measure_export(checkpoint: Path, bundle: Path, scorer: Path) -> tuple[float, int]:
     """Seconds and peak resident bytes of an export in a process of its own."""
     start = time.perf_counter()
 
     def report(step: str) -> None:
         print(f"{time.perf_counter() - start:7.1f} s  {step}", flush=True)
 
-    export(checkpoint, bundle, ExportOptions(check=False), report)
+    export(checkpoint, bundle, ExportOptions(check=False, scorer=scorer), report)
     return time.perf_counter() - start, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -136,8 +147,9 @@ def main() -> None:
     checkpoint, bundle = arguments.folder / "qwen2-vl-2b", arguments.folder / "qwen2-vl-2b.bundle"
     try:
         write_checkpoint(checkpoint, arguments.layers)
+        scorer = write_random_scorer(checkpoint)
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            seconds, peak_bytes = pool.submit(measure_export, checkpoint, bundle).result()
+            seconds, peak_bytes = pool.submit(measure_export, checkpoint, bundle, scorer).result()
         size_bytes = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file())
         print(f"export {seconds:.0f} s, peak resident {peak_bytes / 1e9:.2f} GB, bundle {size_bytes / 1e9:.2f} GB")
     finally:

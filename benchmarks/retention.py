@@ -22,7 +22,6 @@ from rich.console import Console
 
 import foveate
 from foveate.evaluate import Estimate, Group, Results, Row, difference_points, evaluate_bundle, retained
-from foveate.evaluate import labels_oracle as open_labels
 from foveate.exporter.scorer import LabelOptions
 from foveate.scorer import label_folder
 
@@ -84,7 +83,9 @@ def measure(work: Work) -> tuple[Results, Results]:
     """Every question with every selector; gives what was found on `heldout` and on `heldout-large`."""
     console = Console()
 
-    def ask(bundle: str, report: str, data: Path, keeps: Sequence[float], selectors: Sequence[str], **options: object) -> Results:
+    def ask(
+        bundle: str, report: str, data: Path, keeps: Sequence[float], selectors: Sequence[str], labels: Path | None = None
+    ) -> Results:
         with console.status(report) as status:
             return evaluate_bundle(
                 work.bundle(bundle),
@@ -95,11 +96,10 @@ def measure(work: Work) -> tuple[Results, Results]:
                 max_new_tokens=8,
                 threads=1,
                 progress=lambda done, total: status.update(f"{report}: {done} of {total}"),
-                **options,  # type: ignore[arg-type]
+                labels=labels,
             )
 
-    oracle = open_labels(work.labels, work.heldout, work.bundle("learned"))
-    main = ask("learned", "heldout", work.heldout, KEEPS, SELECTORS, oracle=oracle.relevance, labels_sha256=oracle.sha256)
+    main = ask("learned", "heldout", work.heldout, KEEPS, SELECTORS, labels=work.labels)
     ask("paper", "paper", work.heldout, KEEPS, ["learned"])
     large = ask("learned", "large", work.large, LARGE_KEEPS, ["learned", "learned-mmr", *TRAINING_FREE])
     return main, large

@@ -1,9 +1,9 @@
 """What makes the scorer work: networks, features and labels, one at a time, measured on the validation scenes.
 
-    python -m benchmarks.scorer_ablation models/qwen2-vl-tiny --labels LABELS --paper-labels LABELS2 --data VALIDATION --work DIR
+    python -m benchmarks.scorer_ablation models/qwen2-vl-tiny --labels LABELS --paper-labels PAPER --data DATA --work DIR
 
 Every variant is trained on the same number of samples for the same number of epochs, exported, and asked the questions of
-VALIDATION at keep 0.25 and 0.125. Finished variants are not run again. The table goes to DIR/ablation.md.
+DATA at keep 0.25 and 0.125. Finished variants are not run again. The table goes to DIR/ablation.md.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from foveate.exporter.scorer import NetworkConfig, TrainOptions, train
 from foveate.samples import Sample, read_samples
 
 KEEPS = (0.25, 0.125)
-_OURS: dict[str, Any] = {"width": 48, "depth": 4}
-_PAPER: dict[str, Any] = {"kind": "sequence", "features": ("attention",)}
+_OURS: dict[str, Any] = {}
+_PAPER: dict[str, Any] = {"kind": "sequence", "features": ("attention",), "depth": 5}
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,15 @@ class Variant:
 VARIANTS = (
     Variant("the paper: 1-D network, one channel, its labels", _PAPER, paper_labels=True),
     Variant("1-D network, one channel", _PAPER),
-    Variant("1-D network, all features", {"kind": "sequence"}),
+    Variant("1-D network, all features", {"kind": "sequence", "depth": 5}),
     Variant("2-D network, one channel", {**_OURS, "features": ("attention",)}),
     Variant("2-D network, heads as channels", {**_OURS, "features": ("mean",)}),
     Variant("2-D network, heads; mean, max and last row", {**_OURS, "features": ("mean", "max", "last")}),
     Variant("2-D network, all features but cosine", {**_OURS, "features": ("mean", "max", "last", "deviation", "peaked")}),
     Variant("**2-D network, all features**", _OURS),
-    Variant("- without the page's mean", {**_OURS, "context": False}),
-    Variant("- without neighbours (1 x 1)", {**_OURS, "kernel_size": 1}),
-    Variant("- wider and deeper", {"width": 80, "depth": 6}),
+    Variant("- without the mean over all tokens", {**_OURS, "context": False}),
+    Variant("- without neighbours", {**_OURS, "neighbourhood": False}),
+    Variant("- wider and deeper", {"width": 96, "depth": 6}),
     Variant("- with the paper's labels", _OURS, paper_labels=True),
 )
 

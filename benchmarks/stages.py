@@ -17,7 +17,7 @@ from rich.table import Table
 
 import foveate
 
-STAGES = ("preprocess_ms", "vision_ms", "score_ms", "embed_ms", "prefill_ms", "ttft_ms", "tpot_ms")
+STAGES = ("preprocess_ms", "vision_ms", "score_ms", "select_ms", "embed_ms", "prefill_ms", "ttft_ms", "tpot_ms")
 QUESTION = "What colour is the object above the red circle with the word cat on it, and how many of them are there?"
 
 
@@ -46,7 +46,7 @@ def main(bundle: Path, image_size: str, keeps: tuple[float, ...], repeats: int, 
         kept = f"{len(selection.keep_indices)}/{selection.num_visual_tokens}"
         row = (f"{keep:g}", kept, str(answer.prompt_tokens), *(f"{figure:.1f}" for figure in figures))
         table.add_row(*row, f"{answer.kv_bytes / 2**20:.1f}")
-    Console(width=150).print(table)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

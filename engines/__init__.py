@@ -2,7 +2,6 @@
 
 from foveate.engines.backends import BACKENDS, SessionOptions, open_session
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
-from foveate.engines.canvas import Grid, canvas_feeds
 from foveate.engines.errors import (
     BackendError,
     BundleError,
@@ -24,11 +23,13 @@ from foveate.engines.manifest import (
     ScorerEntry,
     SourceEntry,
 )
+from foveate.engines.neighbours import NEIGHBOURS, Grid, find_neighbours
 from foveate.engines.session import FakeSession, Session
 from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds
 
 __all__ = [
     "BACKENDS",
+    "NEIGHBOURS",
     "SCHEMA_VERSION",
     "BackendError",
     "Bundle",
@@ -52,9 +53,9 @@ __all__ = [
     "SessionOptions",
     "SourceEntry",
     "TensorSpec",
-    "canvas_feeds",
     "check_buffers",
     "check_feeds",
+    "find_neighbours",
     "hash_file",
     "list_files",
     "new_folder",

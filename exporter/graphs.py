@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from foveate.engines import GraphSpec, TensorSpec
+from foveate.engines import NEIGHBOURS, GraphSpec, TensorSpec
 from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, StandardDecoder, TextDecoder
 from foveate.exporter.prompt import Embed, Score
 from foveate.exporter.scorer.network import Scorer
 
 PAST_PREFIX = "past_key_values."
+_NEIGHBOUR_INDICES = TensorSpec("neighbour_indices", "int64", ("visual_tokens", NEIGHBOURS))
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def _score_graph(language_model: TextDecoder, scorer: Scorer | None) -> GraphMod
         _visual_embeds(config.hidden_size),
         TensorSpec("visual_indices", "int64", ("visual_tokens",)),
         TensorSpec("instruction_indices", "int64", ("instruction_tokens",)),
-        *(() if scorer is None or scorer.flat else _canvas()),
+        *((_NEIGHBOUR_INDICES,) if scorer is not None and scorer.on_grid else ()),
     )
     outputs = tuple(TensorSpec(name, "float32", ("visual_tokens",)) for name in ("scores", "attention"))
     return _graph("score", Score(language_model, scorer), inputs, outputs)
@@ -98,13 +99,6 @@ def _standard_decoder_graph(language_model: TextDecoder) -> GraphModule:
     )
     outputs = (_logits(config), *_cache(config, "present.", "total_tokens"))
     return _graph("decoder_standard", StandardDecoder(language_model), inputs, outputs)
-
-
-def _canvas() -> tuple[TensorSpec, ...]:
-    return (
-        TensorSpec("canvas_mask", "float32", ("pages", "rows", "columns")),
-        TensorSpec("visual_cells", "int64", ("visual_tokens",)),
-    )
 
 
 def _graph(name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> GraphModule:

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from foveate.engines import Bundle, ParityError, Session, canvas_feeds, open_session
+from foveate.engines import Bundle, ParityError, Session, find_neighbours, open_session
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.graphs import PAST_PREFIX
 from foveate.exporter.scorer.features import FirstLayer
@@ -121,8 +121,8 @@ class _Examples:
         if self.scorer is None:
             return attention.mean(axis=(0, 1))
         first = FirstLayer(torch.from_numpy(attention), torch.from_numpy(visual), torch.from_numpy(text))
-        canvas = () if self.scorer.flat else (feeds["canvas_mask"], feeds["visual_cells"])
-        return self.scorer(first, *map(torch.from_numpy, canvas)).numpy()
+        neighbours = torch.from_numpy(feeds["neighbour_indices"]) if self.scorer.on_grid else None
+        return self.scorer(first, neighbours).numpy()
 
     @torch.no_grad()
     def _forward(self, inputs_embeds: np.ndarray, position_ids: np.ndarray) -> ReferenceOutput:
@@ -153,7 +153,7 @@ def _compare_score(examples: _Examples, session: Session) -> Iterator[_Compared]
             "visual_embeds": examples.embeds(len(indices)),
             "visual_indices": indices,
             "instruction_indices": rows,
-            **canvas_feeds(grids),
+            "neighbour_indices": find_neighbours(grids),
         }
         embeds = examples.text_embeds(feeds["input_ids"])
         embeds[indices] = feeds["visual_embeds"]

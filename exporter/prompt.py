@@ -45,8 +45,7 @@ class Score(nn.Module):
         visual_embeds: Tensor,
         visual_indices: Tensor,
         instruction_indices: Tensor,
-        canvas_mask: Tensor | None = None,
-        visual_cells: Tensor | None = None,
+        neighbour_indices: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scores `[visual_tokens]`, and the attention `[visual_tokens]`, mean over heads and instruction rows."""
         layer = cast(DecoderLayer, self.language_model.layers[0])
@@ -62,7 +61,7 @@ class Score(nn.Module):
         if self.scorer is None:
             return mean, mean.clone()
         first = FirstLayer(attention, visual_embeds, embeds.index_select(0, instruction_indices))
-        return self.scorer(first, canvas_mask, visual_cells), mean
+        return self.scorer(first, neighbour_indices), mean
 
 
 def _attention_logits(query: Tensor, key: Tensor) -> Tensor:

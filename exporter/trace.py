@@ -30,9 +30,6 @@ _EXAMPLE_SIZES = {
     "visual_tokens": 9,
     "kept_tokens": 4,
     "instruction_tokens": 7,
-    "pages": 8,
-    "rows": 10,
-    "columns": 12,
 }
 
 

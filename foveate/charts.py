@@ -92,7 +92,7 @@ def learning_curve(losses: Sequence[tuple[float, float]], best: int) -> bytes:
     axes.set_xlim(0.5, len(losses) + 0.5)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    axes.legend(frameon=False, fontsize=11, labelcolor="linecolor", loc="upper right")
+    axes.legend(facecolor="white", edgecolor="white", framealpha=1, fontsize=11, labelcolor="linecolor", loc="upper right")
     note = f"kept: epoch {best + 1} of {len(losses)}, validation {kept:.3f} nats"
     _frame(axes, "Learning curve", "epoch", "KL divergence to the labels, nats", note)
     return _png(figure)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
-from foveate.engines import Bundle, BundleError, Manifest, RequestError, Session, SessionOptions, canvas_feeds, open_session
+from foveate.engines import Bundle, BundleError, Manifest, RequestError, Session, SessionOptions, find_neighbours, open_session
 from foveate.runtime.batch import concatenate, pad, prune
 from foveate.runtime.decode import Row, decode
 from foveate.runtime.images import ImageLimits
@@ -215,7 +215,7 @@ class Pipeline:
             "visual_embeds": visual_embeds,
             "visual_indices": prepared.layout.visual_indices,
             "instruction_indices": prepared.instruction_indices,
-            **canvas_feeds(prepared.grids),
+            "neighbour_indices": find_neighbours(prepared.grids),
         }
         return session.run({tensor.name: feeds[tensor.name] for tensor in session.spec.inputs})
 

@@ -35,7 +35,8 @@ class TextModel:
 
     def embed_tokens(self, input_ids: np.ndarray) -> np.ndarray:
         """Text embeddings `[tokens, hidden_size]` float32 of `input_ids [tokens]` int64."""
-        return self._embed.run({"input_ids": input_ids[None], **self._no_visuals})["inputs_embeds"][0]
+        embeds: np.ndarray = self._embed.run({"input_ids": input_ids[None], **self._no_visuals})["inputs_embeds"][0]
+        return embeds
 
     def prefill(self, inputs_embeds: np.ndarray, batch: Batch, cache: KVCache) -> np.ndarray:
         """Fills an empty cache with the prompts; gives `logits [batch, vocab_size]` float32 of their last tokens."""

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveate.engines import RequestError
+from foveate.engines import Grid, RequestError
 from foveate.runtime.budget import Budget, check_share
 from foveate.runtime.images import ImageSource
 from foveate.runtime.sampling import Sampling
-from foveate.runtime.select import Grid, Policy, Selection, Selector
+from foveate.runtime.select import Policy, Selection, Selector
 
 Message = Mapping[str, Any]
 

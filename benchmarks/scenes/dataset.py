@@ -24,7 +24,7 @@ from benchmarks.scenes.world import (
     sample_scene,
 )
 
-SPLITS = {"train": 0, "validation": 1, "heldout": 2, "heldout-large": 3}
+SPLITS = {"train": 0, "validation": 1, "heldout": 2, "heldout-large": 3, "validation-large": 4}
 """Every split draws from generators of its own; `heldout*` are never read by training or tuning."""
 TEXTS = ("", *DIGITS, *LETTERS, *WORDS)
 PATCH, MERGE = 14, 2
@@ -39,9 +39,9 @@ def rng_of(split: str, seed: int, index: int) -> np.random.Generator:
 
 
 def sample(split: str, seed: int, index: int, questions: int = 1) -> tuple[Scene, list[Question]]:
-    """Scene number `index` of a split and questions about it. `heldout-large` has 512 to 1,024 visual tokens."""
+    """Scene number `index` of a split and questions about it. Those named `-large` have 512 to 1,024 visual tokens."""
     rng = rng_of(split, seed, index)
-    grid = sample_grid(rng, 512, 1024) if split == "heldout-large" else sample_grid(rng)
+    grid = sample_grid(rng, 512, 1024) if split.endswith("-large") else sample_grid(rng)
     scene = sample_scene(rng, grid)
     return scene, ask(rng, scene, questions)
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
-from foveate.engines import ScorerError
+from foveate.engines import NEIGHBOURS, ScorerError
 from foveate.exporter.scorer.features import FEATURES, FirstLayer, count_channels, features
 
 MAX_WEIGHTS = 300_000
+
+Mean = Callable[[Tensor], Tensor]
+"""From `[tokens, channels]` to what each token's sample has on average, `[tokens or 1, channels]`."""
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -26,15 +29,15 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         features: groups of channels, see `FEATURES`.
         width: channels inside of `grid`; `sequence` has the paper's.
         depth: number of blocks; `sequence` has at most five.
-        kernel_size: of the depthwise convolutions, odd.
-        context: blocks of `grid` see the mean over their page, too.
+        neighbourhood: blocks of `grid` see the tokens around each token.
+        context: blocks of `grid` see the mean over all visual tokens, too.
     """
 
     kind: str = "grid"
     features: tuple[str, ...] = tuple(name for name in FEATURES if name != "attention")
     width: Positive = 64
-    depth: Positive = 5
-    kernel_size: Positive = 3
+    depth: Positive = 4
+    neighbourhood: bool = True
     context: bool = True
 
     def __post_init__(self) -> None:
@@ -45,57 +48,90 @@ class NetworkConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"features {sorted(unknown)} are not among {', '.join(FEATURES)}")
         if len(set(self.features)) < len(self.features):
             raise ValueError(f"features {', '.join(self.features)} repeat")
-        if self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size {self.kernel_size} is not odd")
 
 
 class GridNetwork(nn.Module):
-    """Depthwise-separable 2-D convolutions with residuals over each page of the canvas, in the manner of ConvNeXt."""
-
-    flat = False
+    """Blocks of a depthwise 3 x 3 convolution over the grid and a pointwise MLP, in the manner of ConvNeXt."""
 
     def __init__(self, config: NetworkConfig, channels: int) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(channels, config.width, 1)
+        self.stem = nn.Linear(channels, config.width)
         self.blocks = nn.ModuleList(_GridBlock(config) for _ in range(config.depth))
-        self.norm = _ChannelNorm(config.width)
-        self.head = nn.Conv2d(config.width, 1, 1)
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, 1)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """`[pages, rows, columns]` logits of `x [pages, channels, rows, columns]`; `mask [pages, 1, rows, columns]`."""
+    def forward(self, x: Tensor, neighbours: Tensor, mean: Mean) -> Tensor:
+        """Logits `[tokens]` of `x [tokens, channels]`.
+
+        Args:
+            x: the channels of each token.
+            neighbours: `[tokens, neighbours]` int64, who lies around each token; `tokens` for nobody.
+            mean: what each token's sample has on average.
+        """
         x = self.stem(x)
         for block in self.blocks:
-            x = block(x, mask)
-        return self.head(self.norm(x)).squeeze(1)
+            x = block(x, neighbours, mean)
+        return self.head(self.norm(x)).squeeze(-1)
 
 
 class _GridBlock(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         width = config.width
-        self.depthwise = nn.Conv2d(width, width, config.kernel_size, padding=config.kernel_size // 2, groups=width)
-        self.norm = _ChannelNorm(width)
+        self.depthwise = Depthwise(width, NEIGHBOURS) if config.neighbourhood else nn.Identity()
+        self.norm = nn.LayerNorm(width)
         self.context = nn.Linear(width, width) if config.context else None
-        self.expand = nn.Conv2d(width, 2 * width, 1)
-        self.project = nn.Conv2d(2 * width, width, 1)
+        self.expand = nn.Linear(width, 2 * width)
+        self.project = nn.Linear(2 * width, width)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        y = self.norm(self.depthwise(x * mask))
+    def forward(self, x: Tensor, neighbours: Tensor, mean: Mean) -> Tensor:
+        y = self.norm(self.depthwise(x, neighbours) if isinstance(self.depthwise, Depthwise) else x)
         if self.context is not None:
-            mean = (y * mask).sum(dim=(2, 3)) / mask.sum(dim=(2, 3))
-            y = y + self.context(mean)[:, :, None, None]
+            y = y + self.context(mean(y))
         return x + self.project(nn.functional.gelu(self.expand(y)))
 
 
-class _ChannelNorm(nn.Module):
-    """Layer norm over the channels of each cell."""
+class Depthwise(nn.Module):
+    """A convolution of each channel for itself over the neighbours of each token; nobody counts as zero."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, channels: int, neighbours: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        bound = neighbours**-0.5
+        self.weight = nn.Parameter(torch.empty(neighbours, channels).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    def forward(self, x: Tensor, neighbours: Tensor) -> Tensor:
+        """`[tokens, channels]` of `x [tokens, channels]` and `neighbours [tokens, neighbours]`."""
+        if x.requires_grad:
+            return _Gathered.apply(x, neighbours, self.weight) + self.bias
+        return _gather(x, neighbours, self.weight) + self.bias
+
+
+def _gather(x: Tensor, neighbours: Tensor, weight: Tensor) -> Tensor:
+    padded = torch.cat((x, torch.zeros_like(x[:1])))
+    total = padded.index_select(0, neighbours[:, 0]) * weight[0]
+    for place in range(1, len(weight)):
+        total = total + padded.index_select(0, neighbours[:, place]) * weight[place]
+    return total
+
+
+class _Gathered(torch.autograd.Function):
+    """`_gather` with a gradient that gathers, too: whoever has me as its first neighbour is my last one.
+
+    The derived gradient would scatter, which takes most of the training's time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, neighbours: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, neighbours, weight)
+        return _gather(x, neighbours, weight)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, Tensor]:
+        x, neighbours, weight = ctx.saved_tensors
+        padded = torch.cat((x, torch.zeros_like(x[:1])))
+        of_weight = [(padded.index_select(0, column) * gradient).sum(dim=0) for column in neighbours.unbind(1)]
+        return _gather(gradient, neighbours.flip(1), weight), None, torch.stack(of_weight)
 
 
 class SequenceNetwork(nn.Module):
@@ -104,26 +140,26 @@ class SequenceNetwork(nn.Module):
     The paper leaves kernel and activation open; kernel 3 and ReLU are ours.
     """
 
-    flat = True
     widths = (32, 64, 128, 256, 512)
 
     def __init__(self, config: NetworkConfig, channels: int) -> None:
         super().__init__()
-        if config.depth > len(self.widths):
-            raise ScorerError(f"depth is {config.depth}, 'sequence' has at most {len(self.widths)} blocks. Lower it.")
         widths = (channels, *self.widths[: config.depth])
-        size = config.kernel_size
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, a, (1, size), padding=(0, size // 2), groups=a), nn.Conv2d(a, b, 1), nn.ReLU())
-            for a, b in pairwise(widths)
-        )
-        self.head = nn.Conv2d(widths[-1], 1, 1)
+        self.depthwise = nn.ModuleList(Depthwise(width, 3) for width in widths[:-1])
+        self.pointwise = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.head = nn.Linear(widths[-1], 1)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """As `GridNetwork.forward`, with every token of a sample in the one row of its page."""
-        for layer in self.layers:
-            x = layer(x * mask)
-        return self.head(x).squeeze(1)
+    def forward(self, x: Tensor, neighbours: Tensor, mean: Mean) -> Tensor:
+        """As `GridNetwork.forward`; the neighbours are the token before, itself and the one behind."""
+        for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
+            x = torch.relu(pointwise(depthwise(x, neighbours)))
+        return self.head(x).squeeze(-1)
+
+
+def row_neighbours(tokens: int) -> Tensor:
+    """`[tokens, 3]` int64: the token before, itself and the one behind; `tokens` for nobody."""
+    around = torch.arange(tokens)[:, None] + torch.tensor([-1, 0, 1])
+    return around.where(around >= 0, tokens)
 
 
 NETWORKS: dict[str, Callable[[NetworkConfig, int], nn.Module]] = {"grid": GridNetwork, "sequence": SequenceNetwork}
@@ -156,27 +192,21 @@ class Scorer(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
 
     @property
-    def flat(self) -> bool:
-        """Whether the tokens of a sample stand in one row, whatever their grids."""
-        return bool(self.network.flat)
+    def on_grid(self) -> bool:
+        """Whether a token's neighbours are those of its grid; else the visual tokens stand in one row."""
+        return self.config.kind == "grid"
 
-    def forward(self, first: FirstLayer, canvas_mask: Tensor | None = None, visual_cells: Tensor | None = None) -> Tensor:
+    def forward(self, first: FirstLayer, neighbours: Tensor | None = None) -> Tensor:
         """`[visual_tokens]` float32, positive, sum 1.
 
         Args:
             first: what the first layer knows.
-            canvas_mask: `[pages, rows, columns]` float32, 1 where a visual token lies; None for a flat network.
-            visual_cells: `[visual_tokens]` int64, the place of each token in the flattened canvas; None for a flat network.
+            neighbours: `[visual_tokens, 9]` int64, see `find_neighbours`; None for a network that is not `on_grid`.
         """
-        x = self.normalise(features(first, self.config.features))
-        if canvas_mask is None or visual_cells is None:
-            mask = torch.ones_like(x[:1, None])
-            return torch.softmax(self.network(x[None, :, None], mask[None]).flatten(), dim=0)
-        pages, rows, columns = canvas_mask.shape
-        canvas = torch.zeros(pages * rows * columns, x.shape[0]).index_put((visual_cells,), x.T)
-        cells = canvas.reshape(pages, rows, columns, x.shape[0]).permute(0, 3, 1, 2)
-        logits = self.network(cells, canvas_mask[:, None])
-        return torch.softmax(logits.flatten().index_select(0, visual_cells), dim=0)
+        x = self.normalise(features(first, self.config.features)).T
+        around = row_neighbours(x.shape[0]) if neighbours is None else neighbours
+        logits = self.network(x, around, lambda y: y.mean(dim=0, keepdim=True))
+        return torch.softmax(logits, dim=0)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Channels `[channels, visual_tokens]` on the scale of the training data."""

@@ -87,6 +87,7 @@ class Label:
 def write_shard(folder: Path, shard: int, labels: Sequence[Label], header: LabelsHeader) -> None:
     """Writes the labels of one range; those that were skipped are absent."""
     channels = sum(header.channels.values())
+    none = np.empty((channels, 0), np.float32)
     tensors = {
         "sample": np.array([label.sample for label in labels], np.int64),
         "image": np.array([label.image for label in labels], np.int64),
@@ -94,10 +95,9 @@ def write_shard(folder: Path, shard: int, labels: Sequence[Label], header: Label
         "num_tokens": np.array([len(label.relevance) for label in labels], np.int64),
         "num_grids": np.array([len(label.grids) for label in labels], np.int64),
         "grids": np.array([grid for label in labels for grid in label.grids], np.int64).reshape(-1, 3),
-        "features": np.concatenate([np.empty((channels, 0), np.float16), *(label.features for label in labels)], axis=1),
+        "features": np.concatenate([none, *(label.features for label in labels)], axis=1).astype(np.float16),
         "relevance": np.concatenate([np.empty(0, np.float32), *(label.relevance for label in labels)]),
     }
-    tensors["features"] = np.ascontiguousarray(tensors["features"].astype(np.float16))
     replace_file(folder / _shard_name(shard), save(tensors))
 
 

@@ -13,14 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foveate.engines import ScorerError
+from foveate.engines import ScorerError, find_neighbours
 from foveate.exporter.scorer.features import count_channels
 from foveate.exporter.scorer.file import SCHEMA_VERSION, ScorerFacts, write_scorer
-from foveate.exporter.scorer.network import NetworkConfig, Scorer
+from foveate.exporter.scorer.network import NetworkConfig, Scorer, row_neighbours
 from foveate.exporter.scorer.store import Label, LabelsHeader, read_header, read_labels
-
-_BUCKET = 16
-"""Batches that are sorted by size together: little padding, and still mixed."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +109,17 @@ class TrainResult:
 
 
 class Prepared(NamedTuple):
-    """A label as the network wants it: channels `[channels, tokens]`, target `[tokens]` of sum 1, cells of its pages."""
+    """A label as the network wants it.
+
+    Attributes:
+        channels: `[tokens, channels]` float32 on the scale of the training data.
+        target: `[tokens]` float32 of sum 1.
+        neighbours: `[tokens, places]` int64, `tokens` for nobody.
+    """
 
     channels: Tensor
     target: Tensor
-    pages: tuple[tuple[int, int], ...]
+    neighbours: Tensor
 
 
 Progress = Callable[[int, Epoch], None]
@@ -214,12 +217,9 @@ def target(relevance: Tensor, masked_share: float) -> Tensor:
 def prepare(label: Label, rows: np.ndarray, scorer: Scorer, masked_share: float) -> Prepared:
     """A label as the network wants it."""
     relevance = torch.from_numpy(label.relevance)
-    pages = [(height, width) for frames, height, width in label.grids for _ in range(frames)]
-    return Prepared(
-        scorer.normalise(torch.from_numpy(label.features[rows])),
-        target(relevance, masked_share),
-        ((1, len(relevance)),) if scorer.flat else tuple(pages),
-    )
+    around = torch.from_numpy(find_neighbours(label.grids)) if scorer.on_grid else row_neighbours(len(relevance))
+    channels = scorer.normalise(torch.from_numpy(label.features[rows])).T.contiguous()
+    return Prepared(channels, target(relevance, masked_share), around)
 
 
 def fit(
@@ -263,30 +263,39 @@ def validate(scorer: Scorer, samples: Sequence[Prepared], batch_size: int) -> fl
 
 
 def batches(samples: Sequence[Prepared], size: int, random: np.random.Generator | None) -> Iterator[list[Prepared]]:
-    """Batches of samples of similar size, in random order where there is a generator."""
+    """Batches of samples, in random order where there is a generator."""
     order = np.arange(len(samples)) if random is None else random.permutation(len(samples))
-    found = []
-    for start in range(0, len(order), size * _BUCKET):
-        bucket = sorted(order[start : start + size * _BUCKET], key=lambda index: max(samples[index].pages))
-        found += [bucket[first : first + size] for first in range(0, len(bucket), size)]
-    if random is not None:
-        random.shuffle(found)
-    for batch in found:
-        yield [samples[index] for index in batch]
+    for start in range(0, len(order), size):
+        yield [samples[index] for index in order[start : start + size]]
 
 
 def divergence(scorer: Scorer, batch: Sequence[Prepared]) -> Tensor:
     """KL(R* || softmax(logits)) of each sample, `[batch]`, in nats."""
-    sizes = torch.tensor([page for sample in batch for page in sample.pages])
-    rows, columns = sizes.amax(dim=0).tolist()
-    mask = (torch.arange(rows)[:, None] < sizes[:, :1, None]) & (torch.arange(columns) < sizes[:, 1:, None])
-    canvas = torch.zeros(len(sizes), rows, columns, batch[0].channels.shape[0])
-    canvas[mask] = torch.cat([sample.channels for sample in batch], dim=1).T
-    logits = scorer.network(canvas.permute(0, 3, 1, 2).contiguous(), mask[:, None].float())[mask]
-    losses = []
-    for part, sample in zip(logits.split([len(sample.target) for sample in batch]), batch, strict=True):
-        losses.append((torch.xlogy(sample.target, sample.target) - sample.target * torch.log_softmax(part, 0)).sum())
-    return torch.stack(losses)
+    target = torch.cat([sample.target for sample in batch])
+    sizes = torch.tensor([len(sample.target) for sample in batch])
+    owner = torch.repeat_interleave(torch.arange(len(batch)), sizes)
+    logits = batch_logits(scorer, batch, owner, sizes)
+    peaks = logits.detach().new_full((len(batch),), -torch.inf).scatter_reduce(0, owner, logits.detach(), "amax")
+    shifted = logits - peaks[owner]
+    log_sums = torch.zeros(len(batch)).index_add(0, owner, shifted.exp()).log()
+    terms = torch.xlogy(target, target) - target * (shifted - log_sums[owner])
+    return torch.zeros(len(batch)).index_add(0, owner, terms)
+
+
+def batch_logits(scorer: Scorer, batch: Sequence[Prepared], owner: Tensor, sizes: Tensor) -> Tensor:
+    """The network's logits `[tokens]` of several samples, one behind the other; `owner [tokens]` is the sample of each."""
+    total, neighbours, first = int(sizes.sum()), [], 0
+    for sample in batch:
+        nobody = sample.neighbours == len(sample.target)
+        neighbours.append((sample.neighbours + first).masked_fill(nobody, total))
+        first += len(sample.target)
+
+    member = (owner[:, None] == torch.arange(len(batch))).float()
+
+    def mean(x: Tensor) -> Tensor:
+        return member @ (member.T @ x / sizes[:, None])  # products, whose gradient is fast, in place of index_add
+
+    return scorer.network(torch.cat([sample.channels for sample in batch]), torch.cat(neighbours), mean)
 
 
 def _training_facts(

@@ -16,7 +16,6 @@ from foveate.engines import RequestError
 from foveate.runtime import Answer
 from foveate.samples import QUESTIONS, read_samples
 
-
 SCORER = "scorer.safetensors"
 """Where a checkpoint's scorer lies, if it has one."""
 

@@ -7,7 +7,6 @@ from importlib import import_module
 from foveate.engines import RequestError
 from foveate.runtime.select.base import (
     Custom,
-    Grid,
     Policy,
     Relevance,
     Selection,
@@ -48,7 +47,6 @@ def open_selector(name: str) -> Selector:
 __all__ = [
     "SELECTORS",
     "Custom",
-    "Grid",
     "Policy",
     "Relevance",
     "Selection",

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from foveate.engines import RequestError
-from foveate.runtime.select.base import Grid, Relevance, Selector, top_k
+from foveate.engines import Grid, RequestError
+from foveate.runtime.select.base import Relevance, Selector, top_k
 from foveate.runtime.select.diversity import unit
 from foveate.runtime.select.spatial import check_grids
 

@@ -77,6 +77,7 @@ def test_sizes_keep_the_rules_of_transformers(processor: Qwen2VLProcessor, heigh
         assert smart_resize(height, width, constants) == wanted
 
 
+NO_PICTURE = Image.new("RGB", (1, 1))
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
 segments = st.lists(st.one_of(st.integers(1, 6), grids), min_size=1, max_size=7)
 
@@ -92,7 +93,7 @@ def test_positions_are_those_of_transformers(
             ids += [1] * segment
         else:
             ids += [constants.vision_start_token_id, constants.image_token_id, constants.vision_end_token_id]
-            images.append(Visual(np.empty(0), np.empty(0), segment))
+            images.append(Visual(np.empty(0), np.empty(0), segment, NO_PICTURE))
     layout = processor.layout(np.array(ids), images)
     input_ids = torch.from_numpy(layout.input_ids)[None]
     kinds = (input_ids == constants.image_token_id).int()
@@ -106,7 +107,7 @@ def test_positions_are_those_of_transformers(
 
 
 def test_placeholders_and_images_must_agree(processor: Qwen2VLProcessor) -> None:
-    image = Visual(np.empty(0), np.empty(0), (2, 2))
+    image = Visual(np.empty(0), np.empty(0), (2, 2), NO_PICTURE)
     with pytest.raises(RequestError, match="1 image placeholders and 2 images"):
         processor.layout(np.array([1, processor.constants.image_token_id]), [image, image])
     with pytest.raises(RequestError, match="video placeholder"):

@@ -1,1 +1,0 @@
-from foveate.engines.canvas import canvas_feeds as canvas_feeds

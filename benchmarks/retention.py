@@ -1,6 +1,6 @@
 """What fewer visual tokens cost in right answers: the tables of docs/retention.md.
 
-    python -m benchmarks.retention models/qwen2-vl-tiny --paper paper.safetensors --work out/retention
+    python -m benchmarks.retention models/qwen2-vl-tiny --paper PAPER --ours OURS --work out/retention
 
 Writes held-out scenes, labels them for the oracle, exports the checkpoint with its scorer and with the paper's, asks every
 question with every selector, runs FastV in PyTorch, and puts the tables between the marks of docs/retention.md. Every step
@@ -25,7 +25,7 @@ from foveate.evaluate import Estimate, Group, Results, Row, difference_points, e
 from foveate.exporter.scorer import LabelOptions
 from foveate.scorer import label_folder
 
-KEEPS = (0.75, 0.5, 0.25, 0.125)
+KEEPS = (0.5, 0.25, 0.125)
 LARGE_KEEPS = (0.5, 0.25, 0.125)
 TRAINING_FREE = ("attention", "random", "pooling", "divprune", "cdpruner", "dart")
 SELECTORS = ("learned", "learned-mmr", "learned-dpp", *TRAINING_FREE, "oracle")
@@ -66,13 +66,13 @@ def run(*arguments: object) -> None:
     subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
-def prepare(work: Work, paper: Path, count: int, large_count: int) -> None:
+def prepare(work: Work, small: dict[str, Path], count: int, large_count: int) -> None:
     """Data, labels and bundles."""
     for split, folder, number in (("heldout", work.heldout, count), ("heldout-large", work.large, large_count)):
         if not (folder / "questions.jsonl").is_file():
             run("-m", "benchmarks.scenes.write", "--split", split, "--seed", SEED, "--count", number, "-o", folder)
     label_folder(work.checkpoint, work.heldout, work.labels, LabelOptions(wrong=True))
-    for name, scorer in (("learned", work.checkpoint / "scorer.safetensors"), ("paper", paper)):
+    for name, scorer in {"learned": work.checkpoint / "scorer.safetensors", **small}.items():
         if not work.bundle(name).exists():
             foveate.export(work.checkpoint, work.bundle(name), foveate.ExportOptions(scorer=scorer))
     if not (work.folder / "fastv.json").is_file():
@@ -100,7 +100,8 @@ def measure(work: Work) -> tuple[Results, Results]:
             )
 
     main = ask("learned", "heldout", work.heldout, KEEPS, SELECTORS, labels=work.labels)
-    ask("paper", "paper", work.heldout, KEEPS, ["learned"])
+    for name in ("paper", "ours"):
+        ask(name, name, work.heldout, KEEPS[1:], ["learned"])
     large = ask("learned", "large", work.large, LARGE_KEEPS, ["learned", "learned-mmr", *TRAINING_FREE])
     return main, large
 
@@ -153,12 +154,14 @@ def goals(work: Work, main: Results, large: Results) -> Iterator[str]:
             f"{ahead.value:+.2f} ({ahead.low:+.2f} - {ahead.high:+.2f}) |"
         )
     yield f"| oracle (labels) at 0.25 | reported | {percent(row_of(main.overall, 'oracle', 0.25).retained)} |"
-    paper, whole = right_answers(work.report("paper")), right["all", 1.0]
+    paper, ours = (right_answers(work.report(name)) for name in ("paper", "ours"))
     for keep in (0.25, 0.125):
-        behind = difference_points(right["learned", keep], paper["learned", keep])
+        ahead = difference_points(paper["learned", keep], ours["learned", keep])
         yield (
-            f"| the paper's network at {keep:g} | reported | {percent(retained(whole, paper['learned', keep]))}; "
-            f"to ours {behind.value:+.2f} ({behind.low:+.2f} - {behind.high:+.2f}) points |"
+            f"| the paper's network, features and labels vs ours at {keep:g}, same samples and epochs | reported | "
+            f"{percent(retained(right['all', 1.0], paper['learned', keep]))} vs "
+            f"{percent(retained(right['all', 1.0], ours['learned', keep]))}; "
+            f"ours {ahead.value:+.2f} ({ahead.low:+.2f} - {ahead.high:+.2f}) points |"
         )
 
 
@@ -240,14 +243,15 @@ def _spaced(lines: Sequence[str]) -> Iterator[str]:
 
 @click.command(help=__doc__)
 @click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--paper", type=click.Path(path_type=Path), required=True, help="The paper's network, trained on the same data.")
+@click.option("--paper", type=click.Path(path_type=Path), required=True, help="The paper's scorer, from scorer_ablation.")
+@click.option("--ours", type=click.Path(path_type=Path), required=True, help="Ours of the same budget, from scorer_ablation.")
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--count", default=4000, show_default=True, help="Held-out questions.")
 @click.option("--large-count", default=1000, show_default=True, help="Questions about images with 512 - 1,024 visual tokens.")
-def main(checkpoint: Path, paper: Path, work: Path, count: int, large_count: int) -> None:
+def main(checkpoint: Path, paper: Path, ours: Path, work: Path, count: int, large_count: int) -> None:
     steps = Work(work, checkpoint)
     work.mkdir(parents=True, exist_ok=True)
-    prepare(steps, paper, count, large_count)
+    prepare(steps, {"paper": paper, "ours": ours}, count, large_count)
     write_page(steps, *measure(steps))
 
 

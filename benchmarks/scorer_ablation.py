@@ -3,7 +3,8 @@
     python -m benchmarks.scorer_ablation models/qwen2-vl-tiny --labels LABELS --paper-labels PAPER --data DATA --work DIR
 
 Every variant is trained on the same number of samples for the same number of epochs, exported, and asked the questions of
-DATA at keep 0.25 and 0.125. Finished variants are not run again. The table goes to DIR/ablation.md.
+DATA at keep 0.25 and 0.125. Finished variants are not run again. The table goes to DIR/ablation.md, the scorers lie
+beside it by their number.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ VARIANTS = (
 
 
 def run(
-    variant: Variant, checkpoint: Path, labels: Path, samples: list[Sample], work: Path, options: dict[str, Any]
+    variant: Variant, checkpoint: Path, labels: Path, samples: list[Sample], scorer: Path, options: dict[str, Any]
 ) -> dict[str, Any]:
     """Trains, exports and asks; the figures of one row."""
-    scorer, bundle = work / "scorer.safetensors", work / "variant.bundle"
+    bundle = scorer.with_name("variant.bundle")
     result = train(labels, scorer, TrainOptions(network=NetworkConfig(**variant.network), **options))
     foveate.export(checkpoint, bundle, foveate.ExportOptions(overwrite=True, check=False, scorer=scorer))
     results = evaluate(foveate.load(bundle, verify=False), samples, KEEPS, ["learned"], max_new_tokens=8)
@@ -72,20 +73,30 @@ def run(
 @click.option("--paper-labels", type=click.Path(path_type=Path), required=True)
 @click.option("--data", type=click.Path(path_type=Path), required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True)
-@click.option("--limit", default=6000, show_default=True, help="Training samples.")
-@click.option("--epochs", default=12, show_default=True)
+@click.option("--limit", default=4000, show_default=True, help="Training samples.")
+@click.option("--epochs", default=10, show_default=True)
+@click.option("--questions", default=1000, show_default=True, help="The first so many of DATA.")
 @click.option("--seed", default=0, show_default=True)
 def main(
-    checkpoint: Path, labels: Path, paper_labels: Path, data: Path, work: Path, limit: int, epochs: int, seed: int
+    checkpoint: Path,
+    labels: Path,
+    paper_labels: Path,
+    data: Path,
+    work: Path,
+    limit: int,
+    epochs: int,
+    questions: int,
+    seed: int,
 ) -> None:
     work.mkdir(parents=True, exist_ok=True)
-    samples, rows = read_samples(data), {}
+    samples, rows = read_samples(data)[:questions], {}
     for variant in VARIANTS:
         done = work / f"{VARIANTS.index(variant):02d}.json"
         if not done.is_file():
             chosen = paper_labels if variant.paper_labels else labels
             options = {"limit": limit, "epochs": epochs, "patience": epochs, "seed": seed}
-            done.write_text(json.dumps(run(variant, checkpoint, chosen, samples, work, options)) + "\n")
+            scorer = done.with_suffix(".safetensors")
+            done.write_text(json.dumps(run(variant, checkpoint, chosen, samples, scorer, options)) + "\n")
         rows[variant.name] = json.loads(done.read_text())
         click.echo(f"{variant.name}: {rows[variant.name]}")
         (work / "ablation.md").write_text(table(rows))

@@ -131,7 +131,8 @@ class Pipeline:
         stopwatch = Stopwatch()
         with stopwatch("preprocess_ms"):
             prepared = self.prepare(request)
-        self._check_length(prepared.num_text_tokens, 1)  # what no budget shrinks, before the work begins
+        # What no budget shrinks, before the work begins.
+        self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
         with stopwatch("vision_ms"):
             visual_embeds = self.vision(prepared) if visual_embeds is None else visual_embeds
         if len(visual_embeds) != prepared.num_visual_tokens:
@@ -157,11 +158,9 @@ class Pipeline:
 
     def _admit(self, request: Request, encoded: Encoded | None) -> Job:
         """The stages that each request goes through on its own."""
-        max_new_tokens = request.max_new_tokens or self.manifest.prompt.max_new_tokens
         selector = self.selector(request.select)
         encoded = encoded or self.encode(request)
         prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
-        self._check_length(prepared.num_text_tokens, max_new_tokens)
         stopwatch = Stopwatch()
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
         with stopwatch("score_ms"):
@@ -173,6 +172,7 @@ class Pipeline:
             if relevance is not None:
                 visual_embeds = selector.embeds(relevance, selection.keep_indices)
             prompt = prune(prepared, visual_embeds, selection)
+        max_new_tokens = self._max_new_tokens(request)
         self._check_length(len(prompt.input_ids), max_new_tokens)
         stage_ms = {**encoded.stage_ms, **stopwatch.stage_ms}
         return Job(request, prompt, selection, prepared.visuals, max_new_tokens, stage_ms)
@@ -250,6 +250,9 @@ class Pipeline:
                 "Export it with --scorer FILE, or use --select attention."
             )
         return selector
+
+    def _max_new_tokens(self, request: Request) -> int:
+        return request.max_new_tokens or self.manifest.prompt.max_new_tokens
 
     def _check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
         if prompt_tokens + max_new_tokens > self._capacity_tokens:

@@ -103,7 +103,8 @@ class Depthwise(nn.Module):
     def forward(self, x: Tensor, neighbours: Tensor) -> Tensor:
         """`[tokens, channels]` of `x [tokens, channels]` and `neighbours [tokens, neighbours]`."""
         if x.requires_grad:
-            return _Gathered.apply(x, neighbours, self.weight) + self.bias
+            gathered: Tensor = _Gathered.apply(x, neighbours, self.weight)  # type: ignore[no-untyped-call]
+            return gathered + self.bias
         return _gather(x, neighbours, self.weight) + self.bias
 
 
@@ -144,6 +145,8 @@ class SequenceNetwork(nn.Module):
 
     def __init__(self, config: NetworkConfig, channels: int) -> None:
         super().__init__()
+        if config.depth > len(self.widths):
+            raise ScorerError(f"depth is {config.depth}, 'sequence' has at most {len(self.widths)} blocks. Lower it.")
         widths = (channels, *self.widths[: config.depth])
         self.depthwise = nn.ModuleList(Depthwise(width, 3) for width in widths[:-1])
         self.pointwise = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))

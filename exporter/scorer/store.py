@@ -88,7 +88,7 @@ def write_shard(folder: Path, shard: int, labels: Sequence[Label], header: Label
     """Writes the labels of one range; those that were skipped are absent."""
     channels = sum(header.channels.values())
     none = np.empty((channels, 0), np.float32)
-    tensors = {
+    tensors: dict[str, np.ndarray] = {
         "sample": np.array([label.sample for label in labels], np.int64),
         "image": np.array([label.image for label in labels], np.int64),
         "correct": np.array([label.correct for label in labels], np.uint8),

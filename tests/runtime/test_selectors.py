@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engines import RequestError
+from foveate.engines import Grid, RequestError
 from foveate.runtime import SELECTORS, Budget, Relevance, open_selector
-from foveate.runtime.select import Grid, Selector, select
+from foveate.runtime.select import Selector, select
 from foveate.runtime.select.combined import LearnedDPP, LearnedMMR
 from foveate.runtime.select.diversity import DART, CDPruner, DivPrune, greedy_dpp
 from foveate.runtime.select.scores import Learned

@@ -9,14 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from foveate.engines import Grid
 from foveate.exporter.scorer import FEATURES, Label, LabelsHeader
 from foveate.exporter.scorer.features import FirstLayer, count_channels
 from foveate.exporter.scorer.store import SCHEMA_VERSION, start, write_shard
 
 HEADS = 2
 CHANNELS = count_channels(list(FEATURES), HEADS)
-
-Grid = tuple[int, int, int]
 
 
 def first_layer(heads: int, rows: int, tokens: int, seed: int) -> FirstLayer:

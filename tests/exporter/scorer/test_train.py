@@ -14,11 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engines import LabelError, ScorerError
+from foveate.engines import LabelError, ScorerError, find_neighbours
 from foveate.exporter.scorer import NETWORKS, Epoch, Label, NetworkConfig, Scorer, TrainOptions, read_scorer, train
 from foveate.exporter.scorer.store import SCHEMA_VERSION
 from foveate.exporter.scorer.train import Prepared, batches, fit, fit_scale, split, target, validate
-from tests.exporter.scorer.synthetic import HEADS, make_label, make_labels, write_labels
+from tests.exporter.scorer.synthetic import CHANNELS, HEADS, make_label, make_labels, write_labels
 
 SMALL = NetworkConfig(features=("mean", "max"), width=16, depth=2)
 QUICK = TrainOptions(SMALL, epochs=2)
@@ -80,6 +80,17 @@ def test_channels_get_the_scale_of_the_training_data() -> None:
     torch.testing.assert_close(found.std(dim=1), torch.ones(4), rtol=0, atol=1e-4)
 
 
+def test_the_scale_is_that_of_the_chosen_channels(labels: Path) -> None:
+    options = TrainOptions(NetworkConfig(features=("max", "mean"), width=8, depth=1), epochs=1)
+    training, _ = split(make_labels(200), options)
+    first = CHANNELS["attention"]  # `mean` stands behind it, then `max`
+    rows = [first + HEADS, first + HEADS + 1, first, first + 1]
+    seen = np.concatenate([label.features[rows] for label in training], axis=1)
+    shift = train(labels, None, options).scorer.shift
+    np.testing.assert_allclose(shift, seen.mean(axis=1), rtol=0, atol=1e-4)
+    assert np.diff(np.sort(shift)).min() > 1e-3
+
+
 def test_only_the_chosen_channels_are_seen(tmp_path: Path) -> None:
     labels = make_labels(20)
     for label in labels:
@@ -121,21 +132,20 @@ def test_too_few_images(tmp_path: Path, count: int) -> None:
     assert not (tmp_path / "scorer.safetensors").exists()
 
 
-def prepare(count: int, seed: int, kind: str = "grid") -> list[Prepared]:
+def make_noise(count: int, seed: int) -> list[Prepared]:
     """Random channels with targets that have nothing to do with them."""
     random = torch.Generator().manual_seed(seed)
     samples = []
     for index in range(count):
-        height, width = 2 + index % 3, 3
-        relevance = torch.rand(height * width, generator=random)
-        pages = ((height, width),) if kind == "grid" else ((1, height * width),)
-        samples.append(Prepared(torch.randn(4, height * width, generator=random), target(relevance, 0.5), pages))
+        around = torch.from_numpy(find_neighbours([(1, 2 + index % 3, 3)]))
+        relevance = torch.rand(len(around), generator=random)
+        samples.append(Prepared(torch.randn(len(around), 4, generator=random), target(relevance, 0.5), around))
     return samples
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.none() | st.integers(0, 9))
 def test_batches_hold_every_sample_once(count: int, size: int, seed: int | None) -> None:
-    samples = prepare(count, seed=0)
+    samples = make_noise(count, seed=0)
     found = list(batches(samples, size, None if seed is None else np.random.default_rng(seed)))
     assert all(0 < len(batch) <= size for batch in found)
     assert sorted(id(sample) for batch in found for sample in batch) == sorted(map(id, samples))
@@ -168,8 +178,8 @@ def fit_noise(**changes: Any) -> tuple[Scorer, list[Prepared], list[Epoch], int,
     """Learns noise by heart, so validation soon gets worse."""
     options = TrainOptions(SMALL, **{"epochs": 60, "patience": 4, "batch_size": 8, "learning_rate": 1e-2, **changes})
     torch.manual_seed(0)
-    scorer, validation = Scorer(SMALL, HEADS), prepare(12, seed=2)
-    history, best = fit(scorer, prepare(12, seed=1), validation, options, lambda number, epoch: None)
+    scorer, validation = Scorer(SMALL, HEADS), make_noise(12, seed=2)
+    history, best = fit(scorer, make_noise(12, seed=1), validation, options, lambda number, epoch: None)
     return scorer, validation, history, best, options
 
 
@@ -225,7 +235,7 @@ def test_labels_that_are_not_finished(tmp_path: Path) -> None:
         ({"surprise": 1}, "options.json: unknown keys surprise. Expected a JSON object with some of network, epochs"),
         ({"network": {"surprise": 1}}, r"options.json: .*`surprise` - at `\$.network`"),
         ({"network": {"kind": "transformer"}}, "kind 'transformer' is not one of grid, sequence"),
-        ({"network": {"kernel_size": 4}}, "kernel_size 4 is not odd"),
+        ({"network": {"features": ["colour"]}}, r"features \['colour'\] are not among attention, mean"),
         ({"network": {"width": "64"}}, r"Expected `int`, got `str` - at `\$.network.width`"),
         ({"network": "grid"}, "network"),
         ({"epochs": 2.5}, r"Expected `int`, got `float` - at `\$.epochs`"),

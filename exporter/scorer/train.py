@@ -31,7 +31,9 @@ class TrainOptions:
         batch_size: samples of a step.
         learning_rate: highest of the schedule (a short warm-up, then a cosine to zero).
         weight_decay: of AdamW.
-        masked_share: the lowest share of each label that counts as zero (0.5 in arXiv 2506.01097).
+        masked_share: the lowest share of each label that counts as zero (0.5 in arXiv 2506.01097, which leaves open
+            which tokens stay beyond the best half).
+        exponent: of the relevance in the target, see `target` (1 in arXiv 2506.01097).
         validation_share: share of the images that are kept for validation.
         limit: train on this many samples, drawn with `seed`; None for all.
         seed: of weights, split, order and draw.
@@ -43,20 +45,21 @@ class TrainOptions:
     batch_size: int = 64
     learning_rate: float = 2e-3
     weight_decay: float = 0.01
-    masked_share: float = 0.5
+    masked_share: float = 0.0
+    exponent: float = 0.5
     validation_share: float = 0.1
     limit: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "patience", "batch_size", "learning_rate", "limit"):
+        for name in ("epochs", "patience", "batch_size", "learning_rate", "limit", "exponent"):
             if (value := getattr(self, name)) is not None and value <= 0:
                 raise ScorerError(f"{name} is {value}, expected a number above 0. Raise it.")
         for name in ("weight_decay", "seed"):
             if (value := getattr(self, name)) < 0:
                 raise ScorerError(f"{name} is {value}, expected at least 0. Raise it.")
         if not 0 <= self.masked_share < 1:
-            raise ScorerError(f"masked_share is {self.masked_share}, expected 0 or more and less than 1. Choose 0.5.")
+            raise ScorerError(f"masked_share is {self.masked_share}, expected 0 or more and less than 1. Choose 0.")
         if not 0 < self.validation_share < 1:
             raise ScorerError(f"validation_share is {self.validation_share}, expected a share between 0 and 1. Choose 0.1.")
 
@@ -148,7 +151,7 @@ def train(
     scorer = Scorer(options.network, header.heads)
     rows = _rows(header, options.network)
     fit_scale(scorer, [torch.from_numpy(label.features[rows]) for label in training])
-    prepared = [[prepare(label, rows, scorer, options.masked_share) for label in part] for part in (training, validation)]
+    prepared = [[prepare(label, rows, scorer, options) for label in part] for part in (training, validation)]
     history, best_epoch = fit(scorer, prepared[0], prepared[1], options, progress or (lambda number, epoch: None))
     if not np.isfinite(history[best_epoch].validation):
         raise ScorerError(f"the validation loss became {history[best_epoch].validation}. Lower learning_rate.")
@@ -203,23 +206,24 @@ def fit_scale(scorer: Scorer, channels: Sequence[Tensor]) -> None:
     scorer.scale.copy_(1 / (every.std(dim=1) + 1e-6))
 
 
-def target(relevance: Tensor, masked_share: float) -> Tensor:
+def target(relevance: Tensor, masked_share: float, exponent: float) -> Tensor:
     """R* of arXiv 2506.01097: the lowest share of the relevance set to zero, the rest of sum 1.
 
-    Relevance that is zero everywhere gives the uniform distribution.
+    Relevance that is zero everywhere gives the uniform distribution. An exponent below 1 brings the values nearer to each
+    other, so that the order among tokens of little relevance is learned, too; with 1 the loss hardly sees it.
     """
     lowest = torch.argsort(relevance, stable=True)[: int(masked_share * len(relevance))]
-    kept = relevance.index_fill(0, lowest, 0)
+    kept = relevance.pow(exponent).index_fill(0, lowest, 0)
     total = kept.sum()
     return kept / total if total > 0 else torch.full_like(kept, 1 / len(kept))
 
 
-def prepare(label: Label, rows: np.ndarray, scorer: Scorer, masked_share: float) -> Prepared:
+def prepare(label: Label, rows: np.ndarray, scorer: Scorer, options: TrainOptions) -> Prepared:
     """A label as the network wants it."""
     relevance = torch.from_numpy(label.relevance)
     around = torch.from_numpy(find_neighbours(label.grids)) if scorer.on_grid else row_neighbours(len(relevance))
     channels = scorer.normalise(torch.from_numpy(label.features[rows])).T.contiguous()
-    return Prepared(channels, target(relevance, masked_share), around)
+    return Prepared(channels, target(relevance, options.masked_share, options.exponent), around)
 
 
 def fit(

@@ -11,6 +11,7 @@ from foveate.engines import (
     GraphSpec,
     Manifest,
     PromptEntry,
+    RetentionPoint,
     ScorerEntry,
     SourceEntry,
     TensorSpec,
@@ -29,7 +30,7 @@ GRAPH = GraphSpec(
 def make_manifest(folder: Path) -> Manifest:
     """The manifest of whatever files lie in `folder`."""
     return Manifest(
-        schema_version=1,
+        schema_version=2,
         foveate_version="0.1.0",
         family="qwen2_vl",
         source=SourceEntry(name="tiny", model_type="qwen2_vl", sha256="0" * 64),
@@ -53,7 +54,7 @@ def make_manifest(folder: Path) -> Manifest:
             pad_token_id=0,
         ),
         processor={"patch_size": 14, "image_mean": [0.5, 0.25, 0.125]},
-        scorer=ScorerEntry(),
+        scorer=ScorerEntry("trained", "1" * 64, {"epochs": 2}, (RetentionPoint(0.5, 0.99, 0.98, 1.0, 500),)),
         files=list_files(folder),
     )
 

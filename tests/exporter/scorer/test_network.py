@@ -17,7 +17,7 @@ from foveate.engines import Grid, ScorerError, find_neighbours
 from foveate.exporter.scorer import FEATURES, NETWORKS, Label, NetworkConfig, Scorer
 from foveate.exporter.scorer.features import FirstLayer, features
 from foveate.exporter.scorer.network import MAX_WEIGHTS, Depthwise, row_neighbours
-from foveate.exporter.scorer.train import Prepared, divergence, prepare
+from foveate.exporter.scorer.train import Prepared, TrainOptions, divergence, prepare
 from tests.exporter.scorer.synthetic import CHANNELS, HEADS, first_layer
 
 GRIDS = [(1, 3, 4), (2, 2, 5), (1, 1, 1)]
@@ -51,7 +51,7 @@ def prepare_first(scorer: Scorer, first: FirstLayer, grids: Sequence[Grid], rele
     label = Label(0, 0, True, tuple(grids), features(first, list(FEATURES)).numpy(), relevance.numpy())
     stored = [group for group, count in CHANNELS.items() for _ in range(count)]
     rows = [place for group in scorer.config.features for place, name in enumerate(stored) if name == group]
-    return prepare(label, np.array(rows), scorer, masked_share=0)
+    return prepare(label, np.array(rows), scorer, TrainOptions(masked_share=0))
 
 
 @torch.no_grad()

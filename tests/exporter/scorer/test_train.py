@@ -30,20 +30,20 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_labels(tmp_path_factory.mktemp("labels") / "labels", make_labels(200))
 
 
-def uniform_loss(labels: Sequence[Label], masked_share: float) -> float:
+def uniform_loss(labels: Sequence[Label], options: TrainOptions) -> float:
     """Mean divergence of the targets to scores that are all the same."""
-    targets = [target(torch.from_numpy(label.relevance), masked_share) for label in labels]
+    targets = [target(torch.from_numpy(label.relevance), options.masked_share, options.exponent) for label in labels]
     return float(np.mean([math.log(len(t)) + torch.xlogy(t, t).sum() for t in targets]))
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_a_rule_is_learned(labels: Path, kind: str) -> None:
     network = NetworkConfig(kind, ("mean", "max"), width=16, depth=2)
-    options = TrainOptions(network, epochs=20, batch_size=16, learning_rate=1e-2)
+    options = TrainOptions(network, epochs=20, batch_size=16, learning_rate=1e-2, masked_share=0.5, exponent=1)
     told: list[Epoch] = []
     result = train(labels, None, options, lambda number, epoch: told.append(epoch))
     _, validation = split(make_labels(200), options)
-    assert result.history[result.best_epoch].validation < 0.3 * uniform_loss(validation, options.masked_share)
+    assert result.history[result.best_epoch].validation < 0.3 * uniform_loss(validation, options)
     assert told == list(result.history)
 
 
@@ -139,7 +139,7 @@ def make_noise(count: int, seed: int) -> list[Prepared]:
     for index in range(count):
         around = torch.from_numpy(find_neighbours([(1, 2 + index % 3, 3)]))
         relevance = torch.rand(len(around), generator=random)
-        samples.append(Prepared(torch.randn(len(around), 4, generator=random), target(relevance, 0.5), around))
+        samples.append(Prepared(torch.randn(len(around), 4, generator=random), target(relevance, 0.5, 1), around))
     return samples
 
 
@@ -154,18 +154,18 @@ def test_batches_hold_every_sample_once(count: int, size: int, seed: int | None)
 # The target
 
 
-@given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=40), st.floats(0, 0.99))
-def test_the_target_is_the_relevance_without_its_lowest_share(values: list[float], share: float) -> None:
+@given(st.lists(st.floats(0, 100, width=32), min_size=1, max_size=40), st.floats(0, 0.99), st.sampled_from([1.0, 0.5]))
+def test_the_target_is_the_relevance_without_its_lowest_share(values: list[float], share: float, exponent: float) -> None:
     relevance = torch.tensor(values)
-    found = target(relevance, share)
+    found = target(relevance, share, exponent)
     masked = int(share * len(values))
-    kept = torch.sort(relevance).values[masked:].sum()
+    kept = torch.sort(relevance).values[masked:].pow(exponent).sum()
     assert float(found.sum()) == pytest.approx(1, abs=1e-5)
     assert (found >= 0).all()
     if kept > 0:
         assert int((found == 0).sum()) >= masked
         on = found > 0
-        torch.testing.assert_close(found[on] * kept, relevance[on])
+        torch.testing.assert_close(found[on] * kept, relevance[on].pow(exponent))
         assert on.all() or relevance[on].min() >= relevance[~on].max()
     else:
         torch.testing.assert_close(found, torch.full_like(found, 1 / len(values)))

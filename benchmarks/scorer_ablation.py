@@ -48,15 +48,14 @@ VARIANTS = (
     Variant("1-D network, one channel", _PAPER),
     Variant("1-D network, all features", {"kind": "sequence", "depth": 5}),
     Variant("2-D network, one channel", {**_OURS, "features": ("attention",)}),
-    Variant("2-D network, heads as channels", {**_OURS, "features": ("mean",)}),
-    Variant("2-D network, heads; mean, max and last row", {**_OURS, "features": ("mean", "max", "last")}),
-    Variant("2-D network, all features but cosine", {**_OURS, "features": ("mean", "max", "last", "deviation", "peaked")}),
-    Variant("**2-D network, all features**", _OURS),
-    Variant("- without the mean over all tokens", {**_OURS, "context": False}),
-    Variant("- without neighbours", {**_OURS, "neighbourhood": False}),
-    Variant("- wider and deeper", {"width": 96, "depth": 6}),
-    Variant("- with the paper's target", _OURS, paper_target=True),
+    Variant("**ours: 2-D network, all features**", _OURS),
     Variant("- with the paper's labels", _OURS, paper_labels=True),
+    Variant("- with the paper's target", _OURS, paper_target=True),
+    Variant("- heads as channels, their means only", {**_OURS, "features": ("mean",)}),
+    Variant("- without neighbours", {**_OURS, "neighbourhood": False}),
+    Variant("- without the mean over all tokens", {**_OURS, "context": False}),
+    Variant("- without cosine", {**_OURS, "features": ("mean", "max", "last", "deviation", "peaked")}),
+    Variant("- wider and deeper", {**_OURS, "width": 96, "depth": 6}),
 )
 
 

@@ -247,7 +247,7 @@ def _spaced(lines: Sequence[str]) -> Iterator[str]:
 @click.option("--ours", type=click.Path(path_type=Path), required=True, help="Ours of the same budget, from scorer_ablation.")
 @click.option("--work", type=click.Path(path_type=Path), required=True)
 @click.option("--count", default=4000, show_default=True, help="Held-out questions.")
-@click.option("--large-count", default=1000, show_default=True, help="Questions about images with 512 - 1,024 visual tokens.")
+@click.option("--large-count", default=500, show_default=True, help="Questions about images with 512 - 1,024 visual tokens.")
 def main(checkpoint: Path, paper: Path, ours: Path, work: Path, count: int, large_count: int) -> None:
     steps = Work(work, checkpoint)
     work.mkdir(parents=True, exist_ok=True)

@@ -213,7 +213,7 @@ def write_page(work: Work, main: Results, large: Results) -> None:
         "## Every selector",
         "![Accuracy against kept visual tokens, one line per selector](retention.png)",
         *selectors_table(main, SELECTORS, KEEPS),
-        "Evs works between the frames of a video, so it has no row here.",
+        "EVS works between the frames of a video, so it has no row here.",
         "## By question type",
         *types_table(main, ("learned", "attention", "oracle"), (0.5, 0.25, 0.125)),
         "Accuracy in per cent.",

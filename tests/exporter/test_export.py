@@ -35,7 +35,7 @@ def write_embed_graph(checkpoint: Path, bundle: Bundle, folder: Path) -> Path:
     """Traces the cheapest graph once more."""
     (weights,) = bundle.path.rglob("*.safetensors")
     language_model = TextDecoder(read_family(Checkpoint.open(checkpoint)).decoder)
-    graph = next(graph for graph in text_graphs(language_model) if graph.spec.name == "embed")
+    graph = next(graph for graph in text_graphs(language_model, None) if graph.spec.name == "embed")
     write_graph(graph, read_header(weights), folder / "embed.onnx")
     return folder / "embed.onnx"
 

@@ -78,7 +78,7 @@ def test_wrong_weights_are_found(
     values.flush()
     family = read_family(Checkpoint.open(checkpoint_folder))
     with pytest.raises(ParityError, match=f"graph '{graph}'"):
-        check_parity(Bundle.open(copy, verify=False), family, lambda step: None)
+        check_parity(Bundle.open(copy, verify=False), family, None, lambda step: None)
 
 
 def test_nan_does_not_pass() -> None:

@@ -295,12 +295,13 @@ def test_an_explanation_without_an_image(run: Run, tmp_path: Path) -> None:
 def test_a_failed_explanation_leaves_the_older_one(
     run: Run, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Image.Image, path: Path, *arguments: object, **options: object) -> None:
-        path.write_bytes(b"half")
+    def fail(self: Path, content: bytes) -> None:
+        with self.open("wb") as file:
+            file.write(content[:4])
         raise OSError(28, "No space left on device")
 
     (tmp_path / "heat.png").write_bytes(b"older")
-    monkeypatch.setattr(Image.Image, "save", fail)
+    monkeypatch.setattr(Path, "write_bytes", fail)
     result = run("generate", bundle, "-i", SCENE, QUESTION, "--keep", "0.5", "--explain", tmp_path / "heat.png")
     assert result.exit_code == 2
     assert "No space left on device" in result.stderr

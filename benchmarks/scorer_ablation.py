@@ -52,10 +52,6 @@ VARIANTS = (
     Variant("- with the paper's labels", _OURS, paper_labels=True),
     Variant("- with the paper's target", _OURS, paper_target=True),
     Variant("- heads as channels, their means only", {**_OURS, "features": ("mean",)}),
-    Variant("- without neighbours", {**_OURS, "neighbourhood": False}),
-    Variant("- without the mean over all tokens", {**_OURS, "context": False}),
-    Variant("- without cosine", {**_OURS, "features": ("mean", "max", "last", "deviation", "peaked")}),
-    Variant("- wider and deeper", {**_OURS, "width": 96, "depth": 6}),
 )
 
 

@@ -215,9 +215,10 @@ class Pipeline:
             "visual_embeds": visual_embeds,
             "visual_indices": prepared.layout.visual_indices,
             "instruction_indices": prepared.instruction_indices,
-            "neighbour_indices": find_neighbours(prepared.grids),
         }
-        return session.run({tensor.name: feeds[tensor.name] for tensor in session.spec.inputs})
+        if any(tensor.name == "neighbour_indices" for tensor in session.spec.inputs):  # only a scorer on the grid asks for them
+            feeds["neighbour_indices"] = find_neighbours(prepared.grids)
+        return session.run(feeds)
 
     def select(self, request: Request, prepared: Prepared, relevance: Relevance | None) -> Selection:
         """Which visual tokens stay; without relevance all of them.

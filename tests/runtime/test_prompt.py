@@ -51,7 +51,7 @@ def test_honest_text_gives_the_tokens_of_transformers(encoder: PromptEncoder, ex
 
 
 @settings(max_examples=60)
-@given(st.text(max_size=30))
+@given(st.text(max_size=30).filter(lambda words: "<|" not in words))  # control tokens stay text here: tested below
 def test_any_text_gives_the_tokens_of_transformers(encoder: PromptEncoder, expected_tokenizer: Any, words: str) -> None:
     messages = [user(IMAGE, text(words))]
     expected = expected_tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True)["input_ids"]

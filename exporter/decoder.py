@@ -12,6 +12,10 @@ from torch import Tensor, nn
 from foveate.exporter.modules import Linear, RMSNorm, Rotary, empty, rotate
 
 
+OPSET = 24
+"""The first opset with `TensorScatter`; `Attention` and `RMSNormalization` came with 23."""
+
+
 @dataclass(frozen=True)
 class DecoderConfig:
     """Sizes and flags of a decoder of the Llama and Qwen kind: RMSNorm, GQA, RoPE or M-RoPE, SwiGLU.
@@ -199,24 +203,51 @@ def _group_query_attention(inputs: AttentionInputs, seqlens_k: Tensor, total: Te
 
 
 class StandardDecoder(nn.Module):
-    """The graph `decoder_standard`: standard operators, the cache grows by concatenation outside the attention."""
+    """The graph `decoder_standard`: standard operators on a cache of fixed length, written in place at `write_indices`."""
 
     def __init__(self, language_model: TextDecoder) -> None:
         super().__init__()
         self.language_model = language_model
 
     def forward(
-        self, inputs_embeds: Tensor, position_ids: Tensor, last_indices: Tensor, attention_mask: Tensor, past: Sequence[Tensor]
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        last_indices: Tensor,
+        write_indices: Tensor,
+        cache_indices: Tensor,
+        past: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
+        # Row i of the new tokens lies at write_indices + i of the cache and sees what lies up to there. Right padding needs no
+        # mask of its own: no token sees what comes after it.
+        rows = write_indices[:, None] + torch.arange(inputs_embeds.shape[1])
+        mask = cache_indices <= rows[:, None, :, None]
+
         def attend(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
-            return _standard_attention(inputs, attention_mask)
+            return _standard_attention(inputs, mask, write_indices)
 
         return self.language_model(inputs_embeds, position_ids, last_indices, past, attend)
 
 
-def _standard_attention(inputs: AttentionInputs, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _standard_attention(inputs: AttentionInputs, mask: Tensor, write_indices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = (tensor.transpose(1, 2) for tensor in inputs[:3])
-    key = torch.cat((inputs.past_key, key), dim=2)
-    value = torch.cat((inputs.past_value, value), dim=2)
-    output = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
-    return output.transpose(1, 2).flatten(2), key, value
+    present_key = _tensor_scatter(inputs.past_key, key, write_indices)
+    present_value = _tensor_scatter(inputs.past_value, value, write_indices)
+    # Only the part of the cache that is in use: its capacity may be far above that.
+    total = mask.shape[-1]
+    output = nn.functional.scaled_dot_product_attention(
+        query, present_key[:, :, :total], present_value[:, :, :total], attn_mask=mask, enable_gqa=True
+    )
+    return output.transpose(1, 2).flatten(2), present_key, present_value
+
+
+def _tensor_scatter(cache: Tensor, update: Tensor, write_indices: Tensor) -> Tensor:
+    """`cache [batch, kv_heads, capacity, head_dim]` with `update` written at each row's index; TensorRT does it in place."""
+    return torch.onnx.ops.symbolic(
+        "TensorScatter",
+        (cache, update, write_indices),
+        attrs={"axis": 2},
+        dtype=cache.dtype,
+        shape=cache.shape,
+        version=OPSET,
+    )

@@ -94,10 +94,11 @@ def _standard_decoder_graph(language_model: TextDecoder) -> GraphModule:
     config = language_model.config
     inputs = (
         *_decoder_inputs(config),
-        TensorSpec("attention_mask", "bool", ("batch", 1, "sequence", "total_tokens")),
-        *_cache(config, PAST_PREFIX, "past_tokens"),
+        TensorSpec("write_indices", "int64", ("batch",)),
+        TensorSpec("cache_indices", "int64", ("cache_tokens",)),
+        *_cache(config, PAST_PREFIX, "kv_capacity"),
     )
-    outputs = (_logits(config), *_cache(config, "present.", "total_tokens"))
+    outputs = (_logits(config), *_cache(config, "present.", "kv_capacity"))
     return _graph("decoder_standard", StandardDecoder(language_model), inputs, outputs)
 
 

@@ -222,26 +222,32 @@ class SharedCache:
             "total_sequence_length": np.array(self._lengths.max()),
             **self._past,
         }
-        presents = {name.replace("past_key_values", "present"): value for name, value in self._past.items()}
-        return self._session.run(feeds, presents)["logits"]
+        return self._session.run(feeds, _presents(self._past))["logits"]
 
 
-class GrowingCache:
-    """For `decoder_standard`: each run gives a longer cache, padding included, and the mask hides the padding."""
+class ScatterCache:
+    """For `decoder_standard`: the same buffer, written at the number of tokens that it holds; see `SharedCache`."""
 
     def __init__(self, session: Session, batch: int, capacity: int) -> None:
         self._session = session
-        self._past = _empty_past(session, batch, 0)
-        self._real = np.zeros((batch, 0), dtype=bool)
+        self._past = _empty_past(session, batch, capacity)
+        self._lengths = np.zeros(batch, dtype=np.int64)
 
     def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> np.ndarray:
-        past = self._real.shape[1]
-        self._real = np.concatenate([self._real, real], axis=1)
-        causal = np.arange(self._real.shape[1]) <= past + np.arange(real.shape[1])[:, None]
-        mask = self._real[:, None, None, :] & causal
-        outputs = self._session.run({**_decoder_feeds(inputs_embeds, position_ids, real), "attention_mask": mask, **self._past})
-        self._past = {name: outputs[name.replace("past_key_values", "present")] for name in self._past}
-        return outputs["logits"]
+        feeds = {
+            **_decoder_feeds(inputs_embeds, position_ids, real),
+            "write_indices": self._lengths,
+            "cache_indices": np.arange(self._lengths.max() + real.shape[1]),
+            **self._past,
+        }
+        logits = self._session.run(feeds, _presents(self._past))["logits"]
+        self._lengths += real.sum(axis=1)
+        return logits
+
+
+def _presents(past: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same arrays by the names of the outputs: the graph updates them in place."""
+    return {name.replace(PAST_PREFIX, "present."): value for name, value in past.items()}
 
 
 def _decoder_feeds(inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> dict[str, np.ndarray]:
@@ -260,5 +266,5 @@ _COMPARISONS: dict[str, Callable[[_Examples, Session], Iterator[_Compared]]] = {
     "score": _compare_score,
     "embed": _compare_embed,
     "decoder": partial(_compare_decoder, make_cache=SharedCache),
-    "decoder_standard": partial(_compare_decoder, make_cache=GrowingCache),
+    "decoder_standard": partial(_compare_decoder, make_cache=ScatterCache),
 }

@@ -12,19 +12,18 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
 from foveate.engines import GraphSpec, TensorSpec
+from foveate.exporter.decoder import OPSET
 from foveate.exporter.graphs import PAST_PREFIX, GraphModule
 from foveate.exporter.quiet import quiet
 from foveate.exporter.safetensors import StoredTensor
 
-OPSET = 23
-"""The first opset with `Attention` and `RMSNormalization`."""
 # Any sizes do that are above 1, differ and fit each other: no dimension may look constant, or like another one, in the trace.
 _EXAMPLE_SIZES = {
     "batch": 2,
     "sequence": 5,
-    "past_tokens": 6,
     "total_tokens": 11,
     "kv_capacity": 17,
+    "cache_tokens": 13,
     "frames": 3,
     "patches": 16,
     "visual_tokens": 9,

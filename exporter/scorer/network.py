@@ -209,7 +209,8 @@ class Scorer(nn.Module):
         x = self.normalise(features(first, self.config.features)).T
         around = row_neighbours(x.shape[0]) if neighbours is None else neighbours
         logits = self.network(x, around, lambda y: y.mean(dim=0, keepdim=True))
-        return torch.softmax(logits, dim=0)
+        # Of a row, because TensorRT has no softmax over a vector.
+        return torch.softmax(logits[None], dim=-1)[0]
 
     def normalise(self, x: Tensor) -> Tensor:
         """Channels `[channels, visual_tokens]` on the scale of the training data."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from foveate.exporter.modules import Linear, RMSNorm, Rotary, empty, rotate
 
-
 OPSET = 24
 """The first opset with `TensorScatter`; `Attention` and `RMSNormalization` came with 23."""
 
@@ -140,7 +139,8 @@ class TextDecoder(nn.Module):
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, last_indices: Tensor, past: Sequence[Tensor], attend: Attend
     ) -> tuple[Tensor, ...]:
-        """Logits `[batch, vocab_size]` of the rows `last_indices [batch]`, then present key and value of each layer."""
+        """Logits `[batch, vocab_size]` of the rows `last_indices [batch]`, the likeliest tokens `[batch]`, then present key and
+        value of each layer."""
         angles = self.angles(position_ids)
         x, presents = inputs_embeds, []
         for index, layer in enumerate(self.layers):
@@ -148,7 +148,14 @@ class TextDecoder(nn.Module):
             presents += present
         rows = last_indices[:, None, None].expand(-1, 1, x.shape[-1])
         last = self.norm(torch.gather(x, 1, rows)).squeeze(1)
-        return (self.lm_head or self.embed_tokens).logits(last), *presents
+        logits = (self.lm_head or self.embed_tokens).logits(last)
+        return logits, _likeliest(logits), *presents
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """`[batch]` int64, -1 where the logits hold NaN: greedy decoding reads a token off the device, not the vocabulary."""
+    # What argmax makes of NaN is not defined everywhere; a sum keeps it.
+    return torch.where(torch.isnan(logits.sum(dim=-1)), -1, logits.argmax(dim=-1))
 
 
 class Table(nn.Module):

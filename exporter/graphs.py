@@ -86,7 +86,7 @@ def _decoder_graph(language_model: TextDecoder) -> GraphModule:
         TensorSpec("total_sequence_length", "int32", ()),
         *_cache(config, PAST_PREFIX, "kv_capacity"),
     )
-    outputs = (_logits(config), *_cache(config, "present.", "kv_capacity"))
+    outputs = (*_next_token(config), *_cache(config, "present.", "kv_capacity"))
     return _graph("decoder", OnnxRuntimeDecoder(language_model), inputs, outputs)
 
 
@@ -98,7 +98,7 @@ def _standard_decoder_graph(language_model: TextDecoder) -> GraphModule:
         TensorSpec("cache_indices", "int64", ("cache_tokens",)),
         *_cache(config, PAST_PREFIX, "kv_capacity"),
     )
-    outputs = (_logits(config), *_cache(config, "present.", "kv_capacity"))
+    outputs = (*_next_token(config), *_cache(config, "present.", "kv_capacity"))
     return _graph("decoder_standard", StandardDecoder(language_model), inputs, outputs)
 
 
@@ -122,8 +122,8 @@ def _visual_embeds(hidden_size: int) -> TensorSpec:
     return TensorSpec("visual_embeds", "float32", ("visual_tokens", hidden_size))
 
 
-def _logits(config: DecoderConfig) -> TensorSpec:
-    return TensorSpec("logits", "float32", ("batch", config.vocab_size))
+def _next_token(config: DecoderConfig) -> tuple[TensorSpec, ...]:
+    return TensorSpec("logits", "float32", ("batch", config.vocab_size)), TensorSpec("likeliest_tokens", "int64", ("batch",))
 
 
 def _cache(config: DecoderConfig, prefix: str, length: str) -> tuple[TensorSpec, ...]:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError
+from foveate.engines import BundleError, VisionShape
 from foveate.runtime.types import Layout, Visual
 
 PROCESSORS = {"qwen2_vl": "foveate.runtime.processors.qwen2_vl:Qwen2VLProcessor"}
@@ -25,6 +25,18 @@ class Processor(Protocol):
         Raises:
             RequestError: the family can't take an image of this shape.
         """
+        ...
+
+    def vision_shape(self, width: int, height: int) -> VisionShape:
+        """What `image` makes of an image of that many pixels, without making it.
+
+        Raises:
+            RequestError: the family can't take an image of this shape.
+        """
+        ...
+
+    def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
+        """What one image of that many visual tokens takes; `visual_tokens` is at least 1."""
         ...
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:

@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError, RequestError
+from foveate.engines import BundleError, RequestError, VisionShape
 from foveate.runtime.types import Layout, Visual
 
 _MAX_ASPECT_RATIO = 200
@@ -67,6 +67,16 @@ class Qwen2VLProcessor:
             (rows // merge, columns // merge),
             resized,
         )
+
+    def vision_shape(self, width: int, height: int) -> VisionShape:
+        """See `Processor.vision_shape`."""
+        height, width = smart_resize(height, width, self.constants)
+        token_size = self.constants.patch_size * self.constants.merge_size
+        return self.vision_shape_of_tokens((height // token_size) * (width // token_size))
+
+    def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
+        """See `Processor.vision_shape_of_tokens`."""
+        return VisionShape(1, visual_tokens * self.constants.merge_size**2, visual_tokens)
 
     def _patches(self, pixels: np.ndarray, rows: int, columns: int) -> np.ndarray:
         """`[height, width, 3]` uint8 to `[patches, 3 * frames * size * size]` float32, the patches of one token in a row."""

@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
-from foveate.engines import BundleError, RequestError
+from foveate.engines import BundleError, RequestError, VisionShape
 from foveate.runtime import Visual
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor, smart_resize
@@ -75,6 +75,27 @@ def test_sizes_keep_the_rules_of_transformers(processor: Qwen2VLProcessor, heigh
             smart_resize(height, width, constants)
     else:
         assert smart_resize(height, width, constants) == wanted
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 400), st.integers(1, 400))
+def test_the_shape_of_an_image_is_known_without_its_pixels(processor: Qwen2VLProcessor, width: int, height: int) -> None:
+    picture = Image.new("RGB", (width, height))
+    try:
+        visual = processor.image(picture)
+    except RequestError:
+        with pytest.raises(RequestError, match="aspect ratio of at most 200"):
+            processor.vision_shape(width, height)
+        return
+    shape = processor.vision_shape(width, height)
+    assert (shape.frames, shape.patches) == visual.pixel_values.shape[:2]
+    assert shape.visual_tokens == visual.num_tokens
+    assert processor.vision_shape_of_tokens(shape.visual_tokens) == shape
+
+
+def test_patches_of_visual_tokens(constants: dict[str, Any]) -> None:
+    assert Qwen2VLProcessor(constants).vision_shape_of_tokens(1296) == VisionShape(1, 5184, 1296)
+    assert Qwen2VLProcessor({**constants, "merge_size": 3}).vision_shape_of_tokens(7) == VisionShape(1, 63, 7)
 
 
 NO_PICTURE = Image.new("RGB", (1, 1))

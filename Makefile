@@ -31,11 +31,13 @@ lint: $(INSTALLED)
 clean:
 	rm -rf build dist out *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
+# TensorRT's bindings come without its libraries, which PyPI has not: tests read its API from them.
 # torch goes first and alone, pinned: another requirement may otherwise choose a build of several gigabytes.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "'$(PYTHON)' is not Python 3.11 or newer. Run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,export,report,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,tensorrt-rtx,export,report,dev]'
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt tensorrt-cu13-bindings
 	touch $@

@@ -1,6 +1,6 @@
 """The bundle format, and the backends that run its graphs."""
 
-from foveate.engines.backends import BACKENDS, SessionOptions, open_session
+from foveate.engines.backends import BACKENDS, SessionOptions, decoder_graph, open_session
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
 from foveate.engines.errors import (
     BackendError,
@@ -23,7 +23,9 @@ from foveate.engines.manifest import (
     ScorerEntry,
     SourceEntry,
 )
+from foveate.engines.memory import Array, HostMemory, Memory
 from foveate.engines.neighbours import NEIGHBOURS, Grid, find_neighbours
+from foveate.engines.profiles import GraphProfile, Range, ShapeProfile, VisionShape
 from foveate.engines.session import FakeSession, Session
 from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds
 
@@ -31,6 +33,7 @@ __all__ = [
     "BACKENDS",
     "NEIGHBOURS",
     "SCHEMA_VERSION",
+    "Array",
     "BackendError",
     "Bundle",
     "BundleError",
@@ -39,22 +42,29 @@ __all__ = [
     "FakeSession",
     "FileEntry",
     "FoveateError",
+    "GraphProfile",
     "GraphSpec",
     "Grid",
+    "HostMemory",
     "LabelError",
     "Manifest",
+    "Memory",
     "ParityError",
     "PromptEntry",
+    "Range",
     "RequestError",
     "RetentionPoint",
     "ScorerEntry",
     "ScorerError",
     "Session",
     "SessionOptions",
+    "ShapeProfile",
     "SourceEntry",
     "TensorSpec",
+    "VisionShape",
     "check_buffers",
     "check_feeds",
+    "decoder_graph",
     "find_neighbours",
     "hash_file",
     "list_files",

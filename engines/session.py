@@ -8,21 +8,24 @@ from typing import Protocol
 import numpy as np
 
 from foveate.engines.errors import BackendError
+from foveate.engines.memory import Array, HostMemory, Memory
 from foveate.engines.spec import GraphSpec, check_buffers, check_feeds
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = Mapping[str, Array]
 
 
 class Session(Protocol):
     """One graph, loaded by a backend."""
 
     spec: GraphSpec
+    memory: Memory
+    """Makes arrays that a run takes and writes without a copy."""
 
-    def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, np.ndarray]:
+    def run(self, feeds: Arrays, buffers: Arrays | None = None) -> Arrays:
         """Runs the graph once.
 
         Args:
-            feeds: every input by name.
+            feeds: every input by name, in the session's memory or on the host.
             buffers: outputs to be written into the caller's arrays, by name, in place of new ones. An array may be a
                 feed and a buffer at once where the graph updates it in place (a KV cache).
 
@@ -45,8 +48,9 @@ class FakeSession:
     `calls` keeps a copy of the feeds of every run, `closed` says whether `close` was called.
     """
 
-    def __init__(self, spec: GraphSpec, answer: Callable[[Arrays], dict[str, np.ndarray]]) -> None:
+    def __init__(self, spec: GraphSpec, answer: Callable[[Arrays], Mapping[str, np.ndarray]]) -> None:
         self.spec = spec
+        self.memory = HostMemory()
         self.answer = answer
         self.calls: list[dict[str, np.ndarray]] = []
         self.closed = False
@@ -56,11 +60,12 @@ class FakeSession:
         if self.closed:
             raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
         check_buffers(buffers or {}, self.spec, check_feeds(feeds, self.spec))
-        self.calls.append({name: array.copy() for name, array in feeds.items()})
+        self.calls.append({name: np.array(array) for name, array in feeds.items()})
         outputs = dict(self.answer(feeds))
         for name, buffer in (buffers or {}).items():
-            buffer[...] = outputs[name]
-            outputs[name] = buffer
+            array = np.asarray(buffer)
+            array[...] = outputs[name]
+            outputs[name] = array
         return outputs
 
     def close(self) -> None:

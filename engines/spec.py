@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 
 from foveate.engines.errors import BackendError
+from foveate.engines.memory import Array
 
 
 class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -15,7 +16,7 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: str
     dtype: str
-    """numpy's name of the dtype: `float32`, `int64`, `bool`."""
+    """numpy's name of the dtype: `float32`, `int64`, `bool`; or `bfloat16`."""
     shape: tuple[int | str, ...]
 
 
@@ -28,7 +29,7 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: tuple[TensorSpec, ...]
 
 
-def check_feeds(feeds: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, int]:
+def check_feeds(feeds: Mapping[str, Array], spec: GraphSpec) -> dict[str, int]:
     """Checks inputs against a graph's spec and returns the value of each symbol.
 
     Raises:
@@ -44,7 +45,7 @@ def check_feeds(feeds: Mapping[str, np.ndarray], spec: GraphSpec) -> dict[str, i
     return symbols
 
 
-def check_buffers(buffers: Mapping[str, np.ndarray], spec: GraphSpec, symbols: Mapping[str, int]) -> None:
+def check_buffers(buffers: Mapping[str, Array], spec: GraphSpec, symbols: Mapping[str, int]) -> None:
     """Checks arrays that outputs are to be written into; `symbols` is what `check_feeds` returned.
 
     Raises:
@@ -57,19 +58,23 @@ def check_buffers(buffers: Mapping[str, np.ndarray], spec: GraphSpec, symbols: M
             continue
         where = f"buffer '{tensor.name}' of graph '{spec.name}'"
         _check_tensor(buffers[tensor.name], tensor, where, known)
-        flags = buffers[tensor.name].flags
-        if not (flags.c_contiguous and flags.writeable):
+        if not _is_writable(buffers[tensor.name]):
             raise BackendError(f"{where}: the array is read-only or not contiguous. Pass a whole array of its own.")
 
 
-def _refuse_unknown(arrays: Mapping[str, np.ndarray], tensors: tuple[TensorSpec, ...], fact: str) -> None:
+def _is_writable(array: Array) -> bool:
+    """Whether results can be written in place; arrays on a device always can."""
+    return not isinstance(array, np.ndarray) or bool(array.flags.c_contiguous and array.flags.writeable)
+
+
+def _refuse_unknown(arrays: Mapping[str, Array], tensors: tuple[TensorSpec, ...], fact: str) -> None:
     known = dict.fromkeys(tensor.name for tensor in tensors)
     for name in arrays:
         if name not in known:
             raise BackendError(f"{fact} '{name}'. Choose from {', '.join(known)}.")
 
 
-def _check_tensor(value: np.ndarray, tensor: TensorSpec, where: str, symbols: dict[str, int]) -> None:
+def _check_tensor(value: Array, tensor: TensorSpec, where: str, symbols: dict[str, int]) -> None:
     if value.dtype.name != tensor.dtype:
         raise BackendError(f"{where}: got {value.dtype.name}, expected {tensor.dtype}. Cast it before the run.")
     if value.ndim != len(tensor.shape):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import warnings
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -32,3 +34,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _has_gpu() -> bool:
     tool = shutil.which("nvidia-smi")
     return tool is not None and subprocess.run([tool, "--list-gpus"], capture_output=True).stdout.startswith(b"GPU 0")
+
+
+@pytest.fixture(scope="session")
+def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference checkpoint with its trained scorer, exported. Not to be changed."""
+    from foveate.exporter import ExportOptions, export
+
+    checkpoint = Path(__file__).parents[1] / "models" / "qwen2-vl-tiny"
+    options = ExportOptions(check=False, scorer=checkpoint / "scorer.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's own; the exporter's tests look at them
+        return export(checkpoint, tmp_path_factory.mktemp("reference") / "tiny.bundle", options).bundle

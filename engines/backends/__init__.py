@@ -2,30 +2,74 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 
 from foveate.engines.bundle import Bundle
 from foveate.engines.errors import BackendError
 from foveate.engines.session import Session
 
-BACKENDS = {"onnxruntime": "foveate.engines.backends.onnxruntime:open_session"}
+BACKENDS = {
+    "onnxruntime": "foveate.engines.backends.onnxruntime:open_session",
+    "tensorrt": "foveate.engines.tensorrt.open:open_tensorrt",
+    "tensorrt-rtx": "foveate.engines.tensorrt.open:open_tensorrt_rtx",
+}
 """Name of a backend -> `module:function`; the function is called with (bundle, graph name, options)."""
+
+FUSED_DECODERS = {("onnxruntime", "cpu"): "decoder", ("onnxruntime", "CPUExecutionProvider"): "decoder"}
+"""Backend and provider -> its own decoder graph, where there is one: GroupQueryAttention in float32 exists on the CPU only."""
+
+STANDARD_DECODER = "decoder_standard"
+"""The decoder graph that every other backend and provider runs."""
+
+HOST_OUTPUTS = frozenset({"scores", "attention", "likeliest_tokens"})
+"""Outputs that the host reads in every run. The others stay on the GPU where one runs the graphs: the next graph takes them,
+and logits come to the host when sampling asks for them."""
+
+Option = str | int | float | bool
 
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """How a graph is run. `threads` is the number of CPU threads; 0 leaves it to the backend.
+    """How a graph is run.
+
+    Attributes:
+        threads: CPU threads; 0 leaves it to the backend.
+        provider: which execution provider of ONNX Runtime runs the graph, see
+            `foveate.engines.backends.onnxruntime.PROVIDERS`; other backends have none.
+        provider_options: settings of that provider by its own names: `{"device_id": 1}`.
+        precision: of the engines of a backend that builds some; None takes what was built last.
+        engines: folder of these engines; None is the bundle's own.
+        device: index of the GPU for a backend that works on one; ONNX Runtime takes `device_id` from the provider options.
+        cuda_graphs: launch runs that repeat (decode steps) as CUDA graphs.
 
     Raises:
-        BackendError: `threads` is negative.
+        BackendError: `threads` is negative, or a provider option is neither text nor a number nor a truth value.
     """
 
     threads: int = 0
+    provider: str = "cpu"
+    provider_options: Mapping[str, Option] = field(default_factory=dict, hash=False)
+    precision: str | None = None
+    engines: Path | None = None
+    device: int = 0
+    cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
         if self.threads < 0:
             raise BackendError(f"threads is {self.threads}, expected 0 or more. Use 0 to leave it to the backend.")
+        for name, value in self.provider_options.items():
+            if not isinstance(value, Option):
+                raise BackendError(
+                    f"provider option '{name}' is a {type(value).__name__}, expected str, int, float or bool. Convert it."
+                )
+
+
+def decoder_graph(backend: str, options: SessionOptions | None = None) -> str:
+    """The name of the decoder graph that a backend runs with these options."""
+    return FUSED_DECODERS.get((backend, (options or SessionOptions()).provider), STANDARD_DECODER)
 
 
 def open_session(bundle: Bundle, graph: str, backend: str = "onnxruntime", options: SessionOptions | None = None) -> Session:

@@ -1,78 +1,246 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime: on the CPU, or on a GPU through one of its execution providers.
+
+A provider that does not start is an error here; ONNX Runtime would carry on without it. Single nodes may run on the CPU
+all the same: those that work out shapes, and those that the provider has no kernel for. That is how ONNX Runtime places
+nodes, and `session.disable_cpu_ep_fallback` would refuse the shape nodes too.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from io import StringIO
 from typing import Any
 
 import numpy as np
 
-from foveate.engines.backends import SessionOptions
+from foveate.engines.backends import HOST_OUTPUTS, Option, SessionOptions
 from foveate.engines.bundle import Bundle
+from foveate.engines.device import CudaMemory, DeviceArray, gpu_memory
 from foveate.engines.errors import BackendError
+from foveate.engines.memory import Array, HostMemory, Memory
 from foveate.engines.session import Arrays
-from foveate.engines.spec import GraphSpec, check_buffers, check_feeds
+from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds
+
+
+@dataclass(frozen=True)
+class Provider:
+    """An execution provider.
+
+    Attributes:
+        name: ONNX Runtime's name of it.
+        remedy: how to get it where it is missing.
+        device: ONNX Runtime's name of the GPU memory that it works on; None where it takes the host's arrays.
+        helpers: providers that take the nodes it leaves, before the CPU does, where they are there.
+        takes_options: ONNX Runtime ignores the options of a provider that has none.
+    """
+
+    name: str
+    remedy: str
+    device: str | None = None
+    helpers: tuple[str, ...] = ()
+    takes_options: bool = True
+
+
+_CPU = "CPUExecutionProvider"
+_CUDA = "CUDAExecutionProvider"
+_GPU_WHEEL = "Run: pip install 'foveate[gpu]', never beside 'onnxruntime': both own the same import name."
+_OWN_BUILD = "Build ONNX Runtime with it, or use the backend 'tensorrt-rtx'."
+
+PROVIDERS = {
+    "cpu": Provider(_CPU, "Run: pip install 'foveate[cpu]'", takes_options=False),
+    "cuda": Provider(_CUDA, _GPU_WHEEL, "cuda"),
+    "tensorrt": Provider("TensorrtExecutionProvider", _GPU_WHEEL, "cuda", helpers=(_CUDA,)),
+    "nv-tensorrt-rtx": Provider("NvTensorRTRTXExecutionProvider", _OWN_BUILD, "cuda", helpers=(_CUDA,)),
+}
+"""Short name of a provider -> what is known about it. Others go by ONNX Runtime's name and take the host's arrays."""
+
+_GRAPH_CAPTURE = frozenset({"enable_cuda_graph", "trt_cuda_graph_enable"})
+"""Options that replay a run on the addresses of an earlier one, which a session here does not keep."""
+
+
+def find_provider(name: str) -> Provider:
+    """The provider of a short name or of ONNX Runtime's name."""
+    known = {provider.name: provider for provider in PROVIDERS.values()} | PROVIDERS
+    remedy = f"Choose one of {', '.join(PROVIDERS)}, or install a build of ONNX Runtime that has it."
+    return known.get(name) or Provider(name, remedy)
 
 
 def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRuntimeSession:
     """Loads a graph of a bundle.
 
     Raises:
-        BackendError: onnxruntime is not installed, or refuses the graph.
+        BackendError: onnxruntime is not installed, refuses the graph or an option, does not have the provider or can't
+            start it; or there is no GPU for it.
     """
     spec = bundle.graph(graph)
-    ort = _library()
+    provider = find_provider(options.provider)
+    ort = _library(provider)
+    _check_available(ort, provider)
+    _check_options(provider, options.provider_options)
+    memory: Memory = HostMemory() if provider.device is None else gpu_memory(_device_index(options.provider_options))
+    where = f"graph '{graph}' of {bundle.path}"
+    inner = _load(ort, str(bundle.file(spec.file)), where, provider, options)
+    return OnnxRuntimeSession(ort, inner, spec, memory, provider.device)
+
+
+class OnnxRuntimeSession:
+    """A graph in ONNX Runtime; see `Session`.
+
+    Args:
+        ort: the library.
+        inner: its session.
+        spec: the graph.
+        memory: where the graph's arrays lie.
+        device: ONNX Runtime's name of that memory, if it is a GPU's: what the host does not read stays there.
+    """
+
+    def __init__(self, ort: Any, inner: Any, spec: GraphSpec, memory: Memory, device: str | None = None) -> None:
+        self._ort = ort
+        self._inner = inner
+        self._device = device
+        self._cuda = memory.cuda if isinstance(memory, CudaMemory) else None
+        self.spec = spec
+        self.memory = memory
+
+    def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, Array]:
+        """See `Session.run`. Feeds and buffers are used where they lie; only a strided feed is copied."""
+        buffers = buffers or {}
+        check_buffers(buffers, self.spec, check_feeds(feeds, self.spec))
+        if self._inner is None:
+            raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
+        if self._cuda is not None:
+            # ONNX Runtime has a stream of its own: what ours still writes it may read, what ours still reads it may reuse.
+            self._cuda.synchronize()
+        binding = self._inner.io_binding()
+        # A binding does not keep arrays alive: the copy of a strided feed has to live here until the run is over.
+        arrays = {name: self._reachable(array) for name, array in feeds.items()}
+        for name, array in arrays.items():
+            self._bind_input(binding, name, array)
+        for tensor in self.spec.outputs:
+            self._bind_output(binding, tensor.name, buffers.get(tensor.name))
+        try:
+            self._inner.run_with_iobinding(binding)
+        except Exception as error:
+            raise BackendError(f"ONNX Runtime failed in graph '{self.spec.name}': {_line(error)}") from error
+        outputs = zip(self.spec.outputs, binding.get_outputs(), strict=True)
+        return {t.name: buffers[t.name] if t.name in buffers else self._result(t, value) for t, value in outputs}
+
+    def close(self) -> None:
+        self._inner = None
+
+    def _reachable(self, array: Array) -> Array:
+        on_gpu = self._cuda is not None and isinstance(array, DeviceArray)
+        return array if on_gpu else np.asarray(array, order="C")
+
+    def _bind_input(self, binding: Any, name: str, array: Array) -> None:
+        if isinstance(array, DeviceArray):
+            self._check_owner(f"input '{name}'", array)
+            binding.bind_input(name, self._device, array.cuda.device, np.dtype(array.dtype.name), array.shape, array.ptr)
+        else:
+            binding.bind_ortvalue_input(name, self._value(array))
+
+    def _bind_output(self, binding: Any, name: str, buffer: Array | None) -> None:
+        if isinstance(buffer, DeviceArray):
+            self._check_owner(f"buffer '{name}'", buffer)
+            dtype = np.dtype(buffer.dtype.name)
+            binding.bind_output(name, self._device, buffer.cuda.device, dtype, buffer.shape, buffer.ptr)
+        elif buffer is not None:
+            binding.bind_ortvalue_output(name, self._value(buffer))
+        elif self._cuda is not None and name not in HOST_OUTPUTS:
+            binding.bind_output(name, self._device, self._cuda.device)
+        else:
+            binding.bind_output(name)
+
+    def _check_owner(self, where: str, array: DeviceArray) -> None:
+        if array.cuda is not self._cuda:
+            raise BackendError(
+                f"{where} of graph '{self.spec.name}' lies on a GPU, but not in the session's memory. Make it with that."
+            )
+
+    def _value(self, array: Array) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(array)
+
+    def _result(self, tensor: TensorSpec, value: Any) -> Array:
+        if self._cuda is not None and tensor.name not in HOST_OUTPUTS:
+            return DeviceArray(self._cuda, value.data_ptr(), value.shape(), tensor.dtype, owner=value)
+        array: np.ndarray = value.numpy()
+        return array
+
+
+def _library(provider: Provider) -> Any:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise BackendError(f"the package 'onnxruntime' is not installed. {provider.remedy}") from error
+    return onnxruntime
+
+
+def _check_available(ort: Any, provider: Provider) -> None:
+    available = ort.get_available_providers()
+    if provider.name not in available:
+        raise BackendError(
+            f"ONNX Runtime {ort.__version__} has no {provider.name}, it has {', '.join(available)}. {provider.remedy}"
+        )
+
+
+def _check_options(provider: Provider, options: Mapping[str, Option]) -> None:
+    for name, value in options.items():
+        if not provider.takes_options:
+            raise BackendError(f"{provider.name} takes no options, got '{name}'. Leave it out.")
+        if name in _GRAPH_CAPTURE and str(value).lower() not in ("0", "false"):
+            raise BackendError(
+                f"provider option '{name}' needs arrays that stay in place, those of a run do not. Leave it out."
+            )
+
+
+def _device_index(options: Mapping[str, Option]) -> int:
+    index = str(options.get("device_id", 0))
+    if not index.isdecimal():
+        raise BackendError(
+            f"provider option 'device_id' is '{index}', expected the number of a GPU. Leave it out for the first."
+        )
+    return int(index)
+
+
+def _load(ort: Any, path: str, where: str, provider: Provider, options: SessionOptions) -> Any:
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = 3
     # Graphs run one after the other: threads that spin after a run of one take the cores from the next.
     settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if provider.device is not None:
+        _preload(ort)
     try:
-        inner = ort.InferenceSession(str(bundle.file(spec.file)), settings, providers=["CPUExecutionProvider"])
+        # Without enable_fallback=0 a provider that fails to start is replaced by the CPU, with a print.
+        inner = ort.InferenceSession(path, settings, providers=_placement(ort, provider, options), enable_fallback=0)
     except Exception as error:  # onnxruntime raises a class of its own for each kind of failure
-        raise BackendError(f"ONNX Runtime {ort.__version__} can't load graph '{graph}' of {bundle.path}: {error}") from error
-    return OnnxRuntimeSession(ort, inner, spec)
+        chosen = ", ".join(f"{name}={value}" for name, value in options.provider_options.items())
+        how = f" with {provider.name} and {chosen}" if chosen else f" with {provider.name}"
+        raise BackendError(f"ONNX Runtime {ort.__version__} can't load {where}{how}: {_line(error)}") from error
+    if provider.name not in inner.get_providers():
+        raise BackendError(
+            f"{provider.name} does not start, ONNX Runtime {ort.__version__} would run {where} on the CPU. "
+            f"Install what its log names (GPU driver, CUDA, cuDNN), or choose the provider 'cpu'."
+        )
+    return inner
 
 
-class OnnxRuntimeSession:
-    """A graph in ONNX Runtime; see `Session`."""
-
-    def __init__(self, ort: Any, inner: Any, spec: GraphSpec) -> None:
-        self._ort = ort
-        self._inner = inner
-        self.spec = spec
-
-    def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, np.ndarray]:
-        """See `Session.run`. Feeds and buffers are used where they lie; only a strided feed is copied."""
-        check_buffers(buffers or {}, self.spec, check_feeds(feeds, self.spec))
-        if self._inner is None:
-            raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
-        binding = self._inner.io_binding()
-        # A binding does not keep arrays alive: the copy of a strided feed has to live here until the run is over.
-        arrays = {name: np.asarray(array, order="C") for name, array in feeds.items()}
-        for name, array in arrays.items():
-            binding.bind_ortvalue_input(name, self._value(array))
-        for tensor in self.spec.outputs:
-            if buffers and tensor.name in buffers:
-                binding.bind_ortvalue_output(tensor.name, self._value(buffers[tensor.name]))
-            else:
-                binding.bind_output(tensor.name)
-        try:
-            self._inner.run_with_iobinding(binding)
-        except Exception as error:
-            raise BackendError(f"ONNX Runtime failed in graph '{self.spec.name}': {error}") from error
-        outputs = {t.name: v for t, v in zip(self.spec.outputs, binding.get_outputs(), strict=True)}
-        return {name: buffers[name] if buffers and name in buffers else value.numpy() for name, value in outputs.items()}
-
-    def close(self) -> None:
-        self._inner = None
-
-    def _value(self, array: np.ndarray) -> Any:
-        return self._ort.OrtValue.ortvalue_from_numpy(array)
+def _preload(ort: Any) -> None:
+    """Loads CUDA and cuDNN from pip's packages, off the linker's path; what is missing, the log says at the start."""
+    with redirect_stdout(StringIO()):
+        ort.preload_dlls()
 
 
-def _library() -> Any:
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise BackendError("the package 'onnxruntime' is not installed. Run: pip install 'foveate[cpu]'") from error
-    return onnxruntime
+def _placement(ort: Any, provider: Provider, options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
+    """Providers in the order in which they are offered each node, with their options."""
+    chosen = {name: str(value) for name, value in options.provider_options.items()}
+    shared = {name: value for name, value in chosen.items() if name == "device_id"}
+    available = ort.get_available_providers()
+    helpers = {name: shared for name in provider.helpers if name in available}
+    return list({provider.name: chosen, **helpers, _CPU: {}}.items())
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,12 +1,15 @@
-"""A small bundle whose graph doubles a row of numbers."""
+"""A small bundle whose graph doubles a row of numbers, and that of a tiny model."""
 
 from __future__ import annotations
 
+import warnings
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 from foveate.engines import (
+    Bundle,
     DecoderEntry,
     GraphSpec,
     Manifest,
@@ -74,3 +77,17 @@ def folder(tmp_path: Path) -> Path:
 def manifest(folder: Path) -> Manifest:
     """The manifest of that bundle."""
     return make_manifest(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """A random Qwen2-VL of two layers, with all its graphs. Not to be changed."""
+    exporter = pytest.importorskip("foveate.exporter")
+    checkpoint = import_module("tests.exporter.conftest").save_tiny(
+        tmp_path_factory.mktemp("checkpoint") / "tiny", layers=2, tied=True
+    )
+    folder = tmp_path_factory.mktemp("bundle") / "tiny.bundle"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's own; the exporter's tests look at them
+        exporter.export(checkpoint, folder, exporter.ExportOptions(check=False))
+    return Bundle.open(folder)

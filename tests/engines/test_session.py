@@ -9,7 +9,17 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from foveate.engines import BACKENDS, BackendError, Bundle, FakeSession, Manifest, Session, SessionOptions, open_session
+from foveate.engines import (
+    BACKENDS,
+    BackendError,
+    Bundle,
+    FakeSession,
+    HostMemory,
+    Manifest,
+    Session,
+    SessionOptions,
+    open_session,
+)
 
 
 @pytest.fixture
@@ -29,6 +39,12 @@ def test_fake_writes_into_a_buffer(fake: FakeSession) -> None:
     x = np.ones((3, 2), np.float32)
     assert fake.run({"x": x}, {"y": x})["y"] is x
     assert (x == 2).all()
+
+
+def test_fake_works_on_the_host(fake: FakeSession) -> None:
+    assert isinstance(fake.memory, HostMemory)
+    x = fake.memory.zeros((3, 2), "float32")
+    assert fake.run({"x": x}, {"y": x})["y"] is x
 
 
 def test_fake_checks_feeds_and_buffers(fake: FakeSession) -> None:

@@ -1,0 +1,93 @@
+"""How TensorRT and TensorRT-RTX build the engines of a bundle; see `foveate.engines.build.Builder`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from foveate.engines.build import BuildOptions
+from foveate.engines.bundle import Bundle
+from foveate.engines.errors import BackendError
+from foveate.engines.profiles import GraphProfile, check_profiles, graph_profiles
+from foveate.engines.spec import GraphSpec
+from foveate.engines.tensorrt.library import FLAVOURS, load_library
+from foveate.engines.tensorrt.network import NetworkOptions, available_targets, build_engine
+from foveate.engines.tensorrt.precision import PRECISIONS
+
+PROFILES = ("split", "single")
+GRAPHS = ("vision", "score", "embed", "decoder_standard")
+_FIRST_BF16 = 80
+"""Compute capability, times ten, from which on a GPU computes in bf16."""
+
+
+class TensorRTBuilder:
+    """Builds with either library."""
+
+    graphs = GRAPHS
+
+    def __init__(self, options: BuildOptions) -> None:
+        if options.precision not in PRECISIONS:
+            raise BackendError(f"precision '{options.precision}' is not known. Choose one of {', '.join(PRECISIONS)}.")
+        if options.profiles not in PROFILES:
+            raise BackendError(f"profiles is '{options.profiles}'. Choose one of {', '.join(PROFILES)}.")
+        self._options = options
+        self._flavour = FLAVOURS[options.backend]
+        self._trt = load_library(self._flavour)
+        self.version: str = self._trt.__version__
+
+    def targets(self) -> tuple[str, ...]:
+        wanted = tuple(dict.fromkeys(target.lower() for target in self._options.targets)) or (_target_at_hand(),)
+        known = available_targets(self._trt) if self._flavour.ahead_of_time else [_target_at_hand()]
+        for target in wanted:
+            self._check_target(target, known)
+        if self._options.strip_weights:
+            _target_at_hand()  # sorting out which weights can be left out runs on a GPU
+        return wanted
+
+    def key_options(self, spec: GraphSpec) -> dict[str, Any]:
+        options, profiles = self._options, self._profiles(spec)
+        check_profiles(spec, profiles)
+        return {
+            "precision": options.precision,
+            "profiles": msgspec.to_builtins(profiles),
+            "strip_weights": options.strip_weights,
+            "optimization_level": options.optimization_level,
+        }
+
+    def build(
+        self, bundle: Bundle, spec: GraphSpec, target: str, folder: Path, progress: Callable[[str, int, int], None]
+    ) -> dict[str, Any]:
+        options = self._options
+        built = build_engine(
+            self._flavour,
+            spec,
+            bundle.file(spec.file),
+            self._profiles(spec),
+            {"kv_capacity": options.shapes.kv_capacity},
+            NetworkOptions(options.precision, target, options.strip_weights, options.optimization_level),
+            folder,
+            progress,
+        )
+        return {"layers": built.layers, "scratch_bytes": built.scratch_bytes, "shapes": msgspec.to_builtins(options.shapes)}
+
+    def _profiles(self, spec: GraphSpec) -> tuple[GraphProfile, ...]:
+        return graph_profiles(spec, self._options.shapes, single=self._options.profiles == "single")
+
+    def _check_target(self, target: str, known: list[str]) -> None:
+        options, title = self._options, self._flavour.title
+        if target not in known:
+            how = "ahead of time" if self._flavour.ahead_of_time else "for the GPU at hand only"
+            raise BackendError(f"{title} {self.version} builds {how}, not for '{target}'. Choose one of {', '.join(known)}.")
+        if options.precision == "bf16" and int(target[2:]) < _FIRST_BF16:
+            raise BackendError(
+                f"{target.upper()} does not compute in bf16, which came with SM{_FIRST_BF16}. Use --precision fp16."
+            )
+
+
+def _target_at_hand() -> str:
+    from foveate.engines.cuda import Cuda
+
+    return Cuda().info().target

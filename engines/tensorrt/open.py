@@ -1,0 +1,103 @@
+"""Opens a bundle's graphs as engines on the GPU at hand."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from foveate.engines.backends import HOST_OUTPUTS, SessionOptions
+from foveate.engines.build import engine_key
+from foveate.engines.bundle import Bundle
+from foveate.engines.device import gpu_memory
+from foveate.engines.engine_record import EngineKey
+from foveate.engines.profiles import GraphProfile, ShapeProfile, choose, refusal
+from foveate.engines.store import ENGINES, EngineStore, Entry
+from foveate.engines.tensorrt.context import TensorRTRuntime
+from foveate.engines.tensorrt.library import FLAVOURS, Flavour, load_library
+from foveate.engines.tensorrt.precision import typed_spec
+from foveate.engines.tensorrt.session import TensorRTSession
+
+_runtimes: WeakValueDictionary[tuple[str, int, bool], TensorRTRuntime] = WeakValueDictionary()
+"""One for all sessions of a library on a GPU, as long as there are any."""
+
+
+def open_tensorrt(bundle: Bundle, graph: str, options: SessionOptions) -> TensorRTSession:
+    """`open_engine` with TensorRT."""
+    return open_engine(FLAVOURS["tensorrt"], bundle, graph, options)
+
+
+def open_tensorrt_rtx(bundle: Bundle, graph: str, options: SessionOptions) -> TensorRTSession:
+    """`open_engine` with TensorRT-RTX."""
+    return open_engine(FLAVOURS["tensorrt-rtx"], bundle, graph, options)
+
+
+def open_engine(flavour: Flavour, bundle: Bundle, graph: str, options: SessionOptions) -> TensorRTSession:
+    """Loads the engine of a graph that was built for this GPU and this version of the library.
+
+    Raises:
+        BackendError: the library or the GPU is missing, there is no engine that fits, it was changed, or it does not load.
+    """
+    runtime = _open_runtime(flavour, options)
+    target = runtime.cuda.info().target
+    wanted = {} if options.precision is None else {"precision": options.precision}
+    key = engine_key(bundle, wanted, graph, flavour.backend, runtime.trt.__version__, target)
+    entry = EngineStore(options.engines or bundle.path / ENGINES).find(key, bundle.path, flavour.title)
+    entry.verify()
+    return open_entry(runtime, bundle, entry)
+
+
+def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> TensorRTSession:
+    """The session of a built engine."""
+    key = entry.record.key
+    shapes = msgspec.convert(entry.record.details["shapes"], ShapeProfile)
+    fixed = {"kv_capacity": shapes.kv_capacity}
+    with entry.engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as engine:
+        loaded = runtime.load(engine, str(entry.engine))
+    if key.options["strip_weights"]:
+        _refit(runtime, loaded, bundle.file(bundle.graph(key.graph).file), key.options["precision"], fixed)
+    spec = typed_spec(bundle.graph(key.graph), key.options["precision"], fixed)
+    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, key, shapes), HOST_OUTPUTS)
+
+
+def _open_runtime(flavour: Flavour, options: SessionOptions) -> TensorRTRuntime:
+    trt = load_library(flavour)
+    cuda = gpu_memory(options.device).cuda
+    name = (flavour.backend, options.device, options.cuda_graphs)
+    runtime = _runtimes.get(name) or TensorRTRuntime(trt, flavour.title, cuda, options.cuda_graphs)
+    _runtimes[name] = runtime
+    return runtime
+
+
+def _chooser(bundle: Bundle, key: EngineKey, shapes: ShapeProfile) -> Callable[[Mapping[str, int]], int]:
+    """Picks the engine's profile for the values of the symbols; the error says how to build one that takes them."""
+    profiles = msgspec.convert(key.options["profiles"], tuple[GraphProfile, ...])
+    flags = {"--backend": key.backend, "--precision": key.options["precision"], "--target": key.target}
+    command = ["foveate", "build", str(bundle.path), *(part for flag in flags.items() for part in flag)]
+
+    def pick(symbols: Mapping[str, int]) -> int:
+        index = choose(profiles, symbols)
+        if index is None:
+            raise refusal(key.graph, profiles, symbols, shapes, command)
+        return index
+
+    return pick
+
+
+def _refit(runtime: TensorRTRuntime, engine: Any, model: Path, precision: str, fixed: Mapping[str, int]) -> None:
+    """Puts the bundle's weights into an engine that was built without."""
+    from foveate.engines.tensorrt.network import lower
+
+    trt = runtime.trt
+    with TemporaryDirectory(prefix="foveate-refit-") as folder:
+        lowered = Path(folder) / "network.onnx"
+        lower(model, precision, fixed, lowered)
+        refitter = trt.Refitter(engine, runtime.logger)
+        parsed = trt.OnnxParserRefitter(refitter, runtime.logger).refit_from_file(str(lowered))
+        if not (parsed and refitter.refit_cuda_engine()):
+            raise runtime.failure(f"can't take the weights of {model}", "Build the engine again.")

@@ -1,0 +1,189 @@
+"""The options of a session: which decoder graph goes with them, and how ONNX Runtime's providers are chosen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from foveate.engines import (
+    BACKENDS,
+    BackendError,
+    Bundle,
+    HostMemory,
+    Manifest,
+    SessionOptions,
+    list_files,
+    open_session,
+    write_manifest,
+)
+from foveate.engines.backends import decoder_graph
+from foveate.engines.backends import onnxruntime as backend
+from foveate.engines.backends.onnxruntime import PROVIDERS
+from foveate.engines.device import CudaMemory
+
+Asked = list[list[tuple[str, dict[str, str]]]]
+
+
+def test_onnxruntime_on_the_cpu_runs_its_own_decoder() -> None:
+    assert decoder_graph("onnxruntime") == "decoder"
+    for provider in ("cpu", "CPUExecutionProvider"):
+        assert decoder_graph("onnxruntime", SessionOptions(provider=provider)) == "decoder"
+
+
+@pytest.mark.parametrize("provider", [*(PROVIDERS.keys() - {"cpu"}), "CUDAExecutionProvider", "OpenVINOExecutionProvider"])
+def test_other_providers_run_the_standard_decoder(provider: str) -> None:
+    assert decoder_graph("onnxruntime", SessionOptions(provider=provider)) == "decoder_standard"
+
+
+@pytest.mark.parametrize("backend", sorted({*BACKENDS, "tensorrt", "tensorrt-rtx"} - {"onnxruntime"}))
+def test_other_backends_run_the_standard_decoder(backend: str) -> None:
+    assert decoder_graph(backend) == "decoder_standard"
+    assert decoder_graph(backend, SessionOptions(threads=2)) == "decoder_standard"
+
+
+def test_options_are_values() -> None:
+    options = SessionOptions(provider="cuda", provider_options={"device_id": 1})
+    assert options == SessionOptions(provider="cuda", provider_options={"device_id": 1})
+    assert options != SessionOptions(provider="cuda")
+    assert hash(options) == hash(SessionOptions(provider="cuda", provider_options={"device_id": 1}))
+
+
+def test_negative_threads() -> None:
+    with pytest.raises(BackendError, match="threads is -1, expected 0 or more"):
+        SessionOptions(threads=-1)
+
+
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, b"1"])
+def test_a_provider_option_is_text_a_number_or_a_truth_value(value: object) -> None:
+    with pytest.raises(BackendError, match=r"provider option 'gpu_mem_limit' is a \w+, expected str, int, float or bool"):
+        SessionOptions(provider_options={"gpu_mem_limit": value})  # type: ignore[dict-item]
+
+
+@pytest.fixture
+def bundle(folder: Path, manifest: Manifest) -> Bundle:
+    """The bundle with the graph that its manifest describes."""
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, folder / "graphs/double.onnx")
+    write_manifest(folder, msgspec.structs.replace(manifest, files=list_files(folder)))
+    return Bundle.open(folder)
+
+
+@pytest.fixture
+def memory() -> CudaMemory:
+    return CudaMemory(SimpleNamespace(device=0))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def gpu_wheel(monkeypatch: pytest.MonkeyPatch, memory: CudaMemory) -> Asked:
+    """ONNX Runtime says that it has the GPU providers, and there is a GPU. The list collects what sessions are asked to use."""
+    asked: Asked = []
+    names = [provider.name for provider in PROVIDERS.values()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(backend, "gpu_memory", lambda device: memory)
+
+    def start(path: str, settings: Any, providers: list[tuple[str, dict[str, str]]], enable_fallback: int) -> Any:
+        asked.append(providers)
+        return SimpleNamespace(get_providers=lambda: [name for name, _ in providers])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    return asked
+
+
+def test_a_provider_goes_before_its_helpers_and_the_cpu(bundle: Bundle, gpu_wheel: Asked, memory: CudaMemory) -> None:
+    chosen = {"device_id": 1, "trt_fp16_enable": True, "trt_max_workspace_size": 2.5, "trt_engine_cache_path": "cache"}
+    session = open_session(bundle, "double", options=SessionOptions(provider="tensorrt", provider_options=chosen))
+    as_text = {"device_id": "1", "trt_fp16_enable": "True", "trt_max_workspace_size": "2.5", "trt_engine_cache_path": "cache"}
+    assert gpu_wheel == [
+        [
+            ("TensorrtExecutionProvider", as_text),
+            ("CUDAExecutionProvider", {"device_id": "1"}),
+            ("CPUExecutionProvider", {}),
+        ]
+    ]
+    assert session.memory is memory
+
+
+@pytest.mark.parametrize(("name", "full"), [(name, provider.name) for name, provider in PROVIDERS.items()])
+def test_short_and_full_names(bundle: Bundle, gpu_wheel: Asked, name: str, full: str) -> None:
+    memories = [open_session(bundle, "double", options=SessionOptions(provider=choice)).memory for choice in (name, full)]
+    assert gpu_wheel[0] == gpu_wheel[1]
+    assert gpu_wheel[0][0] == (full, {})
+    assert type(memories[0]) is type(memories[1]) is (HostMemory if name == "cpu" else CudaMemory)
+
+
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [
+        (
+            "cuda",
+            r"has no CUDAExecutionProvider, it has CPUExecutionProvider\. Run: pip install 'foveate\[gpu\]', never beside",
+        ),
+        ("tensorrt", r"has no TensorrtExecutionProvider, .* 'foveate\[gpu\]', never beside 'onnxruntime': both own"),
+        ("nv-tensorrt-rtx", r"has no NvTensorRTRTXExecutionProvider, .* or use the backend 'tensorrt-rtx'"),
+        ("abacus", r"has no abacus, it has CPUExecutionProvider\. Choose one of cpu, cuda, tensorrt, nv-tensorrt-rtx, or"),
+    ],
+)
+def test_missing_provider(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, provider: str, message: str) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendError, match=message):
+        open_session(bundle, "double", options=SessionOptions(provider=provider))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_no_cpu(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, memory: CudaMemory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(backend, "gpu_memory", lambda device: memory)
+    with pytest.raises(BackendError, match=r"CUDAExecutionProvider does not start, .* would run graph 'double' .* on the CPU"):
+        open_session(bundle, "double", options=SessionOptions(provider="cuda"))
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_refused_option_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AbacusExecutionProvider", "CPUExecutionProvider"])
+    options = SessionOptions(provider="AbacusExecutionProvider", provider_options={"beads": 10})
+    with pytest.raises(BackendError, match=r"can't load graph 'double' .* with AbacusExecutionProvider and beads=10: Unknown"):
+        open_session(bundle, "double", options=options)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "message"),
+    [
+        ("cpu", {"use_arena": False}, r"CPUExecutionProvider takes no options, got 'use_arena'\. Leave it out"),
+        ("cuda", {"enable_cuda_graph": "1"}, "'enable_cuda_graph' needs arrays that stay in place"),
+        ("tensorrt", {"trt_cuda_graph_enable": True}, "'trt_cuda_graph_enable' needs arrays that stay in place"),
+        ("cuda", {"device_id": "first"}, "'device_id' is 'first', expected the number of a GPU"),
+        ("cuda", {"device_id": -1}, "'device_id' is '-1', expected the number of a GPU"),
+    ],
+)
+def test_options_that_do_nothing_good(
+    bundle: Bundle, gpu_wheel: Asked, provider: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BackendError, match=message):
+        open_session(bundle, "double", options=SessionOptions(provider=provider, provider_options=options))
+    assert gpu_wheel == []
+
+
+def test_graph_capture_may_be_switched_off(bundle: Bundle, gpu_wheel: Asked) -> None:
+    open_session(bundle, "double", options=SessionOptions(provider="cuda", provider_options={"enable_cuda_graph": False}))
+    assert gpu_wheel[0][0] == ("CUDAExecutionProvider", {"enable_cuda_graph": "False"})
+
+
+def test_one_memory_for_all_sessions_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend.gpu_memory.cache_clear()
+    monkeypatch.setattr("foveate.engines.device.Cuda", lambda device: SimpleNamespace(device=device))
+    assert backend.gpu_memory(0) is backend.gpu_memory(0)
+    assert backend.gpu_memory(1).cuda.device == 1
+    backend.gpu_memory.cache_clear()

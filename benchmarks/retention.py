@@ -21,6 +21,7 @@ import numpy as np
 from rich.console import Console
 
 import foveate
+from foveate.engines import SessionOptions
 from foveate.evaluate import Estimate, Group, Results, Row, difference_points, evaluate_bundle, retained
 from foveate.exporter.scorer import LabelOptions
 from foveate.scorer import label_folder
@@ -94,7 +95,7 @@ def measure(work: Work) -> tuple[Results, Results]:
                 keeps,
                 selectors,
                 max_new_tokens=8,
-                threads=1,
+                options=SessionOptions(threads=1),
                 progress=lambda done, total: status.update(f"{report}: {done} of {total}"),
                 labels=labels,
             )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from foveate.engines import Array
 from foveate.runtime.select import Selection
 from foveate.runtime.types import Prepared
 
@@ -19,7 +20,7 @@ class Pruned:
         input_ids: `[tokens]` int64.
         position_ids: `[position_axes, tokens]` int64, of the unpruned prompt.
         next_position: where the positions of generated text start, as if nothing had been pruned.
-        visual_embeds: `[visual_tokens, hidden_size]` float32, all of them.
+        visual_embeds: `[visual_tokens, hidden_size]`, all of them, where the vision graph left them.
         keep_indices: `[kept]` int64, which of them stay.
         placeholder_indices: `[kept]` int64, where they go.
     """
@@ -27,7 +28,7 @@ class Pruned:
     input_ids: np.ndarray
     position_ids: np.ndarray
     next_position: int
-    visual_embeds: np.ndarray
+    visual_embeds: Array
     keep_indices: np.ndarray
     placeholder_indices: np.ndarray
 
@@ -41,7 +42,7 @@ class Batch:
         position_ids: `[position_axes, batch, sequence]` int64.
         lengths: `[batch]` int32, tokens of each prompt.
         next_positions: `[batch]` int64.
-        visual_embeds: `[visual_tokens, hidden_size]` float32, one request after the other.
+        visual_embeds: `[visual_tokens, hidden_size]` of each request.
         keep_indices: `[kept]` int64, counted over all visual tokens of the batch.
         placeholder_indices: `[kept]` int64, counted over the flattened `batch x sequence`.
     """
@@ -50,12 +51,12 @@ class Batch:
     position_ids: np.ndarray
     lengths: np.ndarray
     next_positions: np.ndarray
-    visual_embeds: np.ndarray
+    visual_embeds: tuple[Array, ...]
     keep_indices: np.ndarray
     placeholder_indices: np.ndarray
 
 
-def prune(prepared: Prepared, visual_embeds: np.ndarray, selection: Selection) -> Pruned:
+def prune(prepared: Prepared, visual_embeds: Array, selection: Selection) -> Pruned:
     """Drops the visual tokens that were not selected."""
     layout = prepared.layout
     kept_visuals = layout.visual_indices[selection.keep_indices]
@@ -89,12 +90,7 @@ def pad(prompts: Sequence[Pruned], pad_token_id: int) -> Batch:
         position_ids,
         lengths,
         np.array([prompt.next_position for prompt in prompts], np.int64),
-        concatenate([prompt.visual_embeds for prompt in prompts]),
-        concatenate([prompt.keep_indices + first for prompt, first in zip(prompts, first_visual, strict=True)]),
-        concatenate([prompt.placeholder_indices + row * width for row, prompt in enumerate(prompts)]),
+        tuple(prompt.visual_embeds for prompt in prompts),
+        np.concatenate([prompt.keep_indices + first for prompt, first in zip(prompts, first_visual, strict=True)]),
+        np.concatenate([prompt.placeholder_indices + row * width for row, prompt in enumerate(prompts)]),
     )
-
-
-def concatenate(arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """Joins along the first axis; a single array is passed on without a copy."""
-    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)

@@ -11,7 +11,7 @@ import numpy as np
 from foveate.runtime.kv_cache import KVCache
 from foveate.runtime.sampling import Sampler
 from foveate.runtime.text import TextStream
-from foveate.runtime.text_model import TextModel
+from foveate.runtime.text_model import NextTokens, TextModel
 from foveate.runtime.types import Chunk
 
 
@@ -21,7 +21,7 @@ class Row:
 
     Attributes:
         index: its place in the batch.
-        sampler: draws its tokens.
+        sampler: draws its tokens; None takes the likeliest.
         stream: turns them into text.
         eos_token_ids: tokens that end the answer.
         max_new_tokens: most tokens that it may draw.
@@ -29,7 +29,7 @@ class Row:
     """
 
     index: int
-    sampler: Sampler
+    sampler: Sampler | None
     stream: TextStream
     eos_token_ids: Sequence[int]
     max_new_tokens: int
@@ -38,9 +38,9 @@ class Row:
     decode_ms: list[float] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def draw(self, logits: np.ndarray) -> Chunk:
-        """Draws the next token from `logits [vocab_size]` and says what it adds."""
-        token = self.sampler(logits)
+    def draw(self, following: NextTokens) -> Chunk:
+        """Draws the next token and says what it adds."""
+        token = self.sampler(following.logits[self.index]) if self.sampler else following.likeliest_token(self.index)
         self.tokens.append(token)
         ended = token in self.eos_token_ids
         text = "" if ended else self.stream.push(token)
@@ -53,7 +53,9 @@ class Row:
         return Chunk(text, token, self.finish_reason, self.index)
 
 
-def decode(model: TextModel, rows: Sequence[Row], positions: np.ndarray, logits: np.ndarray, cache: KVCache) -> Iterator[Chunk]:
+def decode(
+    model: TextModel, rows: Sequence[Row], positions: np.ndarray, following: NextTokens, cache: KVCache
+) -> Iterator[Chunk]:
     """Draws tokens until every row is finished.
 
     A finished row stays in the batch and stands still: it writes one slot of its cache again and again, unread.
@@ -62,21 +64,21 @@ def decode(model: TextModel, rows: Sequence[Row], positions: np.ndarray, logits:
         model: the text model.
         rows: one per row of the batch; they grow as chunks are given out.
         positions: `[batch]` int64, position of the first generated token; moved on in place.
-        logits: `[batch, vocab_size]` float32, of the prefill.
+        following: what comes after the prompts.
         cache: holds the prompts.
     """
     tokens = np.zeros(len(rows), np.int64)
     active = list(rows)
     while True:
         for row in active:
-            chunk = row.draw(logits[row.index])
+            chunk = row.draw(following)
             tokens[row.index] = chunk.token_id
             yield chunk
         active = [row for row in active if row.finish_reason is None]
         if not active:
             return
         start = perf_counter()
-        logits = model.step(tokens, positions, cache)
+        following = model.step(tokens, positions, cache)
         moving = [row.index for row in active]
         positions[moving] += 1
         cache.lengths[moving] += 1

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from foveate.engines import Bundle, BundleError, Manifest, RequestError, Session, SessionOptions, find_neighbours, open_session
-from foveate.runtime.batch import concatenate, pad, prune
+from foveate.engines import (
+    Array,
+    Bundle,
+    BundleError,
+    Manifest,
+    RequestError,
+    Session,
+    SessionOptions,
+    decoder_graph,
+    find_neighbours,
+    open_session,
+)
+from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
 from foveate.runtime.images import ImageLimits
-from foveate.runtime.kv_cache import KVCache
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
 from foveate.runtime.select import Custom, Policy, Relevance, Selection, Selector, keep_everything, open_selector, select
@@ -24,14 +35,15 @@ from foveate.runtime.types import Answer, Encoded, Prepared, Request
 
 SCORES = frozenset({"scores", "attention"})
 """What the score graph gives."""
-GRAPHS = ("vision", "score", "embed", "decoder")
+GRAPHS = ("vision", "score", "embed")
+"""The graphs that every backend runs; the decoder has one for each kind of backend."""
 TOKENIZER = "tokenizer/tokenizer.json"
 
 
 def load(
     path: str | os.PathLike[str],
     backend: str = "onnxruntime",
-    threads: int = 0,
+    options: SessionOptions | None = None,
     kv_capacity_tokens: int | None = None,
     limits: ImageLimits | None = None,
     verify: bool = True,
@@ -41,7 +53,7 @@ def load(
     Args:
         path: the bundle's folder.
         backend: what runs the graphs.
-        threads: CPU threads; 0 leaves it to the backend.
+        options: how the backend runs them: threads, provider, precision of the engines.
         kv_capacity_tokens: most tokens of one request, pruned prompt and answer together; None takes the model's limit.
         limits: which images are too large.
         verify: compare every file with its hash first.
@@ -53,7 +65,9 @@ def load(
     """
     bundle = Bundle.open(path, verify=verify)
     tokenizer = _load_tokenizer(bundle)
-    sessions = {name: open_session(bundle, name, backend, SessionOptions(threads)) for name in GRAPHS}
+    options = options or SessionOptions()
+    graphs = {**{name: name for name in GRAPHS}, "decoder": decoder_graph(backend, options)}
+    sessions = {name: open_session(bundle, graph, backend, options) for name, graph in graphs.items()}
     return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits)
 
 
@@ -63,7 +77,7 @@ class Pipeline:
     Args:
         manifest: the bundle's manifest.
         tokenizer: the bundle's tokenizer.
-        sessions: its graphs by name: `vision`, `score`, `embed`, `decoder`.
+        sessions: its graphs by name: `vision`, `score`, `embed` and, for either kind of decoder, `decoder`.
         kv_capacity_tokens: see `load`.
         limits: see `load`.
 
@@ -83,9 +97,10 @@ class Pipeline:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._sessions = sessions
-        self._capacity_tokens = _check_capacity(kv_capacity_tokens, manifest.decoder.max_position_embeddings)
         self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits)
         self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder)
+        limit = min(manifest.decoder.max_position_embeddings, self._text_model.capacity_tokens or sys.maxsize)
+        self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)
 
     def stream(self, request: Request) -> Stream:
         """Answers a request token by token; iterate over what it returns.
@@ -116,13 +131,13 @@ class Pipeline:
         for session in self._sessions.values():
             session.close()
 
-    def encode(self, request: Request, visual_embeds: np.ndarray | None = None) -> Encoded:
+    def encode(self, request: Request, visual_embeds: Array | None = None) -> Encoded:
         """The stages that depend neither on the budget nor on the selector; `generate` takes the result.
 
         Args:
             request: the question.
-            visual_embeds: `[visual_tokens, hidden_size]` float32, what `encode` gave for another question about the same
-                images; the vision graph is not run again.
+            visual_embeds: `[visual_tokens, hidden_size]`, what `encode` gave for another question about the same images; the
+                vision graph is not run again.
 
         Raises:
             RequestError: images or messages that can't be used, or `visual_embeds` of other images.
@@ -134,7 +149,7 @@ class Pipeline:
         # What no budget shrinks, before the work begins.
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
         with stopwatch("vision_ms"):
-            visual_embeds = self.vision(prepared) if visual_embeds is None else visual_embeds
+            visual_embeds = self.vision(prepared) if visual_embeds is None else self._text_model.bring(visual_embeds)
         if len(visual_embeds) != prepared.num_visual_tokens:
             raise RequestError(
                 f"there are visual_embeds of {len(visual_embeds)} tokens, the images have {prepared.num_visual_tokens}. "
@@ -146,14 +161,14 @@ class Pipeline:
         """Every stage up to the logits of the first token."""
         jobs = [self._admit(request, known) for request, known in zip(requests, encoded, strict=True)]
         batch = pad([job.prompt for job in jobs], self.manifest.prompt.pad_token_id)
-        cache = KVCache(self.manifest.decoder, len(jobs), max(job.cache_tokens for job in jobs))
+        cache = self._text_model.new_cache(len(jobs), max(job.cache_tokens for job in jobs))
         stopwatch = Stopwatch()
         with stopwatch("embed_ms"):
             inputs_embeds = self._text_model.embed(batch)
         with stopwatch("prefill_ms"):
-            logits = self._text_model.prefill(inputs_embeds, batch, cache)
+            following = self._text_model.prefill(inputs_embeds, batch, cache)
         rows = [self._row(index, job) for index, job in enumerate(jobs)]
-        chunks = decode(self._text_model, rows, batch.next_positions, logits, cache)
+        chunks = decode(self._text_model, rows, batch.next_positions, following, cache)
         return Stream(jobs, rows, chunks, stopwatch.stage_ms, cache.nbytes // len(jobs))
 
     def _admit(self, request: Request, encoded: Encoded | None) -> Job:
@@ -170,7 +185,7 @@ class Pipeline:
             selection = self.select(request, prepared, relevance)
             check_floor(request.min_retained, selection, self.manifest.scorer)
             if relevance is not None:
-                visual_embeds = selector.embeds(relevance, selection.keep_indices)
+                visual_embeds = self._text_model.bring(selector.embeds(relevance, selection.keep_indices))
             prompt = prune(prepared, visual_embeds, selection)
         max_new_tokens = self._max_new_tokens(request)
         self._check_length(len(prompt.input_ids), max_new_tokens)
@@ -185,29 +200,46 @@ class Pipeline:
         """
         return self._prepare(request)
 
-    def vision(self, prepared: Prepared) -> np.ndarray:
-        """`visual_embeds [visual_tokens, hidden_size]` float32 of every image, one run each."""
+    def vision(self, prepared: Prepared) -> Array:
+        """`visual_embeds [visual_tokens, hidden_size]` of every image, one run each, where the backend works."""
         feeds = [{"pixel_values": v.pixel_values, "patch_positions": v.patch_positions} for v in prepared.visuals]
         if not feeds:
-            return np.empty((0, self.manifest.decoder.hidden_size), np.float32)
-        return concatenate([self._sessions["vision"].run(image)["visual_embeds"] for image in feeds])
+            return self._text_model.no_visual_embeds
+        session = self._sessions["vision"]
+        return session.memory.concatenate([session.run(image)["visual_embeds"] for image in feeds])
 
-    def score(self, prepared: Prepared, visual_embeds: np.ndarray, needs: frozenset[str] = SCORES) -> Relevance:
+    def score(self, prepared: Prepared, visual_embeds: Array, needs: frozenset[str] = SCORES) -> Relevance:
         """What a selector asks for about the visual tokens: how much each matters for the question, and the question itself.
 
         Args:
             prepared: the request.
-            visual_embeds: `[visual_tokens, hidden_size]` float32, what `vision` gave.
+            visual_embeds: `[visual_tokens, hidden_size]`, what `vision` gave, here or on another backend.
             needs: `Selector.needs`.
         """
         found: dict[str, np.ndarray] = {}
+        visual_embeds = self._text_model.bring(visual_embeds)
         if needs & SCORES:
-            found = self._run_score(prepared, visual_embeds)
+            found = {name: np.asarray(array) for name, array in self._run_score(prepared, visual_embeds).items()}
         if "text_embeds" in needs:
             found["text_embeds"] = self._text_model.embed_tokens(prepared.layout.input_ids[prepared.instruction_indices])
         return Relevance(visual_embeds, prepared.grids, **found)
 
-    def _run_score(self, prepared: Prepared, visual_embeds: np.ndarray) -> dict[str, np.ndarray]:
+    def first_logits(self, prepared: Prepared, visual_embeds: Array, selection: Selection | None = None) -> np.ndarray:
+        """`logits [vocab_size]` float32 of the first token of an answer.
+
+        Args:
+            prepared: the request.
+            visual_embeds: `[visual_tokens, hidden_size]`, what `vision` gave, here or on another backend.
+            selection: which visual tokens stay; None for all.
+        """
+        selection = selection or keep_everything(prepared.num_visual_tokens, "")
+        prompt = prune(prepared, self._text_model.bring(visual_embeds), selection)
+        batch = pad([prompt], self.manifest.prompt.pad_token_id)
+        cache = self._text_model.new_cache(1, len(prompt.input_ids))
+        logits: np.ndarray = self._text_model.prefill(self._text_model.embed(batch), batch, cache).logits[0]
+        return logits
+
+    def _run_score(self, prepared: Prepared, visual_embeds: Array) -> Mapping[str, Array]:
         session = self._sessions["score"]
         feeds = {
             "input_ids": prepared.layout.input_ids,
@@ -264,7 +296,8 @@ class Pipeline:
 
     def _row(self, index: int, job: Job) -> Row:
         stream = TextStream(self._tokenizer, job.request.stop)
-        sampler = job.request.sampling.sampler()
+        sampling = job.request.sampling
+        sampler = sampling.sampler() if sampling.temperature else None
         return Row(index, sampler, stream, self.manifest.prompt.eos_token_ids, job.max_new_tokens)
 
 

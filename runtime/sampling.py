@@ -14,6 +14,8 @@ from foveate.engines import BackendError, RequestError
 Sampler = Callable[[np.ndarray], int]
 """Draws a token from `logits [vocab_size]`."""
 
+NAN_LOGITS = "the decoder gave NaN logits. Export or build the bundle again at a higher precision."
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -83,7 +85,7 @@ def greedy(logits: np.ndarray) -> int:
     """
     token = int(np.argmax(logits))
     if np.isnan(logits[token]):  # argmax stops at the first NaN, so this one look finds any
-        raise BackendError("the decoder gave NaN logits. Export the bundle again at a higher precision.")
+        raise BackendError(NAN_LOGITS)
     return token
 
 

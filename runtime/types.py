@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foveate.engines import Grid, RequestError
+from foveate.engines import Array, Grid, RequestError
 from foveate.runtime.budget import Budget, check_share
 from foveate.runtime.images import ImageSource
 from foveate.runtime.sampling import Sampling
@@ -165,12 +165,12 @@ class Encoded:
 
     Attributes:
         prepared: the request as the graphs want it.
-        visual_embeds: `[visual_tokens, hidden_size]` float32.
+        visual_embeds: `[visual_tokens, hidden_size]`, where the vision graph left them.
         stage_ms: what these stages took.
     """
 
     prepared: Prepared
-    visual_embeds: np.ndarray
+    visual_embeds: Array
     stage_ms: Mapping[str, float]
 
 

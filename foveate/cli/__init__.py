@@ -12,6 +12,9 @@ from foveate.engines.errors import FoveateError
 
 _COMMANDS = {
     "export": "foveate.cli.export:export_command",
+    "build": "foveate.cli.build:build_command",
+    "inspect": "foveate.cli.inspect:inspect_command",
+    "check": "foveate.cli.check:check_command",
     "generate": "foveate.cli.generate:generate_command",
     "scorer": "foveate.cli.scorer:scorer_command",
     "evaluate": "foveate.cli.evaluate:evaluate_command",

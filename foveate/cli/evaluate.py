@@ -6,15 +6,14 @@ from pathlib import Path
 
 import click
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from foveate.cli.options import SessionChoice, session_options
 from foveate.cli.progress import Bar
+from foveate.cli.tables import open_console
 from foveate.engines.errors import RequestError
 from foveate.evaluate import REPORTS, Results, Table, evaluate_bundle, remark, tables
-
-_PIPE_WIDTH = 200
 
 
 @click.command("evaluate")
@@ -42,8 +41,7 @@ _PIPE_WIDTH = 200
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the report, e.g. report/.")
 @click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
 @click.option("--force", is_flag=True, help="Start anew, whatever the folder has of an earlier run.")
-@click.option("--backend", default="onnxruntime", show_default=True, help="What runs the graphs.")
-@click.option("--threads", default=0, show_default=True, help="CPU threads; 0 leaves it to the backend.")
+@session_options()
 def evaluate_command(
     bundle: Path,
     data: Path,
@@ -53,8 +51,7 @@ def evaluate_command(
     output: Path,
     max_new_tokens: int | None,
     force: bool,
-    backend: str,
-    threads: int,
+    session: SessionChoice,
 ) -> None:
     """Ask BUNDLE the questions of DATA with fewer and fewer visual tokens, and count the right answers.
 
@@ -69,8 +66,8 @@ def evaluate_command(
             _parts(selectors),
             labels=labels,
             max_new_tokens=max_new_tokens,
-            backend=backend,
-            threads=threads,
+            backend=session.backend,
+            options=session.options,
             force=force,
             progress=bar.show,
         )
@@ -78,9 +75,7 @@ def evaluate_command(
 
 
 def _print(results: Results, output: Path) -> None:
-    console = Console()
-    if not console.is_terminal:  # where nothing limits a line, no row needs a second one
-        console.width = _PIPE_WIDTH
+    console = open_console()
     for table in tables(results):
         console.print(_printable(table), "")
     for line in filter(None, [remark(results), f"Report: {', '.join(str(output / name) for name in REPORTS)}"]):

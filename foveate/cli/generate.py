@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from foveate.cli.options import SessionChoice, session_options
 from foveate.engines import RequestError, replace_file
 from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, load
 
@@ -32,8 +33,7 @@ _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 @click.option("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
 @click.option("--kv-capacity", type=int, help="Most tokens a prompt and its answer may take.")
 @click.option("--max-pixels", type=int, help="Refuse images with more pixels.")
-@click.option("--backend", default="onnxruntime", show_default=True, help="What runs the graphs.")
-@click.option("--threads", default=0, show_default=True, help="CPU threads; 0 leaves it to the backend.")
+@session_options()
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was decided and measured as JSON.")
 def generate_command(
     bundle: Path,
@@ -53,8 +53,7 @@ def generate_command(
     stop: tuple[str, ...],
     kv_capacity: int | None,
     max_pixels: int | None,
-    backend: str,
-    threads: int,
+    session: SessionChoice,
     as_json: bool,
 ) -> None:
     """Answer QUESTION about the images from BUNDLE."""
@@ -76,7 +75,7 @@ def generate_command(
         stop=stop,
     )
     limits = ImageLimits() if max_pixels is None else ImageLimits(max_pixels=max_pixels)
-    pipe = load(bundle, backend=backend, threads=threads, kv_capacity_tokens=kv_capacity, limits=limits)
+    pipe = load(bundle, session.backend, session.options, kv_capacity_tokens=kv_capacity, limits=limits)
     answer = _print_json(pipe, request) if as_json else _print_stream(pipe, request)
     if explain is not None:
         _write_picture(answer, explain)

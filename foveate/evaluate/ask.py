@@ -10,7 +10,7 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
-from foveate.engines import RequestError
+from foveate.engines import Array, RequestError
 from foveate.runtime import Answer, Budget, Pipeline, Policy, Request, Selector, open_selector
 from foveate.runtime.select.scores import Oracle
 from foveate.samples import Sample
@@ -132,7 +132,7 @@ def ask(
     """
     tell = progress or (lambda done, total: None)
     tell(start, len(samples))
-    embeds: dict[str, np.ndarray] = {}
+    embeds: dict[str, Array] = {}
     for number in range(start, len(samples)):
         sample, begin = samples[number], perf_counter()
         requests = plan.requests(number, sample)

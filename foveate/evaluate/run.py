@@ -7,7 +7,7 @@ from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 
-from foveate.engines import Bundle, RequestError
+from foveate.engines import Bundle, RequestError, SessionOptions
 from foveate.evaluate.ask import Labels, Plan, Progress, ask
 from foveate.evaluate.folder import Run, append_answers, read_answers
 from foveate.evaluate.labels import labels_for
@@ -61,7 +61,7 @@ def evaluate_bundle(
     labels: Path | None = None,
     max_new_tokens: int | None = None,
     backend: str = "onnxruntime",
-    threads: int = 0,
+    options: SessionOptions | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Results:
@@ -78,7 +78,7 @@ def evaluate_bundle(
         labels: folder that `foveate scorer label` wrote for these questions and this checkpoint; the oracle chooses by them.
         max_new_tokens: as for `evaluate`.
         backend: what runs the graphs.
-        threads: CPU threads; 0 leaves it to the backend.
+        options: how the backend runs them.
         force: start anew whatever `output` has of an earlier run.
         progress: is told before the first and after each sample.
 
@@ -94,12 +94,19 @@ def evaluate_bundle(
     source = Bundle.open(bundle, verify=False).manifest.source
     oracle = None if labels is None else labels_for(data, source, labels)
     plan = Plan.make(keeps, selectors, oracle=oracle, max_new_tokens=max_new_tokens)
-    run = Run.of(bundle, data, plan, backend)
+    options = options or SessionOptions()
+    run = Run.of(bundle, data, plan, _runner(backend, options))
     records = [] if force else read_answers(output, run)
     if len(records) < len(samples):
-        with closing(load(bundle, backend, threads)) as pipe:
+        with closing(load(bundle, backend, options)) as pipe:
             fresh = ask(pipe, samples, plan, len(records), progress)
             records = [*records, *append_answers(fresh, records, run, output)]
     results = summarise(samples, records, plan)
     write_report(results, run, bundle.name, output)
     return results
+
+
+def _runner(backend: str, options: SessionOptions) -> str:
+    """What ran the graphs, for the report: answers of another provider or precision are not those of this run."""
+    provider = options.provider if options.provider != SessionOptions.provider else None
+    return " ".join(filter(None, (backend, provider, options.precision)))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
-from foveate.engines import Grid, RequestError
+from foveate.engines import Array, Grid, RequestError
 from foveate.runtime.budget import Budget
 
 
@@ -17,21 +18,26 @@ class Relevance:
     """What a selector chooses by. The pipeline computes what the selector's `needs` name; the rest is None.
 
     Attributes:
-        visual_embeds: `[num_visual_tokens, hidden_size]` float32.
+        embeds: `[num_visual_tokens, hidden_size]`, where the vision graph left them; selectors read `visual_embeds`.
         grids: of each image or video, in order; their cells are the visual tokens.
         scores: `[num_visual_tokens]` float32 of the bundle's scorer, non-negative, higher = keep.
         attention: `[num_visual_tokens]` float32, layer-0 attention, mean over heads and instruction rows.
         text_embeds: `[instruction_tokens, hidden_size]` float32, embeddings of the instruction.
     """
 
-    visual_embeds: np.ndarray
+    embeds: Array
     grids: Sequence[Grid] = ()
     scores: np.ndarray | None = None
     attention: np.ndarray | None = None
     text_embeds: np.ndarray | None = None
 
     def __len__(self) -> int:
-        return len(self.visual_embeds)
+        return len(self.embeds)
+
+    @cached_property
+    def visual_embeds(self) -> np.ndarray:
+        """`[num_visual_tokens, hidden_size]` float32 on the host, brought there when a selector first asks for it."""
+        return np.asarray(self.embeds, np.float32)
 
 
 class Selector:
@@ -49,9 +55,9 @@ class Selector:
         """`[num_visual_tokens]`, non-negative: what each token is worth to this selector; None where it does not rank."""
         return None
 
-    def embeds(self, relevance: Relevance, keep_indices: np.ndarray) -> np.ndarray:
-        """`[num_visual_tokens, hidden_size]` float32: what the LLM gets; of these rows it sees those of `keep_indices`."""
-        return relevance.visual_embeds
+    def embeds(self, relevance: Relevance, keep_indices: np.ndarray) -> Array:
+        """`[num_visual_tokens, hidden_size]`: what the LLM gets; of these rows it sees those of `keep_indices`."""
+        return relevance.embeds
 
 
 Policy = Callable[[Relevance, int], np.ndarray]

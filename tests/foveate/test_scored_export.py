@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import foveate
-from foveate.engines import Bundle, hash_file
+from foveate.engines import Bundle, SessionOptions, hash_file
 from foveate.exporter import ExportResult
 from foveate.exporter.scorer import NetworkConfig, Scorer, ScorerFacts, read_scorer, write_scorer
 from foveate.samples import read_samples
@@ -36,7 +36,7 @@ def scored(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipe(scored: Path) -> foveate.Pipeline:
-    return foveate.load(scored, threads=1)
+    return foveate.load(scored, options=SessionOptions(threads=1))
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from benchmarks.scenes.checkpoint import (
     build_tokenizer,
     save_checkpoint,
 )
-from foveate.engines import PromptEntry
+from foveate.engines import PromptEntry, SessionOptions
 from foveate.runtime import Pipeline, load
 from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor
 from foveate.runtime.prompt import PromptEncoder
@@ -95,7 +95,7 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipe(bundle: Path) -> Pipeline:
-    return load(bundle, threads=1)
+    return load(bundle, options=SessionOptions(threads=1))
 
 
 @dataclass

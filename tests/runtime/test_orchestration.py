@@ -43,6 +43,7 @@ SCORE = spec(
 )
 EMBED = spec(
     "embed",
+    [TensorSpec("inputs_embeds", "float32", ("batch", "sequence", HIDDEN))],
     input_ids=("int64", ["batch", "sequence"]),
     visual_embeds=("float32", ["visual_tokens", HIDDEN]),
     keep_indices=("int64", ["kept_tokens"]),
@@ -51,7 +52,7 @@ EMBED = spec(
 CACHE = ("float32", ("batch", 2, "kv_capacity", 8))
 DECODER = spec(
     "decoder",
-    [TensorSpec(f"present.{name}", *CACHE) for name in PAST],
+    [TensorSpec("logits", "float32", ("batch", VOCAB)), *[TensorSpec(f"present.{name}", *CACHE) for name in PAST]],
     inputs_embeds=("float32", ["batch", "sequence", HIDDEN]),
     position_ids=("int64", [3, "batch", "sequence"]),
     last_indices=("int64", ["batch"]),
@@ -85,8 +86,10 @@ class FakeGraphs:
 
     def decoder(self, feeds: Any) -> dict[str, np.ndarray]:
         logits = np.zeros((len(feeds["last_indices"]), VOCAB), np.float32)
-        logits[np.arange(len(logits)), next(self.steps)] = 1
-        return {"logits": logits, **{f"present.{name}": feeds[f"past_key_values.{name}"] + 1 for name in PAST}}
+        drawn = np.array(next(self.steps))
+        logits[np.arange(len(logits)), drawn] = 1
+        presents = {f"present.{name}": feeds[f"past_key_values.{name}"] + 1 for name in PAST}
+        return {"logits": logits, "likeliest_tokens": drawn, **presents}
 
     def calls(self, name: str) -> list[dict[str, np.ndarray]]:
         return self.sessions[name].calls

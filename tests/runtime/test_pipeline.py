@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.engines import BundleError, RequestError
+from foveate.engines import BundleError, RequestError, SessionOptions
 from foveate.runtime import Answer, Budget, Pipeline, Relevance, Request, Sampling, load
 
 QUESTION = "What colour is the circle on the left?"
@@ -143,7 +143,7 @@ def assert_timed(answer: Answer) -> None:
 
 
 def test_a_request_above_the_capacity_is_refused(bundle: Path) -> None:
-    pipe = load(bundle, threads=1, kv_capacity_tokens=60, verify=False)
+    pipe = load(bundle, options=SessionOptions(threads=1), kv_capacity_tokens=60, verify=False)
     assert pipe.generate(ask([picture(224, 224)], keep_tokens=10)).tokens
     with pytest.raises(RequestError, match=r"the limit is 60\. Keep fewer visual tokens"):
         pipe.generate(ask([picture(224, 224)]))

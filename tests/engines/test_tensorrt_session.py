@@ -18,7 +18,7 @@ from foveate.engines.device import CudaMemory, DeviceArray, from_foreign
 from foveate.engines.tensorrt.context import TensorRTRuntime
 from foveate.engines.tensorrt.session import TensorRTSession
 from tests.engines.fake_cuda import FakeCuda
-from tests.engines.fake_tensorrt import FakeContext, FakeEngine, FakeTensorRT, fake_engine
+from tests.engines.fake_tensorrt import Device, FakeContext, FakeEngine, FakeTensorRT, fake_engine
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ class TestRun:
                 outputs = session.run(feeds)
                 assert np.asarray(outputs["y"]).tolist() == [[2 * value] * 2] * 3
                 assert np.asarray(outputs["picked"]).tolist() == [2 * value] * 2
-        assert counts["cudaGraphLaunch"] >= 4
+        assert counts["cudaGraphLaunch"] == 6
 
     def test_few_graphs_are_kept(self, session: TensorRTSession, device: Device) -> None:
         kept = [session.memory.empty((3, 2), "float32") for _ in range(8)]
@@ -156,9 +156,7 @@ class TestRun:
         with device.cuda.counted() as counts:
             for rows in (300, 401, 500, 800):
                 session.run(self.feeds(rows), {"y": buffer[:rows]})
-        assert (
-            counts["cudaMallocAsync"] - device.runtime.scratch.reserve(0).nbytes // 10**9 == 4
-        )  # x once, scratch at each size
+        assert counts["cudaMallocAsync"] == 1 + 3  # x at 401 rows, scratch memory at each size but the first
 
     def test_no_rows(self, device: Device, tmp_path: Path) -> None:
         spec = GraphSpec("copy", "copy.onnx", DOUBLE.inputs[:1], DOUBLE.outputs[:1])

@@ -140,7 +140,8 @@ class CudaMemory:
         return joined
 
     def asarray(self, array: Array, dtype: str | None = None) -> DeviceArray:
-        """Brings a host array here; a device array of another dtype goes through the host."""
+        """Brings an array here, of the host or of another library; a device array of another dtype goes through the host."""
+        array = adopt(array, self.cuda)
         dtype = dtype or array.dtype.name
         if isinstance(array, DeviceArray) and array.dtype.name == dtype:
             return array
@@ -170,6 +171,11 @@ def fill(target: DeviceArray, source: Array) -> None:
 
 class _Borrowed:
     """The owner of a view of another library's memory."""
+
+
+def adopt(array: Any, cuda: Cuda) -> Array:
+    """An array as sessions take it: ours and numpy's as they are, another library's on the GPU as a view of it."""
+    return array if isinstance(array, (DeviceArray, np.ndarray)) else from_foreign(array, cuda)
 
 
 def from_foreign(array: Any, cuda: Cuda) -> DeviceArray:

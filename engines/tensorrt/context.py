@@ -10,6 +10,7 @@ from typing import Any
 
 from foveate.engines.cuda import Cuda, Workspace
 from foveate.engines.errors import BackendError
+from foveate.engines.tensorrt.kernels import KernelCache
 from foveate.engines.tensorrt.library import make_logger
 
 ALIGNMENT = 256
@@ -88,17 +89,26 @@ class Context:
         profile: index of the engine's profile.
         graph: the graph's name, for messages.
         outputs: names of the engine's outputs.
+        kernels: where a library that compiles kernels at run time keeps them.
 
     Raises:
         BackendError: there is not enough memory on the GPU.
     """
 
-    def __init__(self, runtime: TensorRTRuntime, engine: Any, profile: int, graph: str, outputs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        runtime: TensorRTRuntime,
+        engine: Any,
+        profile: int,
+        graph: str,
+        outputs: Sequence[str],
+        kernels: KernelCache | None = None,
+    ) -> None:
         self._runtime = runtime
         self._where = f"graph '{graph}' (profile {profile})"
         self._outputs = outputs
         self._captures = runtime.graphs and not hasattr(runtime.trt, "CudaGraphStrategy")
-        self._inner = self._create(engine)
+        self._inner = self._create(engine, kernels)
         self._check(self._inner.set_optimization_profile_async(profile, runtime.cuda.stream), "can't choose the profile of")
         self._shapes: dict[str, Shape] = {}
         self._output_shapes: dict[str, Shape] = {}
@@ -152,7 +162,7 @@ class Context:
         self._forget()
         self._inner = None
 
-    def _create(self, engine: Any) -> Any:
+    def _create(self, engine: Any, kernels: KernelCache | None) -> Any:
         runtime, trt = self._runtime, self._runtime.trt
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if hasattr(trt, "CudaGraphStrategy"):
@@ -160,6 +170,8 @@ class Context:
             config.set_execution_context_allocation_strategy(strategy)
             strategies = trt.CudaGraphStrategy
             config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE if runtime.graphs else strategies.DISABLED
+            if kernels is not None:
+                kernels.attach(config)
             inner = engine.create_execution_context(config)
         else:
             inner = engine.create_execution_context(strategy)

@@ -12,6 +12,7 @@ from typing import Any
 import onnx_ir as ir
 
 from foveate.engines.errors import BackendError
+from foveate.engines.files import replace_file
 from foveate.engines.profiles import GraphProfile, tensor_shapes
 from foveate.engines.spec import GraphSpec
 from foveate.engines.store import ENGINE, LOG
@@ -92,7 +93,8 @@ def build_engine(
     lower(model, options.precision, fixed, folder / _LOWERED)
     with (folder / LOG).open("w", encoding="utf-8") as log:
         builder = _Builder(trt, flavour, graph, options, make_logger(trt, log.write), progress or (lambda *_: None))
-        layers = builder.build(folder / _LOWERED, profiles, folder / ENGINE)
+        timing_file = folder.parent / f".{flavour.backend}-{trt.__version__}.timing"
+        layers = builder.build(folder / _LOWERED, profiles, folder / ENGINE, timing_file)
     for file in folder.glob(f"{_LOWERED}*"):
         file.unlink()
     scratch = _SCRATCH.findall((folder / LOG).read_text(encoding="utf-8"))
@@ -122,7 +124,7 @@ class _Builder:
         self._logger = logger
         self._monitor = _make_monitor(trt, progress)
 
-    def build(self, model: Path, profiles: tuple[GraphProfile, ...], engine: Path) -> dict[str, int]:
+    def build(self, model: Path, profiles: tuple[GraphProfile, ...], engine: Path, timing_file: Path) -> dict[str, int]:
         """Builds the engine and returns the number of layers of each kind."""
         trt = self._trt
         builder = trt.Builder(self._logger)
@@ -132,6 +134,7 @@ class _Builder:
             raise self._refused("can't read", "; ".join(parser.get_error(i).desc() for i in range(parser.num_errors)))
         config = builder.create_builder_config()
         self._configure(builder, config, profiles)
+        timings = _TimingCache(config, timing_file) if self._flavour.timing_cache else None
         layers = [network.get_layer(index) for index in range(network.num_layers)]
         if self._options.precision == "fp32":
             # Fused attention kernels are of half precision only.
@@ -142,11 +145,16 @@ class _Builder:
             raise KeyboardInterrupt
         if not built:
             raise self._refused("can't build", " ".join(self._logger.errors))
+        if timings is not None:
+            timings.save()
         return dict(Counter(layer.type.name.lower() for layer in layers).most_common())
 
     def _configure(self, builder: Any, config: Any, profiles: tuple[GraphProfile, ...]) -> None:
         trt, options = self._trt, self._options
         config.progress_monitor = self._monitor
+        if hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
+            # A run asks for the scratch memory of its own shapes, not for that of the profile's largest.
+            config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
         if options.optimization_level is not None:
             config.builder_optimization_level = options.optimization_level
         if options.strip_weights:
@@ -171,6 +179,19 @@ class _Builder:
         version = self._trt.__version__
         remedy = "Read build.log, or try another precision." if _NO_FUSED_KERNEL in why else "Export the bundle again."
         return BackendError(f"{self._flavour.title} {version} {what} graph '{self._graph.name}': {why}. {remedy}")
+
+
+class _TimingCache:
+    """What earlier builds measured of kernels on this GPU, in a file that all builds of a store share."""
+
+    def __init__(self, config: Any, path: Path) -> None:
+        self._config = config
+        self._path = path
+        known = path.read_bytes() if path.is_file() else b""
+        config.set_timing_cache(config.create_timing_cache(known), ignore_mismatch=False)
+
+    def save(self) -> None:
+        replace_file(self._path, bytes(self._config.get_timing_cache().serialize()))
 
 
 def _make_monitor(trt: Any, progress: Progress) -> Any:

@@ -19,9 +19,13 @@ from foveate.engines.engine_record import EngineKey
 from foveate.engines.profiles import GraphProfile, ShapeProfile, choose, refusal
 from foveate.engines.store import ENGINES, EngineStore, Entry
 from foveate.engines.tensorrt.context import TensorRTRuntime
+from foveate.engines.tensorrt.kernels import KernelCache
 from foveate.engines.tensorrt.library import FLAVOURS, Flavour, load_library
 from foveate.engines.tensorrt.precision import typed_spec
 from foveate.engines.tensorrt.session import TensorRTSession
+
+KERNELS = "kernels.bin"
+"""Beside an engine: what was compiled of it on this GPU."""
 
 _runtimes: WeakValueDictionary[tuple[str, int, bool], TensorRTRuntime] = WeakValueDictionary()
 """One for all sessions of a library on a GPU, as long as there are any."""
@@ -62,7 +66,8 @@ def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> Tensor
     if key.options["strip_weights"]:
         _refit(runtime, loaded, bundle.file(bundle.graph(key.graph).file), key.options["precision"], fixed)
     spec = typed_spec(bundle.graph(key.graph), key.options["precision"], fixed)
-    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, key, shapes), HOST_OUTPUTS)
+    kernels = KernelCache(entry.folder / KERNELS)
+    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, key, shapes), HOST_OUTPUTS, kernels)
 
 
 def _open_runtime(flavour: Flavour, options: SessionOptions) -> TensorRTRuntime:

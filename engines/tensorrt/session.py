@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.cuda import Workspace
-from foveate.engines.device import CudaMemory, DeviceArray, DeviceDType, fill
+from foveate.engines.device import CudaMemory, DeviceArray, DeviceDType, adopt, fill
 from foveate.engines.errors import BackendError
 from foveate.engines.memory import Array
 from foveate.engines.session import Arrays
 from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds
 from foveate.engines.tensorrt.context import ALIGNMENT, Context, TensorRTRuntime
+from foveate.engines.tensorrt.kernels import KernelCache
 
 _DTYPES = {
     "bool": "BOOL",
@@ -44,6 +45,7 @@ class TensorRTSession:
         spec: the graph with the dtypes and fixed dimensions of the engine.
         choose: index of the engine's profile for the values of the symbols; raises where none fits.
         host_outputs: outputs that come back as numpy arrays.
+        kernels: where a library that compiles kernels at run time keeps them; written when the session closes.
 
     Raises:
         BackendError: the engine was built from another graph.
@@ -56,6 +58,7 @@ class TensorRTSession:
         spec: GraphSpec,
         choose: Callable[[Mapping[str, int]], int],
         host_outputs: frozenset[str] = frozenset(),
+        kernels: KernelCache | None = None,
     ) -> None:
         self.spec = spec
         self.memory = CudaMemory(runtime.cuda)
@@ -63,6 +66,7 @@ class TensorRTSession:
         self._engine = engine
         self._choose = choose
         self._host_outputs = host_outputs
+        self._kernels = kernels
         self._contexts: dict[int, Context] = {}
         self._workspaces: dict[str, Workspace] = {}
         self._check_engine()
@@ -70,10 +74,14 @@ class TensorRTSession:
         self._shared = {*self._in_place, *self._in_place.values()}
 
     def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, Array]:
-        """See `Session.run`. An array that is updated in place has to be on the device, fed and passed as buffer."""
+        """See `Session.run`. An array that is updated in place has to be on the device, fed and passed as buffer.
+
+        GPU tensors of other libraries are taken as feeds where they lie (DLPack, `__cuda_array_interface__`).
+        """
         buffers = buffers or {}
         if self._engine is None:
             raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
+        feeds = {name: adopt(array, self._runtime.cuda) for name, array in feeds.items()}
         symbols = check_feeds(feeds, self.spec)
         check_buffers(buffers, self.spec, symbols)
         self._check_in_place(feeds, buffers)
@@ -89,6 +97,8 @@ class TensorRTSession:
         """Frees the engine and what its runs kept."""
         if self._engine is not None:
             self._runtime.cuda.synchronize()
+            if self._kernels is not None:
+                self._kernels.save()
         for context in self._contexts.values():
             context.close()
         self._contexts.clear()
@@ -98,7 +108,7 @@ class TensorRTSession:
     def _context(self, profile: int) -> Context:
         if profile not in self._contexts:
             outputs = [tensor.name for tensor in self.spec.outputs]
-            self._contexts[profile] = Context(self._runtime, self._engine, profile, self.spec.name, outputs)
+            self._contexts[profile] = Context(self._runtime, self._engine, profile, self.spec.name, outputs, self._kernels)
         return self._contexts[profile]
 
     def _input(self, tensor: TensorSpec, array: Array) -> DeviceArray:

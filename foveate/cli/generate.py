@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from contextlib import closing
 from pathlib import Path
 
 import click
@@ -75,8 +76,8 @@ def generate_command(
         stop=stop,
     )
     limits = ImageLimits() if max_pixels is None else ImageLimits(max_pixels=max_pixels)
-    pipe = load(bundle, session.backend, session.options, kv_capacity_tokens=kv_capacity, limits=limits)
-    answer = _print_json(pipe, request) if as_json else _print_stream(pipe, request)
+    with closing(load(bundle, session.backend, session.options, kv_capacity_tokens=kv_capacity, limits=limits)) as pipe:
+        answer = _print_json(pipe, request) if as_json else _print_stream(pipe, request)
     if explain is not None:
         _write_picture(answer, explain)
 

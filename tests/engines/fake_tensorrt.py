@@ -102,7 +102,8 @@ class FakeEngine:
         return self.aliases.get(name)
 
     def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(cuda_graph_strategy=None)
+        config = SimpleNamespace(cuda_graph_strategy=None, create_runtime_cache=FakeKernels)
+        config.set_runtime_cache = lambda cache: setattr(config, "kernels", cache)
         config.set_execution_context_allocation_strategy = lambda strategy: setattr(config, "strategy", strategy)
         return config
 
@@ -118,6 +119,19 @@ class FakeEngine:
 
     def dtype(self, name: str) -> str:
         return _ORT_TYPES[self.tensor(name).type][0]
+
+
+class FakeKernels:
+    """`IRuntimeCache`."""
+
+    def __init__(self) -> None:
+        self.kernels = b"compiled"
+
+    def deserialize(self, blob: bytes) -> bool:
+        return blob == self.kernels
+
+    def serialize(self) -> bytes:
+        return self.kernels
 
 
 class FakeContext:

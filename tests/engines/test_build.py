@@ -198,3 +198,18 @@ def test_the_record_is_json_that_says_what_was_built(bundle: Bundle, store: Engi
     assert record["key"]["weights_sha256"] == bundle.manifest.files["graphs/weights.safetensors"].sha256
     assert record["key"]["target"] == "sm89"
     assert record["details"]["shapes"]["visual_tokens"] == [4, 64, 256]
+
+
+def test_what_was_measured_is_kept_for_the_next_build(
+    bundle: Bundle, store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX measures nothing, but has the calls."""
+    flavour = replace(library.FLAVOURS["tensorrt-rtx"], timing_cache=True)
+    monkeypatch.setitem(library.FLAVOURS, "tensorrt-rtx", flavour)
+    monkeypatch.setattr(builder.TensorRTBuilder, "graphs", ("embed",))
+    with pytest.warns(DeprecationWarning, match="Timing cache operations are no-ops"):
+        build(bundle, options(), store)
+    (file,) = store.folder.glob(".tensorrt-rtx-1.*.timing")
+    assert file.stat().st_size > 0
+    with pytest.warns(DeprecationWarning, match="Timing cache operations are no-ops"):
+        assert build(bundle, options(precision="fp16"), store)[0].fresh

@@ -21,7 +21,13 @@ import pytest
 from foveate.engines.tensorrt import network
 
 ROOM = Path(network.__file__).parent
-OTHERS = {"num_compute_capabilities", "set_compute_capability", "cuda_graph_strategy"}
+OTHERS = {
+    "num_compute_capabilities",
+    "set_compute_capability",
+    "cuda_graph_strategy",
+    "create_runtime_cache",
+    "set_runtime_cache",
+}
 """What only TensorRT-RTX has, and the code asks for behind `ahead_of_time` or a look at the module."""
 
 HOMONYMS = {"itemsize"}

@@ -14,11 +14,12 @@ import pytest
 from onnx import TensorProto, helper
 
 from foveate.engines import BackendError, GraphSpec, Range, TensorSpec
-from foveate.engines.device import CudaMemory, DeviceArray, from_foreign
+from foveate.engines.device import CudaMemory, DeviceArray
 from foveate.engines.tensorrt.context import TensorRTRuntime
 from foveate.engines.tensorrt.session import TensorRTSession
 from tests.engines.fake_cuda import FakeCuda
 from tests.engines.fake_tensorrt import Device, FakeContext, FakeEngine, FakeTensorRT, fake_engine
+from tests.engines.test_device import Interface
 
 
 @pytest.fixture
@@ -132,9 +133,9 @@ class TestRun:
         assert counts["device_to_device"] == copied
         assert np.array_equal(np.asarray(y), 2 * self.feeds(rows)["x"])
 
-    def test_arrays_of_another_library(self, session: TensorRTSession, device: Device) -> None:
+    def test_arrays_of_another_library(self, session: TensorRTSession) -> None:
         x = session.memory.asarray(self.feeds()["x"])
-        outputs = session.run(self.feeds() | {"x": from_foreign(x, device.cuda)})
+        outputs = session.run(self.feeds() | {"x": Interface(x)})
         assert np.asarray(outputs["y"]).tolist() == [[0, 2], [4, 6], [8, 10]]
 
     def test_a_view_that_is_not_aligned_is_copied_on_the_gpu(self, file: Path) -> None:

@@ -128,6 +128,18 @@ def test_batches_several_images_text_alone_and_sampling(
     assert pipe.generate(text).tokens == reference.generate(text).tokens
 
 
+def test_compiled_kernels_stay_beside_the_engines(
+    bundle: Bundle, machine: Machine, install: Install, load: Callable[..., Pipeline], tmp_path: Path
+) -> None:
+    machine.trt = FakeTensorRT(machine.cuda, rtx=True)
+    install()
+    pipe = load()
+    pipe.generate(Request.ask(QUESTION, scenes()[0], keep=0.5))
+    pipe.close()
+    assert [file.read_bytes() for file in (tmp_path / "engines").glob("*/kernels.bin")] == [b"compiled"] * len(GRAPHS)
+    assert len(EngineStore(tmp_path / "engines").entries()) == len(GRAPHS)
+
+
 @pytest.mark.parametrize("select", ["cdpruner", "pooling", "random", "attention"])
 def test_selectors_that_look_at_embeddings(
     select: str, reference: Pipeline, install: Install, load: Callable[..., Pipeline]

@@ -56,9 +56,8 @@ def text_graphs(language_model: TextDecoder, scorer: Scorer | None) -> list[Grap
 def _score_graph(language_model: TextDecoder, scorer: Scorer | None) -> GraphModule:
     config = language_model.config
     inputs = (
-        TensorSpec("input_ids", "int64", ("total_tokens",)),
+        TensorSpec("inputs_embeds", "float32", ("total_tokens", config.hidden_size)),
         TensorSpec("position_ids", "int64", (config.position_axes, "total_tokens")),
-        _visual_embeds(config.hidden_size),
         TensorSpec("visual_indices", "int64", ("visual_tokens",)),
         TensorSpec("instruction_indices", "int64", ("instruction_tokens",)),
         *((_NEIGHBOUR_INDICES,) if scorer is not None and scorer.on_grid else ()),

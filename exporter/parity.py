@@ -154,16 +154,15 @@ def _compare_score(examples: _Examples, session: Session) -> Iterator[_Compared]
         ("two images", two, (*range(1, 5), *range(7, 12)), 20),
     ):
         indices, rows = np.array(visual), np.arange(max(visual) + 2, tokens - 1)
+        embeds = examples.text_embeds(examples.token_ids(tokens))
+        embeds[indices] = examples.embeds(len(indices))
         feeds = {
-            "input_ids": examples.token_ids(tokens),
+            "inputs_embeds": embeds,
             "position_ids": examples.position_ids(tokens),
-            "visual_embeds": examples.embeds(len(indices)),
             "visual_indices": indices,
             "instruction_indices": rows,
             "neighbour_indices": find_neighbours(grids),
         }
-        embeds = examples.text_embeds(feeds["input_ids"])
-        embeds[indices] = feeds["visual_embeds"]
         attention = examples.attention(embeds, feeds["position_ids"])[:, rows][:, :, indices]
         got = session.run({tensor.name: feeds[tensor.name] for tensor in session.spec.inputs})
         yield "attention", case, got["attention"], attention.mean(axis=(0, 1))

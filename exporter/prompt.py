@@ -29,7 +29,7 @@ class Score(nn.Module):
     """The graph `score`: layer-0 attention of the instruction rows to the visual tokens, made into scores by a scorer.
 
     Args:
-        language_model: the decoder, of which the table and the query and key of layer 0 are used.
+        language_model: the decoder, of which the query and key of layer 0 are used.
         scorer: the trained network; without one the scores are the attention.
     """
 
@@ -40,9 +40,8 @@ class Score(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
+        inputs_embeds: Tensor,
         position_ids: Tensor,
-        visual_embeds: Tensor,
         visual_indices: Tensor,
         instruction_indices: Tensor,
         neighbour_indices: Tensor | None = None,
@@ -50,8 +49,7 @@ class Score(nn.Module):
         """Scores `[visual_tokens]`, and the attention `[visual_tokens]`, mean over heads and instruction rows."""
         layer = cast(DecoderLayer, self.language_model.layers[0])
         angles = self.language_model.angles(position_ids)
-        embeds = self.language_model.embed_tokens(input_ids).index_put((visual_indices,), visual_embeds)
-        x = layer.input_layernorm(embeds)
+        x = layer.input_layernorm(inputs_embeds)
         query = layer.self_attn.query(x.index_select(0, instruction_indices), angles.index_select(0, instruction_indices))
         logits = _attention_logits(query, layer.self_attn.key(x, angles))
         visible = torch.arange(x.shape[0]) <= instruction_indices[:, None]
@@ -60,7 +58,8 @@ class Score(nn.Module):
         mean = attention.mean(dim=(0, 1))
         if self.scorer is None:
             return mean, mean.clone()
-        first = FirstLayer(attention, visual_embeds, embeds.index_select(0, instruction_indices))
+        visual_embeds = inputs_embeds.index_select(0, visual_indices)
+        first = FirstLayer(attention, visual_embeds, inputs_embeds.index_select(0, instruction_indices))
         return self.scorer(first, neighbour_indices), mean
 
 

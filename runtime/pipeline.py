@@ -242,9 +242,8 @@ class Pipeline:
     def _run_score(self, prepared: Prepared, visual_embeds: Array) -> Mapping[str, Array]:
         session = self._sessions["score"]
         feeds = {
-            "input_ids": prepared.layout.input_ids,
+            "inputs_embeds": self._text_model.embed_unpruned(prepared.layout, visual_embeds),
             "position_ids": prepared.layout.position_ids,
-            "visual_embeds": visual_embeds,
             "visual_indices": prepared.layout.visual_indices,
             "instruction_indices": prepared.instruction_indices,
         }

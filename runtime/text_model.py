@@ -12,6 +12,7 @@ from foveate.engines import Array, BackendError, DecoderEntry, Session, TensorSp
 from foveate.runtime.batch import Batch
 from foveate.runtime.kv_cache import KVCache
 from foveate.runtime.sampling import NAN_LOGITS
+from foveate.runtime.types import Layout
 
 _CACHE_STEP_TOKENS = 64
 """Decode steps look at a cache of whole multiples of this, so that many of them have equal shapes."""
@@ -97,6 +98,17 @@ class TextModel:
             "placeholder_indices": batch.placeholder_indices,
         }
         return self._embed.run(feeds)["inputs_embeds"]
+
+    def embed_unpruned(self, layout: Layout, visual_embeds: Array) -> Array:
+        """`inputs_embeds [total_tokens, hidden_size]` of a prompt with all its visual tokens."""
+        feeds = {
+            "input_ids": layout.input_ids[None],
+            "visual_embeds": visual_embeds,
+            "keep_indices": np.arange(len(layout.visual_indices)),
+            "placeholder_indices": layout.visual_indices,
+        }
+        embeds: Array = self._embed.run(feeds)["inputs_embeds"][0]
+        return embeds
 
     def embed_tokens(self, input_ids: np.ndarray) -> np.ndarray:
         """Text embeddings `[tokens, hidden_size]` float32 of `input_ids [tokens]` int64."""

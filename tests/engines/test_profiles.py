@@ -53,9 +53,8 @@ INPUTS_EMBEDS = tensors(inputs_embeds=f"batch sequence {HIDDEN_SIZE}")
 VISION = spec("vision", tensors(pixel_values=f"frames patches {PATCH_VALUES}", patch_positions="patches 2"), VISUAL_EMBEDS)
 SCORE = spec(
     "score",
-    tensors(input_ids="total_tokens", position_ids="3 total_tokens", visual_indices="visual_tokens")
-    + tensors(instruction_indices="instruction_tokens", neighbour_indices="visual_tokens 9")
-    + VISUAL_EMBEDS,
+    tensors(inputs_embeds=f"total_tokens {HIDDEN_SIZE}", position_ids="3 total_tokens", visual_indices="visual_tokens")
+    + tensors(instruction_indices="instruction_tokens", neighbour_indices="visual_tokens 9"),
     tensors(scores="visual_tokens", attention="visual_tokens"),
 )
 EMBED = spec(

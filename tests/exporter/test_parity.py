@@ -62,7 +62,7 @@ def test_unchecked_export_reports_no_parity_and_every_step(checkpoint_folder: Pa
     [
         ("visual.blocks.1.mlp.fc2.bias", "vision"),
         ("language_model.layers.0.self_attn.q_proj.bias", "score"),
-        ("language_model.embed_tokens.weight", "score"),
+        ("language_model.embed_tokens.weight", "embed"),
         ("language_model.layers.1.self_attn.v_proj.weight", "decoder"),
     ],
 )

@@ -35,9 +35,8 @@ def spec(name: str, outputs: Sequence[TensorSpec] = (), /, **inputs: tuple[str, 
 VISION = spec("vision", pixel_values=("float32", ["frames", "patches", 1176]), patch_positions=("int64", ["patches", 2]))
 SCORE = spec(
     "score",
-    input_ids=("int64", ["total_tokens"]),
+    inputs_embeds=("float32", ["total_tokens", HIDDEN]),
     position_ids=("int64", [3, "total_tokens"]),
-    visual_embeds=("float32", ["visual_tokens", HIDDEN]),
     visual_indices=("int64", ["visual_tokens"]),
     instruction_indices=("int64", ["instruction_tokens"]),
 )
@@ -121,7 +120,10 @@ def test_one_request_from_pixels_to_text(manifest: Manifest, tokenizer: Tokenize
     assert answer.tokens == (words["red"], words["circle"], words["end"])
     assert answer.selection.keep_indices.tolist() == [5, 6, 13]  # 6/7 twice, then the first 5/7
     (score,) = graphs.calls("score")
-    (embed, *_), (prefill, *steps) = graphs.calls("embed"), graphs.calls("decoder")
+    (whole, embed, *_), (prefill, *steps) = graphs.calls("embed"), graphs.calls("decoder")
+    assert whole["keep_indices"].tolist() == list(range(20))
+    assert whole["placeholder_indices"].tolist() == score["visual_indices"].tolist()
+    assert len(score["inputs_embeds"]) == whole["input_ids"].shape[1]
     assert embed["keep_indices"].tolist() == [5, 6, 13]
     placeholders = embed["placeholder_indices"]
     image_token = manifest.processor["image_token_id"]
@@ -129,11 +131,11 @@ def test_one_request_from_pixels_to_text(manifest: Manifest, tokenizer: Tokenize
     kept_positions = score["position_ids"][:, score["visual_indices"][[5, 6, 13]]]
     np.testing.assert_array_equal(prefill["position_ids"][:, 0, placeholders], kept_positions)
     length = embed["input_ids"].shape[1]
-    assert len(score["input_ids"]) - length == 17
+    assert whole["input_ids"].shape[1] - length == 17
     assert [int(call["total_sequence_length"]) for call in (prefill, *steps)] == [length, length + 1, length + 2]
     following = score["position_ids"].max() + 1
     assert [call["position_ids"][:, 0, 0].tolist() for call in steps] == [[following] * 3, [following + 1] * 3]
-    assert tokenizer.decode(score["input_ids"][score["instruction_indices"]].tolist()) == "What?"
+    assert tokenizer.decode(whole["input_ids"][0, score["instruction_indices"]].tolist()) == "What?"
 
 
 def test_the_scorer_is_bypassed_where_everything_stays(manifest: Manifest, tokenizer: Tokenizer, words: dict[str, int]) -> None:
@@ -174,7 +176,8 @@ def test_rows_of_a_batch_end_at_different_times(manifest: Manifest, tokenizer: T
     assert [answer.tokens for answer in answers] == [(red, end), (blue, red, red, end), (red, red, red)]
     assert [answer.finish_reason for answer in answers] == ["eos", "eos", "length"]
     assert [len(answer.timings.decode_ms) for answer in answers] == [1, 3, 2]
-    embed, (prefill, *steps) = graphs.calls("embed")[0], graphs.calls("decoder")
+    embed = next(call for call in graphs.calls("embed") if len(call["input_ids"]) == 3)
+    prefill, *steps = graphs.calls("decoder")
     lengths = [answer.prompt_tokens for answer in answers]
     width = max(lengths)
     assert embed["input_ids"].shape == (3, width)

@@ -146,8 +146,8 @@ class TextDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             x, *present = layer(x, angles, past[2 * index : 2 * index + 2], attend)
             presents += present
-        rows = last_indices[:, None, None].expand(-1, 1, x.shape[-1])
-        last = self.norm(torch.gather(x, 1, rows)).squeeze(1)
+        batch, sequence, _ = x.shape
+        last = self.norm(x.flatten(0, 1).index_select(0, torch.arange(batch) * sequence + last_indices))
         logits = (self.lm_head or self.embed_tokens).logits(last)
         return logits, _likeliest(logits), *presents
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 import foveate
+from foveate.cli.options import SessionChoice, session_options
 
 STAGES = ("preprocess_ms", "vision_ms", "score_ms", "select_ms", "embed_ms", "prefill_ms", "ttft_ms", "tpot_ms")
 QUESTION = "What colour is the object above the red circle with the word cat on it, and how many of them are there?"
@@ -34,10 +35,13 @@ def measure(pipe: foveate.Pipeline, image: np.ndarray, keep: float, repeats: int
 @click.option("--keep", "keeps", multiple=True, type=float, default=(1.0, 0.5, 0.25), show_default=True)
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--new-tokens", default=8, show_default=True)
-def main(bundle: Path, image_size: str, keeps: tuple[float, ...], repeats: int, new_tokens: int) -> None:
+@session_options()
+def main(
+    bundle: Path, image_size: str, keeps: tuple[float, ...], repeats: int, new_tokens: int, session: SessionChoice
+) -> None:
     width, height = (int(side) for side in image_size.split("x"))
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    pipe = foveate.load(bundle, verify=False)
+    pipe = foveate.load(bundle, session.backend, session.options, verify=False)
     table = Table("keep", "visual tokens", "prompt tokens", *STAGES, "KV MiB", title=f"{bundle.name}, {image_size} pixels")
     for keep in keeps:
         answers = measure(pipe, image, keep, repeats, new_tokens)

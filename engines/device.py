@@ -150,6 +150,10 @@ class CudaMemory:
         self.cuda.to_device(brought.ptr, host)
         return brought
 
+    def synchronize(self) -> None:
+        """See `Memory`."""
+        self.cuda.synchronize()
+
 
 @cache
 def gpu_memory(device: int = 0) -> CudaMemory:

@@ -9,7 +9,7 @@ import msgspec
 from foveate.engines.errors import BundleError
 from foveate.engines.spec import GraphSpec
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Size = Annotated[int, msgspec.Meta(ge=1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0)]

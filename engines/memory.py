@@ -58,6 +58,10 @@ class Memory(Protocol):
         """Brings an array here, and to another dtype if asked for; one that is here already is passed on as it is."""
         ...
 
+    def synchronize(self) -> None:
+        """Waits until arrays hold what runs and copies were asked to write."""
+        ...
+
 
 class HostMemory:
     """numpy arrays."""
@@ -78,6 +82,9 @@ class HostMemory:
     def asarray(self, array: Array, dtype: str | None = None) -> np.ndarray:
         """See `Memory`."""
         return np.asarray(array, None if dtype is None else host_dtype(dtype))
+
+    def synchronize(self) -> None:
+        """See `Memory`; on the host a run is over when it returns."""
 
 
 def host_dtype(name: str) -> np.dtype[Any]:

@@ -98,6 +98,8 @@ class Pipeline:
         self._tokenizer = tokenizer
         self._sessions = sessions
         self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits)
+        # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
+        self._wait = sessions["vision"].memory.synchronize
         self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder)
         limit = min(manifest.decoder.max_position_embeddings, self._text_model.capacity_tokens or sys.maxsize)
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)
@@ -150,6 +152,7 @@ class Pipeline:
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
         with stopwatch("vision_ms"):
             visual_embeds = self.vision(prepared) if visual_embeds is None else self._text_model.bring(visual_embeds)
+            self._wait()
         if len(visual_embeds) != prepared.num_visual_tokens:
             raise RequestError(
                 f"there are visual_embeds of {len(visual_embeds)} tokens, the images have {prepared.num_visual_tokens}. "
@@ -165,6 +168,7 @@ class Pipeline:
         stopwatch = Stopwatch()
         with stopwatch("embed_ms"):
             inputs_embeds = self._text_model.embed(batch)
+            self._wait()
         with stopwatch("prefill_ms"):
             following = self._text_model.prefill(inputs_embeds, batch, cache)
         rows = [self._row(index, job) for index, job in enumerate(jobs)]

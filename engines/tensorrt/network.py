@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,9 @@ from foveate.engines.files import replace_file
 from foveate.engines.profiles import GraphProfile, tensor_shapes
 from foveate.engines.spec import GraphSpec
 from foveate.engines.store import ENGINE, LOG
+from foveate.engines.tensorrt.callbacks import Progress, held_interrupts, make_monitor, make_writer
 from foveate.engines.tensorrt.library import Flavour, load_library, make_logger
 from foveate.engines.tensorrt.typed import to_precision
-
-Progress = Callable[[str, int, int], None]
-"""Told the phase, and how many of its steps are done."""
 
 _LOWERED = "network.onnx"
 _SCRATCH = re.compile(r"Max Scratch Memory: (\d+) bytes")
@@ -87,6 +85,7 @@ def build_engine(
 
     Raises:
         BackendError: the library is missing, does not know the target, or refuses the graph.
+        OSError: the disk is full.
         KeyboardInterrupt: the build was interrupted.
     """
     trt = load_library(flavour)
@@ -122,7 +121,7 @@ class _Builder:
         self._graph = graph
         self._options = options
         self._logger = logger
-        self._monitor = _make_monitor(trt, progress)
+        self._monitor = make_monitor(trt, progress)
 
     def build(self, model: Path, profiles: tuple[GraphProfile, ...], engine: Path, timing_file: Path) -> dict[str, int]:
         """Builds the engine and returns the number of layers of each kind."""
@@ -139,10 +138,13 @@ class _Builder:
         if self._options.precision == "fp32":
             # Fused attention kernels are of half precision only.
             self._allow_decomposed_attention(layers)
-        with engine.open("wb") as file:
-            built = builder.build_serialized_network_to_stream(network, config, _make_writer(trt, file))
+        with engine.open("wb") as file, held_interrupts(self._monitor):
+            writer = make_writer(trt, file)
+            built = builder.build_serialized_network_to_stream(network, config, writer)
         if self._monitor.interrupted:
             raise KeyboardInterrupt
+        if writer.error is not None:
+            raise writer.error
         if not built:
             raise self._refused("can't build", " ".join(self._logger.errors))
         if timings is not None:
@@ -192,40 +194,3 @@ class _TimingCache:
 
     def save(self) -> None:
         replace_file(self._path, bytes(self._config.get_timing_cache().serialize()))
-
-
-def _make_monitor(trt: Any, progress: Progress) -> Any:
-    """Passes the build's outermost phases on; an interrupt ends the build at its next step."""
-
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-            self.interrupted = False
-            self._steps: dict[str, int] = {}
-
-        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._steps[phase_name] = num_steps
-
-        def phase_finish(self, phase_name: str) -> None:
-            self._steps.pop(phase_name, None)
-
-        def step_complete(self, phase_name: str, step: int) -> bool:
-            # An exception must not cross the library, which calls this from its own code.
-            try:
-                progress(phase_name, step + 1, self._steps.get(phase_name, step + 1))
-            except KeyboardInterrupt:
-                self.interrupted = True
-            return not self.interrupted
-
-    return Monitor()
-
-
-def _make_writer(trt: Any, file: Any) -> Any:
-    class Writer(trt.IStreamWriter):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.IStreamWriter.__init__(self)
-
-        def write(self, data: bytes) -> int:
-            return int(file.write(data))
-
-    return Writer()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +18,8 @@ from msgspec import structs
 from foveate.engines import BackendError, Bundle, Range, ShapeProfile
 from foveate.engines.build import BuildOptions, Built, build
 from foveate.engines.store import EngineStore
-from foveate.engines.tensorrt import builder, library
+from foveate.engines.tensorrt import builder, library, network
+from foveate.engines.tensorrt.callbacks import make_writer
 
 GRAPHS = ("vision", "score", "embed", "decoder_standard")
 TARGETS = ("sm86", "sm89", "sm120")
@@ -109,16 +113,39 @@ def test_progress_names_graph_target_and_phase(bundle: Bundle, store: EngineStor
     assert {"Building engine", "Optimizing graph"} <= {phase for _, phase, _, _ in told}
 
 
-def test_an_interrupted_build_leaves_what_was_finished(bundle: Bundle, store: EngineStore) -> None:
-    def interrupt(title: str, phase: str, done: int, total: int) -> None:
-        if title.startswith("embed"):
-            raise KeyboardInterrupt
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
 
+
+@pytest.mark.parametrize("interrupt", [raise_interrupt, lambda: signal.raise_signal(signal.SIGINT)])
+def test_an_interrupted_build_leaves_what_was_finished(
+    bundle: Bundle, store: EngineStore, interrupt: Callable[[], None]
+) -> None:
+    """By the progress callback, and by Ctrl-C, which must not get lost in a callback of the library."""
+
+    def show(title: str, phase: str, done: int, total: int) -> None:
+        if title.startswith("embed"):
+            interrupt()
+
+    handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        build(bundle, options(), store, interrupt)
+        build(bundle, options(), store, show)
+    assert signal.getsignal(signal.SIGINT) is handler
     assert sorted(entry.record.key.graph for entry in store.entries()) == ["score", "vision"]
     assert sorted(path.name for path in store.folder.iterdir()) == sorted(entry.folder.name for entry in store.entries())
     assert [one.fresh for one in build(bundle, options(), store)] == [False, False, True, True]
+
+
+def test_a_full_disk(bundle: Bundle, store: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: object) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(builder.TensorRTBuilder, "graphs", ("embed",))
+    monkeypatch.setattr(network, "make_writer", lambda trt, file: make_writer(trt, Full()))
+    with pytest.raises(BackendError, match=r"the disk of .* is full: the engine of graph 'embed' does not fit"):
+        build(bundle, options(), store)
+    assert list(store.folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(

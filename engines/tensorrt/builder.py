@@ -39,8 +39,8 @@ class TensorRTBuilder:
         self.version: str = self._trt.__version__
 
     def targets(self) -> tuple[str, ...]:
-        wanted = tuple(dict.fromkeys(target.lower() for target in self._options.targets)) or (_target_at_hand(),)
         known = available_targets(self._trt) if self._flavour.ahead_of_time else [_target_at_hand()]
+        wanted = tuple(dict.fromkeys(target.lower() for target in self._options.targets)) or (self._default_target(known),)
         for target in wanted:
             self._check_target(target, known)
         if self._options.strip_weights:
@@ -75,6 +75,13 @@ class TensorRTBuilder:
 
     def _profiles(self, spec: GraphSpec) -> tuple[GraphProfile, ...]:
         return graph_profiles(spec, self._options.shapes, single=self._options.profiles == "single")
+
+    def _default_target(self, known: list[str]) -> str:
+        try:
+            return _target_at_hand()
+        except BackendError as error:
+            fact = str(error).split(". ")[0]
+            raise BackendError(f"no target was named, and {fact}. Name one of {', '.join(known)} with --target.") from error
 
     def _check_target(self, target: str, known: list[str]) -> None:
         options, title = self._options, self._flavour.title

@@ -109,11 +109,11 @@ def test_what_build_refuses(
 
 def test_no_target_and_no_gpu(run: Run, reference_bundle: Path, engines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def none_here() -> str:
-        raise BackendError("no NVIDIA driver is loaded. Install it, or name a --target.")
+        raise BackendError("no NVIDIA driver is loaded. Install it, or use a GPU-less backend: --backend onnxruntime")
 
     monkeypatch.setattr(builder, "_target_at_hand", none_here)
     result = run("build", reference_bundle, "--backend", "tensorrt-rtx", *SMALL, "--engines", engines)
-    assert_one_clear_line(result, "no NVIDIA driver", "--target")
+    assert_one_clear_line(result, "no target was named, and no NVIDIA driver is loaded", "Name one of sm75, sm80", "--target")
 
 
 def test_check_finds_onnx_runtime_equal_to_itself(run: Run, reference_bundle: Path) -> None:

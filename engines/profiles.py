@@ -264,7 +264,9 @@ def _joined(profiles: Sequence[GraphProfile]) -> GraphProfile:
 
 
 def _vision_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
-    return (GraphProfile("vision", {"frames": shapes.frames, "patches": shapes.patches}),)
+    # From one token on: several images may share those of a prompt.
+    visual = Range(1, shapes.visual_tokens.opt, shapes.visual_tokens.max)
+    return (GraphProfile("vision", {"frames": shapes.frames, "patches": shapes.patches, "visual_tokens": visual}),)
 
 
 def _score_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from foveate.exporter.modules import Linear, RMSNorm, Rotary, empty, rotate
+from foveate.exporter.modules import Linear, RMSNorm, RopeScaling, Rotary, empty, rotate
 
 OPSET = 24
 """The first opset with `TensorScatter`; `Attention` and `RMSNormalization` came with 23."""
@@ -34,6 +34,7 @@ class DecoderConfig:
     rope_theta: float
     max_position_embeddings: int
     mrope_section: tuple[int, ...] | None = None
+    rope_scaling: RopeScaling | None = None
     qkv_bias: bool = False
     tie_word_embeddings: bool = False
 
@@ -125,7 +126,7 @@ class TextDecoder(nn.Module):
         self.embed_tokens = Table(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.rotary = Rotary(config.head_dim, config.rope_theta)
+        self.rotary = Rotary(config.head_dim, config.rope_theta, config.rope_scaling)
         self.lm_head = None if config.tie_word_embeddings else Table(config.vocab_size, config.hidden_size)
 
     def angles(self, position_ids: Tensor) -> Tensor:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from torch import Tensor, nn
 
-from foveate.engines import PromptEntry
+from foveate.engines import PromptEntry, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import DecoderConfig
 
@@ -23,8 +23,8 @@ class ReferenceOutput(NamedTuple):
 class Reference(Protocol):
     """The checkpoint in its own library, in float32: what the graphs are held against."""
 
-    def visual_embeds(self, pixel_values: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        """`[visual_tokens, D]` of the patches `[frames * height * width, patch_values]` of one image or video."""
+    def visual_embeds(self, feeds: Mapping[str, np.ndarray]) -> Tensor:
+        """`[visual_tokens, D]` of one image or video, given as the vision graph's inputs."""
         ...
 
     def text_embeds(self, input_ids: Tensor) -> Tensor:
@@ -55,12 +55,12 @@ class Family(Protocol):
         ...
 
     @property
-    def patch_values(self) -> int:
-        """Numbers in one patch of `pixel_values`."""
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        """What the vision graph takes of one image or video; the runtime's processor makes it."""
         ...
 
     def vision_tower(self) -> nn.Module:
-        """The module of the `vision` graph, its parameters without values."""
+        """The module of the `vision` graph: takes `vision_inputs` in order, its parameters have no values."""
         ...
 
     def checkpoint_keys(self, name: str) -> Sequence[str]:
@@ -75,12 +75,8 @@ class Family(Protocol):
         """The constants that the runtime's processor of this family reads."""
         ...
 
-    def patch_positions(self, height: int, width: int) -> np.ndarray:
-        """Row and column `[height * width, 2]` int64 of the patches of a grid, in the order of the processor."""
-        ...
-
-    def patch_grids(self) -> Sequence[tuple[int, int, int]]:
-        """Small grids (frames, height, width in patches) that a parity check should try."""
+    def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Small inputs of the vision graph that a parity check should try, each with what it is."""
         ...
 
     def reference(self) -> Reference:

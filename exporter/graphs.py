@@ -30,16 +30,12 @@ class Vision(nn.Module):
         super().__init__()
         self.visual = visual
 
-    def forward(self, pixel_values: Tensor, patch_positions: Tensor) -> Tensor:
-        return self.visual(pixel_values, patch_positions)
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.visual(*inputs)
 
 
-def vision_graph(visual: nn.Module, patch_values: int, hidden_size: int) -> GraphModule:
-    """`vision`, from a tower that takes `pixel_values` and `patch_positions`."""
-    inputs = (
-        TensorSpec("pixel_values", "float32", ("frames", "patches", patch_values)),
-        TensorSpec("patch_positions", "int64", ("patches", 2)),
-    )
+def vision_graph(visual: nn.Module, inputs: tuple[TensorSpec, ...], hidden_size: int) -> GraphModule:
+    """`vision`, from a family's tower and what it takes."""
     return _graph("vision", Vision(visual), inputs, (_visual_embeds(hidden_size),))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -47,15 +50,35 @@ class LayerNorm(nn.Module):
         return nn.functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretching of long wavelengths, `rope_type` `llama3` of its config (arXiv 2407.21783).
+
+    Wavelengths above `original_max_position_embeddings / low_freq_factor` grow by `factor`, those below
+    `original_max_position_embeddings / high_freq_factor` stay, and in between the two are mixed.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __call__(self, inv_freq: Tensor) -> Tensor:
+        turns = self.original_max_position_embeddings * inv_freq / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        return inv_freq * torch.lerp(torch.tensor(1 / self.factor), torch.tensor(1.0), kept.clamp(0, 1))
+
+
 class Rotary(nn.Module):
     """The constant inverse frequencies of a rotary embedding over `size` channels; not a weight of the checkpoint."""
 
     inv_freq: Tensor
 
-    def __init__(self, size: int, theta: float) -> None:
+    def __init__(self, size: int, theta: float, scaling: RopeScaling | None = None) -> None:
         super().__init__()
         exponents = torch.arange(0, size, 2, dtype=torch.float32) / size
-        self.register_buffer("inv_freq", 1.0 / theta**exponents, persistent=False)
+        inv_freq = 1.0 / theta**exponents
+        self.register_buffer("inv_freq", inv_freq if scaling is None else scaling(inv_freq), persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Angles `[..., size / 2]` of integer positions."""

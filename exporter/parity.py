@@ -137,14 +137,9 @@ class _Examples:
 
 
 def _compare_vision(examples: _Examples, session: Session) -> Iterator[_Compared]:
-    for frames, height, width in examples.family.patch_grids():
-        shape = (frames, height * width, examples.family.patch_values)
-        pixels = examples.random.standard_normal(shape, dtype=np.float32)
-        positions = examples.family.patch_positions(height, width)
-        got = session.run({"pixel_values": pixels, "patch_positions": positions})["visual_embeds"]
-        flat = torch.from_numpy(pixels.reshape(-1, shape[-1]))
-        expected = examples.reference.visual_embeds(flat, (frames, height, width)).numpy()
-        yield "visual_embeds", f"{frames} x {height} x {width} patches", got, expected
+    for case, feeds in examples.family.vision_cases(examples.random):
+        expected = examples.reference.visual_embeds(feeds).numpy()
+        yield "visual_embeds", case, session.run(feeds)["visual_embeds"], expected
 
 
 def _compare_score(examples: _Examples, session: Session) -> Iterator[_Compared]:

@@ -118,7 +118,7 @@ def export(
 
 def build_graphs(family: Family, scorer: Scorer | None = None) -> list[GraphModule]:
     """Every graph of a bundle of the family."""
-    vision = vision_graph(family.vision_tower(), family.patch_values, family.decoder.hidden_size)
+    vision = vision_graph(family.vision_tower(), family.vision_inputs, family.decoder.hidden_size)
     return [vision, *text_graphs(TextDecoder(family.decoder), scorer)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,10 @@ def write_graph(graph: GraphModule, weights: Mapping[str, StoredTensor], path: P
 
 def _trace(graph: GraphModule) -> ir.Model:
     inputs = graph.spec.inputs
+    shapes = _grouped(inputs, [_dynamic(tensor) for tensor in inputs])
+    parameters = inspect.signature(graph.module.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        shapes = (shapes,)
     program = torch.onnx.export(
         graph.module,
         _grouped(inputs, [_example(tensor) for tensor in inputs]),
@@ -66,7 +71,7 @@ def _trace(graph: GraphModule) -> ir.Model:
         opset_version=OPSET,
         input_names=[tensor.name for tensor in inputs],
         output_names=[tensor.name for tensor in graph.spec.outputs],
-        dynamic_shapes=_grouped(inputs, [_dynamic(tensor) for tensor in inputs]),
+        dynamic_shapes=shapes,
         optimize=False,
         verbose=False,
     )

@@ -58,6 +58,7 @@ def _draw(sample: Sample, answers: dict[float, Answer]) -> Image.Image:
     panels = []
     for keep, answer in answers.items():
         kept = np.isin(np.arange(answer.selection.num_visual_tokens), answer.selection.keep_indices)
-        picture = kept_picture(fit(answer.pictures[0]), answer.grids[0], kept)
+        (seen,) = answer.pictures
+        picture = kept_picture(fit(seen.image), seen.grid, kept)
         panels.append(Panel(picture, f"keep {keep:g}: {answer.text}"))
     return sheet([panels], sample.question, f"right answer: {sample.answer}")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import hash_file
@@ -39,8 +38,7 @@ class Loader:
             next_position=prepared.layout.next_position,
             visual_indices=prepared.layout.visual_indices,
             instruction_indices=prepared.instruction_indices,
-            pixel_values=[visual.pixel_values for visual in prepared.visuals],
-            patch_grids=[_patch_grid(visual.pixel_values, visual.patch_positions) for visual in prepared.visuals],
+            visuals=[visual.feeds for visual in prepared.visuals],
             grids=prepared.grids,
             image=self._first[sample.image],
             is_right=partial(self._is_right, sample),
@@ -56,11 +54,6 @@ def _load_tokenizer(checkpoint: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare Exception
         raise ExportError(f"{path} is not a tokenizer: {error}. Download the checkpoint again.") from error
-
-
-def _patch_grid(pixel_values: np.ndarray, patch_positions: np.ndarray) -> tuple[int, int, int]:
-    rows, columns = (patch_positions.max(axis=0) + 1).tolist()
-    return len(pixel_values), rows, columns
 
 
 def label_folder(

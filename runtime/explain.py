@@ -70,11 +70,11 @@ def draw(answer: Answer) -> Image.Image:
     _check(answer)
     kept = np.isin(np.arange(selection.num_visual_tokens), selection.keep_indices)
     heat = None if selection.scores is None else heat_scale(selection.scores)
-    rows, start = [], 0
-    for number, (picture, grid) in enumerate(zip(answer.pictures, answer.grids, strict=True), start=1):
-        cells = slice(start, start := start + math.prod(grid))
-        fitted = fit(picture, len(answer.pictures))
-        panels = _decided(fitted, grid, kept[cells], None if heat is None else heat[cells], selection.selector)
+    rows = []
+    for number, picture in enumerate(answer.pictures, start=1):
+        cells = picture.tokens
+        fitted = fit(picture.image, len(answer.pictures))
+        panels = _decided(fitted, picture.grid, kept[cells], None if heat is None else heat[cells], selection.selector)
         name = f"image {number}" if len(answer.pictures) > 1 else "image"
         rows.append([Panel(fitted, name), *panels])
     return sheet(rows, f"Answer: {answer.text}", _facts(selection))

@@ -194,7 +194,7 @@ class Pipeline:
         max_new_tokens = self._max_new_tokens(request)
         self._check_length(len(prompt.input_ids), max_new_tokens)
         stage_ms = {**encoded.stage_ms, **stopwatch.stage_ms}
-        return Job(request, prompt, selection, prepared.visuals, max_new_tokens, stage_ms)
+        return Job(request, prompt, selection, prepared, max_new_tokens, stage_ms)
 
     def prepare(self, request: Request) -> Prepared:
         """Images to patches, messages to token ids and positions.
@@ -206,11 +206,10 @@ class Pipeline:
 
     def vision(self, prepared: Prepared) -> Array:
         """`visual_embeds [visual_tokens, hidden_size]` of every image, one run each, where the backend works."""
-        feeds = [{"pixel_values": v.pixel_values, "patch_positions": v.patch_positions} for v in prepared.visuals]
-        if not feeds:
+        if not prepared.visuals:
             return self._text_model.no_visual_embeds
         session = self._sessions["vision"]
-        return session.memory.concatenate([session.run(image)["visual_embeds"] for image in feeds])
+        return session.memory.concatenate([session.run(visual.feeds)["visual_embeds"] for visual in prepared.visuals])
 
     def score(self, prepared: Prepared, visual_embeds: Array, needs: frozenset[str] = SCORES) -> Relevance:
         """What a selector asks for about the visual tokens: how much each matters for the question, and the question itself.

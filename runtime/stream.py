@@ -11,7 +11,7 @@ from time import perf_counter
 from foveate.runtime.batch import Pruned
 from foveate.runtime.decode import Row
 from foveate.runtime.select import Selection
-from foveate.runtime.types import Answer, Chunk, Request, Timings, Visual
+from foveate.runtime.types import Answer, Chunk, Prepared, Request, Timings
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +21,7 @@ class Job:
     request: Request
     prompt: Pruned
     selection: Selection
-    visuals: tuple[Visual, ...]
+    prepared: Prepared
     max_new_tokens: int
     stage_ms: Mapping[str, float]
 
@@ -56,11 +56,11 @@ class Stream:
             tokens=tuple(row.tokens),
             finish_reason=row.finish_reason or "",
             selection=job.selection,
-            grids=tuple(visual.grid for visual in job.visuals),
+            grids=job.prepared.grids,
             prompt_tokens=len(job.prompt.input_ids),
             timings=Timings(**job.stage_ms, **self._stage_ms, decode_ms=tuple(row.decode_ms)),
             kv_bytes=self._kv_bytes,
-            pictures=tuple(visual.picture for visual in job.visuals),
+            pictures=job.prepared.pictures,
         )
 
 

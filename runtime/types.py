@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -93,24 +95,41 @@ class Request:
 
 
 @dataclass(frozen=True, eq=False)
-class Visual:
-    """One image as the vision graph wants it.
+class Picture:
+    """An image, or a frame of a video, as the model saw it, and the visual tokens that tile it.
 
     Attributes:
-        pixel_values: `[1, patches, patch_values]` float32, normalised.
-        patch_positions: `[patches, 2]` int64, row and column of each patch.
-        grid: rows and columns of its visual tokens.
-        picture: the RGB image after resizing, which the visual tokens tile.
+        image: RGB.
+        grid: rows and columns of the tokens.
+        tokens: `[rows * columns]` int64, row by row: their numbers among the visual tokens of the whole.
     """
 
-    pixel_values: np.ndarray
-    patch_positions: np.ndarray
+    image: Image.Image
     grid: tuple[int, int]
-    picture: Image.Image
+    tokens: np.ndarray
+
+    def behind(self, tokens: int) -> Picture:
+        """The same picture, with so many visual tokens before its own."""
+        return Picture(self.image, self.grid, self.tokens + tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """One image or video as the vision graph wants it.
+
+    Attributes:
+        feeds: inputs of the vision graph, by name.
+        grids: frames, rows and columns of its visual tokens, one grid after the other.
+        pictures: what its visual tokens tile: one for an image, one for each frame of a video.
+    """
+
+    feeds: Mapping[str, np.ndarray]
+    grids: tuple[Grid, ...]
+    pictures: tuple[Picture, ...]
 
     @property
     def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return sum(math.prod(grid) for grid in self.grids)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +175,13 @@ class Prepared:
 
     @property
     def grids(self) -> tuple[Grid, ...]:
-        return tuple((len(visual.pixel_values), *visual.grid) for visual in self.visuals)
+        return tuple(grid for visual in self.visuals for grid in visual.grids)
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Those of every visual; their tokens are counted over all visual tokens."""
+        starts = accumulate((visual.num_tokens for visual in self.visuals), initial=0)
+        return tuple(p.behind(start) for visual, start in zip(self.visuals, starts, strict=False) for p in visual.pictures)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,22 +260,23 @@ class Answer:
         tokens: every token drawn, with the end-of-text token where it ended so.
         finish_reason: `eos`, `stop` or `length`.
         selection: which visual tokens stayed, and why.
-        grids: rows and columns of the visual tokens of each image; `selection` counts over all of them.
+        grids: frames, rows and columns of the visual tokens of each image or video, which may have several grids; `selection`
+            counts over all of them.
         prompt_tokens: tokens of the prompt that the decoder saw.
         timings: wall time per stage.
         kv_bytes: allocated for this request's KV cache.
-        pictures: the RGB images as the model saw them.
+        pictures: the images and frames as the model saw them.
     """
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: str
     selection: Selection
-    grids: tuple[tuple[int, int], ...]
+    grids: tuple[Grid, ...]
     prompt_tokens: int
     timings: Timings
     kv_bytes: int
-    pictures: tuple[Image.Image, ...] = field(default=(), repr=False)
+    pictures: tuple[Picture, ...] = field(default=(), repr=False)
 
     def explain(self) -> Image.Image:
         """A picture of what was decided: each image with its scores as a heat map, beside the visual tokens that stayed.

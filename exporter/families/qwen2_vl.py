@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.engines import ExportError, PromptEntry
+from foveate.engines import ExportError, PromptEntry, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.family import ReferenceOutput
 from foveate.exporter.modules import LayerNorm, Linear, Rotary, rotate
 from foveate.exporter.quiet import quiet_transformers
+from foveate.exporter.text_config import check_supported, convert
 
-_T = TypeVar("_T")
 _NORM_EPS = 1e-6
 _VISION_THETA = 10000.0
 
@@ -130,8 +130,8 @@ class Qwen2VL:
             ExportError: a key is missing, or asks for what the decoder does not do.
         """
         where = checkpoint.path / "config.json"
-        config = _convert(checkpoint.config, _Config, where)
-        text = _convert(checkpoint.config | (config.text_config or {}), _TextConfig, where)
+        config = convert(checkpoint.config, _Config, where)
+        text = convert(checkpoint.config | (config.text_config or {}), _TextConfig, where)
         tied = config.tie_word_embeddings or text.tie_word_embeddings
         return cls(checkpoint, config, text, _decoder_config(text, tied, where))
 
@@ -140,8 +140,11 @@ class Qwen2VL:
         return self.config.vision_config
 
     @property
-    def patch_values(self) -> int:
-        return self.vision.patch_values
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        return (
+            TensorSpec("pixel_values", "float32", ("frames", "patches", self.vision.patch_values)),
+            TensorSpec("patch_positions", "int64", ("patches", 2)),
+        )
 
     def vision_tower(self) -> nn.Module:
         return VisionTower(self.vision)
@@ -155,7 +158,7 @@ class Qwen2VL:
 
     def prompt(self) -> PromptEntry:
         file = "generation_config.json"
-        generation = _convert(self.checkpoint.optional_json(file), _GenerationConfig, self.checkpoint.path / file)
+        generation = convert(self.checkpoint.optional_json(file), _GenerationConfig, self.checkpoint.path / file)
         eos = self.text.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
         pad = self.text.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
         if eos is None:
@@ -194,18 +197,24 @@ class Qwen2VL:
         if not values:
             file = "processor_config.json"
             values = self.checkpoint.optional_json(file).get("image_processor", {})
-        return _convert(values, _ImageConfig, self.checkpoint.path / file)
+        return convert(values, _ImageConfig, self.checkpoint.path / file)
+
+    def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        merge = self.vision.spatial_merge_size
+        for frames, height, width in ((1, 2 * merge, 3 * merge), (1, 5 * merge, merge), (3, 2 * merge, 2 * merge)):
+            pixels = random.standard_normal((frames, height * width, self.vision.patch_values), dtype=np.float32)
+            feeds = {"pixel_values": pixels, "patch_positions": self.patch_positions(height, width)}
+            yield f"{frames} x {height} x {width} patches", feeds
 
     def patch_positions(self, height: int, width: int) -> np.ndarray:
-        """Patches come in blocks of `spatial_merge_size` squared, which the merger makes one visual token."""
+        """Row and column `[height * width, 2]` int64 of the patches of a grid, in the order of the processor.
+
+        Patches come in blocks of `spatial_merge_size` squared, which the merger makes one visual token.
+        """
         merge = self.vision.spatial_merge_size
         grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
         blocks = grid.reshape(height // merge, merge, width // merge, merge, 2).transpose(0, 2, 1, 3, 4)
         return np.ascontiguousarray(blocks.reshape(-1, 2), dtype=np.int64)
-
-    def patch_grids(self) -> Sequence[tuple[int, int, int]]:
-        merge = self.vision.spatial_merge_size
-        return [(1, 2 * merge, 3 * merge), (1, 5 * merge, merge), (3, 2 * merge, 2 * merge)]
 
     def reference(self) -> Qwen2VLReference:
         return Qwen2VLReference(self.checkpoint.path)
@@ -307,8 +316,11 @@ class Qwen2VLReference:
         self._model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def visual_embeds(self, pixel_values: Tensor, grid: tuple[int, int, int]) -> Tensor:
-        return self._model.model.visual(pixel_values, grid_thw=torch.tensor([grid])).pooler_output
+    def visual_embeds(self, feeds: Mapping[str, np.ndarray]) -> Tensor:
+        pixels = torch.from_numpy(feeds["pixel_values"])
+        height, width = (feeds["patch_positions"].max(axis=0) + 1).tolist()
+        grid = torch.tensor([[len(pixels), height, width]])
+        return self._model.model.visual(pixels.flatten(0, 1), grid_thw=grid).pooler_output
 
     @torch.no_grad()
     def text_embeds(self, input_ids: Tensor) -> Tensor:
@@ -322,14 +334,6 @@ class Qwen2VLReference:
         return ReferenceOutput(logits, tuple(output.attentions))
 
 
-def _convert(values: Mapping[str, Any], kind: type[_T], where: Path) -> _T:
-    """Reads the keys that `kind` knows; others are ignored."""
-    try:
-        return msgspec.convert(values, kind)
-    except msgspec.ValidationError as error:
-        raise ExportError(f"{where}: {error}. Use the file that belongs to the weights.") from error
-
-
 def _decoder_config(text: _TextConfig, tied: bool, where: Path) -> DecoderConfig:
     rope = text.rope_parameters or text.rope_scaling
     if rope is None:
@@ -338,10 +342,10 @@ def _decoder_config(text: _TextConfig, tied: bool, where: Path) -> DecoderConfig
         )
     theta = rope.rope_theta or text.rope_theta
     head_dim = text.hidden_size // text.num_attention_heads
-    _check_supported(where, "rope type", rope.rope_type or rope.type, (None, "default", "mrope"))
-    _check_supported(where, "hidden_act", text.hidden_act, ("silu",))
-    _check_supported(where, "use_sliding_window", text.use_sliding_window, (None, False))
-    _check_supported(where, "sum of mrope_section", sum(rope.mrope_section), (head_dim // 2,))
+    check_supported(where, "rope type", rope.rope_type or rope.type, (None, "default", "mrope"))
+    check_supported(where, "hidden_act", text.hidden_act, ("silu",))
+    check_supported(where, "use_sliding_window", text.use_sliding_window, (None, False))
+    check_supported(where, "sum of mrope_section", sum(rope.mrope_section), (head_dim // 2,))
     if theta is None:
         raise ExportError(f"{where} has no 'rope_theta'. Use the file that belongs to the weights.")
     return DecoderConfig(
@@ -359,8 +363,3 @@ def _decoder_config(text: _TextConfig, tied: bool, where: Path) -> DecoderConfig
         qkv_bias=True,
         tie_word_embeddings=tied,
     )
-
-
-def _check_supported(where: Path, what: str, value: object, supported: tuple[object, ...]) -> None:
-    if value not in supported:
-        raise ExportError(f"{where}: {what} is {value!r}, the decoder does {supported[-1]!r} only. Use another checkpoint.")

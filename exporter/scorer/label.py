@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,7 @@ class Example:
         next_position: where the positions of the answer start.
         visual_indices: `[visual_tokens]` int64, where the placeholders stand.
         instruction_indices: `[rows]` int64, the rows whose attention is scored.
-        pixel_values: `[frames, patches, patch_values]` float32 of each image.
-        patch_grids: frames, rows and columns of the patches of each image.
+        visuals: the vision graph's inputs for each image or video.
         grids: frames, rows and columns of the visual tokens of each image.
         image: number of the first sample with the same image.
         is_right: whether token ids are a right answer.
@@ -77,8 +76,7 @@ class Example:
     next_position: int
     visual_indices: np.ndarray
     instruction_indices: np.ndarray
-    pixel_values: Sequence[np.ndarray]
-    patch_grids: Sequence[Grid]
+    visuals: Sequence[Mapping[str, np.ndarray]]
     grids: Sequence[Grid]
     image: int
     is_right: Callable[[Sequence[int]], bool]
@@ -217,12 +215,7 @@ class Prompt:
 
 def embed_images(reference: Reference, example: Example) -> Tensor:
     """`visual_embeds [visual_tokens, D]` of every image of an example."""
-    return torch.cat(
-        [
-            reference.visual_embeds(torch.from_numpy(pixels.reshape(-1, pixels.shape[-1])), grid)
-            for pixels, grid in zip(example.pixel_values, example.patch_grids, strict=True)
-        ]
-    )
+    return torch.cat([reference.visual_embeds(visual) for visual in example.visuals])
 
 
 class _Labeller:
@@ -232,7 +225,7 @@ class _Labeller:
         self._reference = reference
         self._options = options
         self._eos = frozenset(family.prompt().eos_token_ids)
-        self._seen: tuple[Sequence[np.ndarray], Tensor] | None = None
+        self._seen: tuple[Sequence[Mapping[str, np.ndarray]], Tensor] | None = None
 
     def label(self, sample: int, example: Example) -> Label | None:
         """The label of a sample; None where the answer is wrong and only right ones are wanted, or is empty."""
@@ -256,10 +249,11 @@ class _Labeller:
 
     def _visual_embeds(self, example: Example) -> Tensor:
         """`[visual_tokens, D]`; computed once for questions in a row about the same images."""
-        if self._seen is None or not _same(self._seen[0], example.pixel_values):
-            self._seen = example.pixel_values, embed_images(self._reference, example)
+        if self._seen is None or not _same(self._seen[0], example.visuals):
+            self._seen = example.visuals, embed_images(self._reference, example)
         return self._seen[1]
 
 
-def _same(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> bool:
-    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+def _same(one: Sequence[Mapping[str, np.ndarray]], other: Sequence[Mapping[str, np.ndarray]]) -> bool:
+    pairs = zip(one, other, strict=False)
+    return len(one) == len(other) and all(np.array_equal(a[name], b[name]) for a, b in pairs for name in a)

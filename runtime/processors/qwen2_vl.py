@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import BundleError, RequestError, VisionShape
-from foveate.runtime.types import Layout, Visual
+from foveate.runtime.types import Layout, Picture, Visual
 
 _MAX_ASPECT_RATIO = 200
 _POSITION_AXES = 3  # time, height, width
@@ -61,12 +61,12 @@ class Qwen2VLProcessor:
         resized = image.resize((width, height), Image.Resampling.BICUBIC)
         merge = self.constants.merge_size
         rows, columns = height // self.constants.patch_size, width // self.constants.patch_size
-        return Visual(
-            self._patches(np.asarray(resized), rows, columns)[None],
-            _patch_positions(rows, columns, merge),
-            (rows // merge, columns // merge),
-            resized,
-        )
+        feeds = {
+            "pixel_values": self._patches(np.asarray(resized), rows, columns)[None],
+            "patch_positions": _patch_positions(rows, columns, merge),
+        }
+        grid = (rows // merge, columns // merge)
+        return Visual(feeds, ((1, *grid),), (Picture(resized, grid, np.arange(grid[0] * grid[1])),))
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`."""
@@ -95,13 +95,13 @@ class Qwen2VLProcessor:
         self._check_placeholders(input_ids, len(placeholders), len(visuals))
         counts, advances = np.ones((2, len(input_ids)), np.int64)
         counts[placeholders] = [visual.num_tokens for visual in visuals]
-        advances[placeholders] = [max(visual.grid) for visual in visuals]
+        advances[placeholders] = [max(visual.grids[0]) for visual in visuals]
         ends = np.cumsum(advances)
         expanded_ids = np.repeat(input_ids, counts)
         position_ids = np.tile(np.repeat(ends - advances, counts), (_POSITION_AXES, 1))
         visual_indices = np.flatnonzero(expanded_ids == self.constants.image_token_id)
         if visuals:
-            position_ids[1:, visual_indices] += np.concatenate([np.indices(v.grid).reshape(2, -1) for v in visuals], axis=1)
+            position_ids[:, visual_indices] += np.concatenate([np.indices(v.grids[0]).reshape(3, -1) for v in visuals], axis=1)
         return Layout(expanded_ids, position_ids, visual_indices, int(ends[-1]))
 
     def _check_placeholders(self, input_ids: np.ndarray, placeholders: int, images: int) -> None:

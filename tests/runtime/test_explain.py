@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from foveate.engines import RequestError
 from foveate.runtime import Answer, Pipeline, Request, Selection, Timings, explain
 from foveate.runtime.explain import Panel, draw, fit, heat_picture, heat_scale, kept_picture, sheet
+from foveate.runtime.types import Picture
 
 COLOUR = (10, 200, 90)
 GREY = (128, 128, 128)
@@ -32,8 +34,12 @@ def answer(
     """An answer about images of one colour."""
     total = sum(prod(grid) for grid in grids)
     selection = Selection(np.array(keep, np.int64), total, selector, "", scores)
-    pictures = tuple(Image.new("RGB", (28 * columns, 28 * rows), colour) for rows, columns in grids)
-    return Answer(text, (1,), "eos", selection, tuple(grids), 10, Timings(), 0, pictures)
+    starts = accumulate(map(prod, grids), initial=0)
+    pictures = tuple(
+        Picture(Image.new("RGB", (28 * columns, 28 * rows), colour), (rows, columns), np.arange(rows * columns)).behind(start)
+        for (rows, columns), start in zip(grids, starts, strict=False)
+    )
+    return Answer(text, (1,), "eos", selection, tuple((1, *grid) for grid in grids), 10, Timings(), 0, pictures)
 
 
 def pixels_of(picture: Image.Image, colour: tuple[int, int, int]) -> int:
@@ -82,7 +88,10 @@ def test_an_answer_of_the_pipeline_explains_itself(pipe: Pipeline) -> None:
     images = [rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((140, 280, 3), (224, 112, 3))]
     for options in ({"keep": 0.25}, {"keep": 1.0, "explain": True}, {"keep": 0.5, "select": "random"}):
         asked = pipe.generate(Request.ask("What colour is the circle?", images, max_new_tokens=1, **options))
-        assert [picture.size for picture in asked.pictures] == [(columns * 28, rows * 28) for rows, columns in asked.grids]
+        assert [picture.image.size for picture in asked.pictures] == [(c * 28, r * 28) for _, r, c in asked.grids]
+        assert np.concatenate([picture.tokens for picture in asked.pictures]).tolist() == list(
+            range(asked.selection.num_visual_tokens)
+        )
         assert asked.explain().width > 1000
 
 

@@ -160,7 +160,7 @@ def test_vision_runs_once_per_image(manifest: Manifest, tokenizer: Tokenizer, wo
     pipe, graphs = make(manifest, tokenizer, [[words["end"]]])
     answer = pipe.generate(Request.ask("What?", [IMAGE, IMAGE[:84]], keep=0.5))
     assert [call["pixel_values"].shape[:2] for call in graphs.calls("vision")] == [(1, 80), (1, 60)]
-    assert answer.grids == ((4, 5), (3, 5))
+    assert answer.grids == ((1, 4, 5), (1, 3, 5))
     assert graphs.calls("embed")[0]["visual_embeds"].shape == (35, HIDDEN)
 
 

@@ -46,7 +46,7 @@ def test_several_images_between_texts_give_the_tokens_of_transformers(pipe: Pipe
     ]
     answer = pipe.generate(Request(messages, images, max_new_tokens=NEW_TOKENS))
     assert answer.tokens == reference.generate(messages, images, NEW_TOKENS)
-    assert answer.grids == ((8, 9), (9, 8))
+    assert answer.grids == ((1, 8, 9), (1, 9, 8))
 
 
 def test_text_only_gives_the_tokens_of_transformers(pipe: Pipeline, reference: Any) -> None:

@@ -56,11 +56,12 @@ def test_patches_are_those_of_transformers_bit_for_bit(
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     visual = processor.image(Image.fromarray(pixels))
     expected = expected_pixels([Image.fromarray(pixels)], return_tensors="np")
-    np.testing.assert_array_equal(visual.pixel_values[0], expected["pixel_values"])
-    assert (visual.pixel_values.dtype, visual.patch_positions.dtype) == (np.float32, np.int64)
+    patches, positions = visual.feeds["pixel_values"], visual.feeds["patch_positions"]
+    np.testing.assert_array_equal(patches[0], expected["pixel_values"])
+    assert (patches.dtype, positions.dtype) == (np.float32, np.int64)
     _, rows, columns = expected["image_grid_thw"][0].tolist()
-    assert visual.grid == (rows // 2, columns // 2)
-    assert visual.patch_positions.tolist() == expected_positions(2, rows, columns)
+    assert visual.grids == ((1, rows // 2, columns // 2),)
+    assert positions.tolist() == expected_positions(2, rows, columns)
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000))
@@ -88,7 +89,7 @@ def test_the_shape_of_an_image_is_known_without_its_pixels(processor: Qwen2VLPro
             processor.vision_shape(width, height)
         return
     shape = processor.vision_shape(width, height)
-    assert (shape.frames, shape.patches) == visual.pixel_values.shape[:2]
+    assert (shape.frames, shape.patches) == visual.feeds["pixel_values"].shape[:2]
     assert shape.visual_tokens == visual.num_tokens
     assert processor.vision_shape_of_tokens(shape.visual_tokens) == shape
 
@@ -98,7 +99,6 @@ def test_patches_of_visual_tokens(constants: dict[str, Any]) -> None:
     assert Qwen2VLProcessor({**constants, "merge_size": 3}).vision_shape_of_tokens(7) == VisionShape(1, 63, 7)
 
 
-NO_PICTURE = Image.new("RGB", (1, 1))
 grids = st.tuples(st.integers(1, 9), st.integers(1, 9))
 segments = st.lists(st.one_of(st.integers(1, 6), grids), min_size=1, max_size=7)
 
@@ -114,11 +114,11 @@ def test_positions_are_those_of_transformers(
             ids += [1] * segment
         else:
             ids += [constants.vision_start_token_id, constants.image_token_id, constants.vision_end_token_id]
-            images.append(Visual(np.empty(0), np.empty(0), segment, NO_PICTURE))
+            images.append(Visual({}, ((1, *segment),), ()))
     layout = processor.layout(np.array(ids), images)
     input_ids = torch.from_numpy(layout.input_ids)[None]
     kinds = (input_ids == constants.image_token_id).int()
-    grid = torch.tensor([[1, 2 * rows, 2 * columns] for rows, columns in (image.grid for image in images)])
+    grid = torch.tensor([[frames, 2 * rows, 2 * columns] for image in images for frames, rows, columns in image.grids])
     positions, delta = rope_model.get_rope_index(input_ids, kinds, grid)
     np.testing.assert_array_equal(layout.position_ids, positions[:, 0])
     assert layout.next_position == int(delta) + len(layout.input_ids)
@@ -128,7 +128,7 @@ def test_positions_are_those_of_transformers(
 
 
 def test_placeholders_and_images_must_agree(processor: Qwen2VLProcessor) -> None:
-    image = Visual(np.empty(0), np.empty(0), (2, 2), NO_PICTURE)
+    image = Visual({}, ((1, 2, 2),), ())
     with pytest.raises(RequestError, match="1 image placeholders and 2 images"):
         processor.layout(np.array([1, processor.constants.image_token_id]), [image, image])
     with pytest.raises(RequestError, match="video placeholder"):

@@ -50,8 +50,7 @@ class Scenes:
             next_position=prepared.layout.next_position,
             visual_indices=prepared.layout.visual_indices,
             instruction_indices=prepared.instruction_indices,
-            pixel_values=[visual.pixel_values for visual in prepared.visuals],
-            patch_grids=[(1, 2 * visual.grid[0], 2 * visual.grid[1]) for visual in prepared.visuals],
+            visuals=[visual.feeds for visual in prepared.visuals],
             grids=prepared.grids,
             image=number,
             is_right=self._judge,
@@ -86,8 +85,7 @@ def explain(reference: Any, example: Example, answer: Sequence[int]) -> Label:
     ids = torch.tensor([*example.input_ids.tolist(), *answer[:-1]])
     visual, rows = example.visual_indices, example.instruction_indices
     embeds = reference.text_embeds(ids).clone()
-    images = zip(example.pixel_values, example.patch_grids, strict=True)
-    embeds[visual] = torch.cat([reference.visual_embeds(torch.from_numpy(pixels[0]), grid) for pixels, grid in images])
+    embeds[visual] = torch.cat([reference.visual_embeds(feeds) for feeds in example.visuals])
     after = torch.arange(len(answer) - 1) + example.next_position
     positions = torch.cat((torch.from_numpy(example.position_ids), after.expand(3, -1)), dim=1)
     logits, attentions = reference.forward(embeds.requires_grad_(), positions)

@@ -163,6 +163,7 @@ def llava_onevision_config(tokenizer: Tokenizer) -> dict[str, Any]:
 def write_vila(folder: Path, layers: int | None) -> None:
     """VILA1.5-3b: a folder for each part."""
     tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])  # those of the vicuna_v1 conversation
     llm, tower = vila_llm_config(tokenizer), dict(SIGLIP)
     if layers is not None:
         llm["num_hidden_layers"] = layers
@@ -202,7 +203,7 @@ def vila_llm_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "hidden_act": "silu",
         "tie_word_embeddings": False,
         "torch_dtype": "bfloat16",
-        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+        "eos_token_id": tokenizer.token_to_id("</s>"),
     }
 
 

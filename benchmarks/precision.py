@@ -75,7 +75,7 @@ def open_pipeline(bundle: Bundle, precision: str, folder: Path) -> Pipeline:
 
 
 def ask(pipe: Pipeline, sample: Sample, keep: float) -> Any:
-    return pipe.generate(foveate.Request.ask(sample.question, sample.image, keep=keep, max_new_tokens=_NEW_TOKENS))
+    return pipe.generate(sample.request(keep=keep, max_new_tokens=_NEW_TOKENS))
 
 
 @click.command(help=__doc__)

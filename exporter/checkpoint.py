@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,34 +15,50 @@ from foveate.exporter.safetensors import StoredTensor, read_header
 
 TOKENIZER = "tokenizer.json"
 _INDEX = "model.safetensors.index.json"
+_SENTENCEPIECE = "tokenizer.model"
+_PART = "_cfg"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's files. `config` is config.json, `tensors` every stored tensor by its name."""
+    """A checkpoint's files.
+
+    A config.json that describes parts, `llm_cfg` for example, has each of them in a sub-folder, `llm`, with its own config.json
+    and weights. Their tensors are named `llm.<name>`.
+
+    Attributes:
+        path: the folder.
+        config: config.json.
+        tensors: every stored tensor by its name.
+        tokenizer: tokenizer.json, in the folder or in one of its parts.
+        parts: names of the sub-folders; empty for a checkpoint in one piece.
+    """
 
     path: Path
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
+    tokenizer: Path
+    parts: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: Path) -> Checkpoint:
         """Opens a checkpoint and reads the headers of its weights.
 
         Raises:
-            ExportError: the folder, config.json, tokenizer.json or the safetensors are missing or broken.
+            ExportError: the folder, a sub-folder, config.json, tokenizer.json or the safetensors are missing or broken.
         """
         if not path.is_dir():
             raise ExportError(f"{path} is not a folder. Pass the folder of a Hugging Face checkpoint.")
-        for name in ("config.json", TOKENIZER):
-            if not (path / name).is_file():
-                raise ExportError(f"{path} has no {name}. Pass the whole folder of a Hugging Face checkpoint.")
+        _check_config(path)
         config = read_json(path / "config.json")
+        parts = tuple(_parts(path, config))
+        tokenizer = _find_tokenizer([path, *(path / part for part in parts)])
         tensors: dict[str, StoredTensor] = {}
-        for file in _weight_files(path):
-            tensors.update(read_header(file))
-        return cls(path, config, tensors)
+        for part in parts or ("",):
+            for file in _weight_files(path / part):
+                tensors.update({f"{part}.{name}" if part else name: tensor for name, tensor in read_header(file).items()})
+        return cls(path, config, tensors, tokenizer, parts)
 
     def optional_json(self, name: str) -> dict[str, Any]:
         """A JSON file of the folder, or an empty dict where it has none."""
@@ -70,22 +86,22 @@ class Checkpoint:
         Raises:
             ExportError: tokenizer.json has no added token of that id.
         """
-        if token_id not in self._added_tokens:
-            raise ExportError(
-                f"{self.path / 'tokenizer.json'} has no added token {token_id}, which config.json names. Fix either."
-            )
-        return self._added_tokens[token_id]
+        if token_id not in self.added_tokens:
+            raise ExportError(f"{self.tokenizer} has no added token {token_id}, which config.json names. Fix either.")
+        return self.added_tokens[token_id]
 
     @cached_property
-    def _added_tokens(self) -> dict[int, str]:
-        added = read_json(self.path / TOKENIZER).get("added_tokens", [])
+    def added_tokens(self) -> dict[int, str]:
+        """The texts of the tokenizer's added tokens, by id."""
+        added = read_json(self.tokenizer).get("added_tokens", [])
         return {token["id"]: token["content"] for token in added}
 
     def sha256(self) -> str:
-        """One hash over config.json and every file of weights."""
+        """One hash over config.json, of every part too, and every file of weights."""
         digest = hashlib.sha256()
-        for file in (self.path / "config.json", *sorted({tensor.file for tensor in self.tensors.values()})):
-            digest.update(f"{file.name} {hash_file(file)}\n".encode())
+        configs = [self.path / part / "config.json" for part in ("", *self.parts)]
+        for file in (*configs, *sorted({tensor.file for tensor in self.tensors.values()})):
+            digest.update(f"{file.relative_to(self.path).as_posix()} {hash_file(file)}\n".encode())
         return digest.hexdigest()
 
 
@@ -102,6 +118,36 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ExportError(f"{path} holds a JSON {type(content).__name__}, expected an object. Download the checkpoint again.")
     return content
+
+
+def _check_config(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise ExportError(f"{path} has no config.json. Pass the whole folder of a Hugging Face checkpoint.")
+
+
+def _parts(path: Path, config: Mapping[str, Any]) -> Iterator[str]:
+    """The sub-folders that a config describes, as a config of their own or a path, which is where they once were."""
+    for key, value in config.items():
+        part = key.removesuffix(_PART)
+        if part != key and part.isidentifier() and isinstance(value, dict | str):  # a path would leave the checkpoint
+            if not (path / part).is_dir():
+                raise ExportError(f"{path} has no folder '{part}', which config.json describes. Download the whole checkpoint.")
+            _check_config(path / part)
+            yield part
+
+
+def _find_tokenizer(folders: Sequence[Path]) -> Path:
+    for folder in folders:
+        if (folder / TOKENIZER).is_file():
+            return folder / TOKENIZER
+    for folder in folders:
+        if (folder / _SENTENCEPIECE).is_file():
+            raise ExportError(
+                f"{folder} has {_SENTENCEPIECE} and no {TOKENIZER}. Write one with transformers: "
+                f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')."
+            )
+    names = " or ".join(str(folder) for folder in folders)
+    raise ExportError(f"{names} has no {TOKENIZER}. Pass the whole folder of a Hugging Face checkpoint.")
 
 
 def _weight_files(path: Path) -> Iterator[Path]:

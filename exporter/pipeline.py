@@ -104,7 +104,7 @@ def export(
     weights = resolve_weights([graph.module for graph in graphs], source, family.checkpoint_keys)
     manifest = _manifest(family, source, graphs, options.precision, scorer.entry if scorer else ScorerEntry())
     with new_folder(Path(output), options.overwrite) as folder:
-        shutil.copyfile(source.path / TOKENIZER, _inside(folder, f"tokenizer/{TOKENIZER}"))
+        shutil.copyfile(source.tokenizer, _inside(folder, f"tokenizer/{TOKENIZER}"))
         _write_graphs(graphs, weights, folder, report)
         report("hashing the files")
         write_manifest(folder, msgspec.structs.replace(manifest, files=list_files(folder)))

@@ -14,7 +14,7 @@ from foveate.exporter.modules import RopeScaling
 
 _T = TypeVar("_T")
 _BIASED = {"qwen2": True, "llama": False}
-"""`model_type` -> whether query, key and value have a bias."""
+"""`model_type` -> whether query, key and value have a bias. Llama's `attention_bias` gives the output projection one too."""
 
 
 class _Rope(msgspec.Struct, frozen=True):
@@ -72,6 +72,8 @@ def read_decoder(text: Mapping[str, Any], where: Path, tied: bool | None = None)
     check_supported(where, "use_sliding_window", config.use_sliding_window, (None, False))
     check_supported(where, "mlp_bias", config.mlp_bias, (None, False))
     check_supported(where, "rope type", kind, (None, "llama3", "default"))
+    if config.model_type == "llama":
+        check_supported(where, "attention_bias", config.attention_bias, (None, False))
     if theta is None:
         raise ExportError(f"{where} has no 'rope_theta'. Use the file that belongs to the weights.")
     return DecoderConfig(
@@ -86,7 +88,7 @@ def read_decoder(text: Mapping[str, Any], where: Path, tied: bool | None = None)
         rope_theta=theta,
         max_position_embeddings=config.max_position_embeddings,
         rope_scaling=_scaling(rope, where) if kind == "llama3" else None,
-        qkv_bias=_BIASED[config.model_type] or bool(config.attention_bias),
+        qkv_bias=_BIASED[config.model_type],
         tie_word_embeddings=config.tie_word_embeddings if tied is None else tied,
     )
 
@@ -114,7 +116,8 @@ def check_supported(where: Path, what: str, value: object, supported: tuple[obje
     """Refuses what the decoder does not do.
 
     Raises:
-        ExportError: `value` is none of `supported`, whose last one is named.
+        ExportError: `value` is none of `supported`; None among them stands for a key that is not there.
     """
     if value not in supported:
-        raise ExportError(f"{where}: {what} is {value!r}, the decoder does {supported[-1]!r} only. Use another checkpoint.")
+        known = " or ".join(repr(one) for one in supported if one is not None)
+        raise ExportError(f"{where}: {what} is {value!r}, supported is {known} only. Use another checkpoint.")

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.runtime import Answer, Pipeline, Request, load
+from foveate.runtime import Answer, Pipeline, load
 from foveate.runtime.explain import Panel, fit, kept_picture, sheet
 from foveate.samples import Sample
 
@@ -51,7 +51,7 @@ def run(bundle: Path, samples: Sequence[Sample], output: Path, progress: Callabl
 
 
 def _ask(pipe: Pipeline, sample: Sample, keep: float) -> Answer:
-    return pipe.generate(Request.ask(sample.question, sample.image, keep=keep, max_new_tokens=_MAX_NEW_TOKENS))
+    return pipe.generate(sample.request(keep=keep, max_new_tokens=_MAX_NEW_TOKENS))
 
 
 def _draw(sample: Sample, answers: dict[float, Answer]) -> Image.Image:

@@ -1,31 +1,44 @@
-"""A user's own data: a folder of images beside a `questions.jsonl`."""
+"""A user's own data: a folder of images and videos beside a `questions.jsonl`."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from foveate.engines.errors import RequestError
+from foveate.runtime import Request
 
 QUESTIONS = "questions.jsonl"
 _EXAMPLE = '{"image": "images/1.png", "question": "What is this?", "answer": "a cat", "type": "object"}'
 
 
-class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A question about an image, with its right answer.
+class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A question about an image or a video, with its right answer.
 
     Attributes:
-        image: path of the image; in the file relative to its folder.
         question: the user's text.
         answer: the one right answer.
+        image: path of the image; in the file relative to its folder.
+        video: path of the video, in place of an image.
         type: groups questions in a report; may be left out.
     """
 
-    image: str
     question: str
     answer: str
+    image: str = ""
+    video: str = ""
     type: str = ""
+
+    @property
+    def source(self) -> str:
+        """Path of the image or video."""
+        return self.image or self.video
+
+    def request(self, **options: Any) -> Request:
+        """The question as a request; `options` are those of `Request.ask`."""
+        return Request.ask(self.question, self.image or (), videos=self.video or (), **options)
 
     def answered_by(self, text: str) -> bool:
         """Whether an answer is right: the same text but for case, surrounding space and a closing full stop."""
@@ -62,9 +75,12 @@ def _read(line: bytes, folder: Path, where: str) -> Sample:
         raise RequestError(f"{where}: {error}. A line looks like {_EXAMPLE}.") from error
     if not sample.question.strip() or not sample.answer.strip():
         raise RequestError(f"{where}: the question or the answer is empty. A line looks like {_EXAMPLE}.")
-    image = folder / sample.image
-    if not image.resolve().is_relative_to(folder.resolve()):
-        raise RequestError(f"{where}: image '{sample.image}' leaves the folder. Put the images beside {QUESTIONS}.")
-    if not image.is_file():
-        raise RequestError(f"{where}: image '{image}' does not exist. Name it relative to {folder}.")
-    return msgspec.structs.replace(sample, image=str(image))
+    if bool(sample.image) == bool(sample.video):
+        raise RequestError(f"{where}: expected an image or a video, one of them. A line looks like {_EXAMPLE}.")
+    file = folder / sample.source
+    kind = "image" if sample.image else "video"
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise RequestError(f"{where}: {kind} '{sample.source}' leaves the folder. Put the {kind}s beside {QUESTIONS}.")
+    if not file.is_file():
+        raise RequestError(f"{where}: {kind} '{file}' does not exist. Name it relative to {folder}.")
+    return msgspec.structs.replace(sample, **{kind: str(file)})

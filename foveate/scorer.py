@@ -10,10 +10,10 @@ from tokenizers import Tokenizer
 
 from foveate.engines import hash_file
 from foveate.engines.errors import ExportError, LabelError
-from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
+from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.family import Family
 from foveate.exporter.scorer import Example, LabelOptions, LabelResult, label, read_labels
-from foveate.runtime import Preparer, Request
+from foveate.runtime import Preparer
 from foveate.samples import QUESTIONS, Sample, read_samples
 
 
@@ -23,7 +23,7 @@ class Loader:
     def __init__(self, samples: Sequence[Sample], checkpoint: Path) -> None:
         self._samples = samples
         self._tokenizer = _load_tokenizer(checkpoint)
-        self._first = {sample.image: number for number, sample in reversed(list(enumerate(samples)))}
+        self._first = {sample.source: number for number, sample in reversed(list(enumerate(samples)))}
         self._prepare: Preparer | None = None
 
     def __call__(self, family: Family, number: int) -> Example:
@@ -31,7 +31,7 @@ class Loader:
         if self._prepare is None:
             self._prepare = Preparer(family.model_type, family.prompt(), family.processor(), self._tokenizer)
         sample = self._samples[number]
-        prepared = self._prepare(Request.ask(sample.question, sample.image))
+        prepared = self._prepare(sample.request())
         return Example(
             input_ids=prepared.layout.input_ids,
             position_ids=prepared.layout.position_ids,
@@ -40,7 +40,7 @@ class Loader:
             instruction_indices=prepared.instruction_indices,
             visuals=[visual.feeds for visual in prepared.visuals],
             grids=prepared.grids,
-            image=self._first[sample.image],
+            image=self._first[sample.source],
             is_right=partial(self._is_right, sample),
         )
 
@@ -49,7 +49,7 @@ class Loader:
 
 
 def _load_tokenizer(checkpoint: Path) -> Tokenizer:
-    path = Checkpoint.open(checkpoint).path / TOKENIZER
+    path = Checkpoint.open(checkpoint).tokenizer
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare Exception

@@ -9,6 +9,7 @@ from foveate.runtime.sampling import Sampler, Sampling
 from foveate.runtime.select import SELECTORS, Policy, Relevance, Selection, Selector, open_selector, top_k
 from foveate.runtime.stream import Stream
 from foveate.runtime.types import Answer, Chunk, Encoded, Layout, Message, Prepared, Request, Timings, Visual
+from foveate.runtime.video import Clip, VideoLimits, VideoSource, open_video
 
 __all__ = [
     "PROCESSORS",
@@ -16,6 +17,7 @@ __all__ = [
     "Answer",
     "Budget",
     "Chunk",
+    "Clip",
     "Encoded",
     "ImageLimits",
     "ImageSource",
@@ -33,9 +35,12 @@ __all__ = [
     "Selector",
     "Stream",
     "Timings",
+    "VideoLimits",
+    "VideoSource",
     "Visual",
     "load",
     "open_image",
     "open_selector",
+    "open_video",
     "top_k",
 ]

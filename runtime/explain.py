@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from foveate.engines import RequestError
 from foveate.runtime.select import Selection
-from foveate.runtime.types import Answer
+from foveate.runtime.types import Answer, Picture
 
 # fmt: off
 _INFERNO = (
@@ -57,13 +57,13 @@ class Panel:
 
 
 def draw(answer: Answer) -> Image.Image:
-    """One row of panels for each image: as the model saw it, its scores as a heat map over it, and the kept tokens.
+    """One row of panels for each image and frame: as the model saw it, its scores as a heat map over it, and the kept tokens.
 
-    The scores of all images share one colour scale. Where the selector ranks no tokens, there is no heat map and the
+    The scores of all of them share one colour scale. Where the selector ranks no tokens, there is no heat map and the
     caption says so.
 
     Raises:
-        RequestError: the request has no image, its visual tokens were neither scored nor pruned, or the scores are not
+        RequestError: the request has no image or video, its visual tokens were neither scored nor pruned, or the scores are not
             finite.
     """
     selection = answer.selection
@@ -75,8 +75,7 @@ def draw(answer: Answer) -> Image.Image:
         cells = picture.tokens
         fitted = fit(picture.image, len(answer.pictures))
         panels = _decided(fitted, picture.grid, kept[cells], None if heat is None else heat[cells], selection.selector)
-        name = f"image {number}" if len(answer.pictures) > 1 else "image"
-        rows.append([Panel(fitted, name), *panels])
+        rows.append([Panel(fitted, _name(picture, number, len(answer.pictures))), *panels])
     return sheet(rows, f"Answer: {answer.text}", _facts(selection))
 
 
@@ -152,7 +151,7 @@ def sheet(rows: Sequence[Sequence[Panel]], title: str, note: str = "") -> Image.
 def _check(answer: Answer) -> None:
     selection = answer.selection
     if not answer.pictures:
-        raise RequestError("the request has no image, so there is nothing to explain. Ask about an image.")
+        raise RequestError("the request has no image or video, so there is nothing to explain. Ask about one.")
     if selection.scores is None and len(selection.keep_indices) == selection.num_visual_tokens:
         raise RequestError(
             "the visual tokens were neither scored nor pruned, so there is nothing to explain. "
@@ -160,6 +159,12 @@ def _check(answer: Answer) -> None:
         )
     if selection.scores is not None and not np.isfinite(selection.scores).all():
         raise RequestError("the scores are not finite, so there is nothing to explain. Export the bundle again.")
+
+
+def _name(picture: Picture, number: int, pictures: int) -> str:
+    name = "image" if picture.seconds is None else "frame"
+    numbered = f"{name} {number}" if pictures > 1 else name
+    return numbered if picture.seconds is None else f"{numbered}, {picture.seconds:.1f} s"
 
 
 def _decided(

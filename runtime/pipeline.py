@@ -32,6 +32,7 @@ from foveate.runtime.stream import Job, Stopwatch, Stream
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 from foveate.runtime.types import Answer, Encoded, Prepared, Request
+from foveate.runtime.video import VideoLimits
 
 SCORES = frozenset({"scores", "attention"})
 """What the score graph gives."""
@@ -47,6 +48,7 @@ def load(
     kv_capacity_tokens: int | None = None,
     limits: ImageLimits | None = None,
     verify: bool = True,
+    video_limits: VideoLimits | None = None,
 ) -> Pipeline:
     """Opens a bundle for answering requests.
 
@@ -57,6 +59,7 @@ def load(
         kv_capacity_tokens: most tokens of one request, pruned prompt and answer together; None takes the model's limit.
         limits: which images are too large.
         verify: compare every file with its hash first.
+        video_limits: which videos are too large.
 
     Raises:
         BundleError: the bundle can't be read or trusted.
@@ -68,7 +71,7 @@ def load(
     options = options or SessionOptions()
     graphs = {**{name: name for name in GRAPHS}, "decoder": decoder_graph(backend, options)}
     sessions = {name: open_session(bundle, graph, backend, options) for name, graph in graphs.items()}
-    return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits)
+    return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits)
 
 
 class Pipeline:
@@ -80,6 +83,7 @@ class Pipeline:
         sessions: its graphs by name: `vision`, `score`, `embed` and, for either kind of decoder, `decoder`.
         kv_capacity_tokens: see `load`.
         limits: see `load`.
+        video_limits: see `load`.
 
     Raises:
         BundleError: unknown family, processor constants or chat template.
@@ -93,11 +97,12 @@ class Pipeline:
         sessions: Mapping[str, Session],
         kv_capacity_tokens: int | None = None,
         limits: ImageLimits | None = None,
+        video_limits: VideoLimits | None = None,
     ) -> None:
         self.manifest = manifest
         self._tokenizer = tokenizer
         self._sessions = sessions
-        self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits)
+        self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = sessions["vision"].memory.synchronize
         self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder)
@@ -142,7 +147,7 @@ class Pipeline:
                 vision graph is not run again.
 
         Raises:
-            RequestError: images or messages that can't be used, or `visual_embeds` of other images.
+            RequestError: images, videos or messages that can't be used, or `visual_embeds` of other images.
             BackendError: the vision graph failed.
         """
         stopwatch = Stopwatch()
@@ -197,15 +202,15 @@ class Pipeline:
         return Job(request, prompt, selection, prepared, max_new_tokens, stage_ms)
 
     def prepare(self, request: Request) -> Prepared:
-        """Images to patches, messages to token ids and positions.
+        """Images and videos to patches, messages to token ids and positions.
 
         Raises:
-            RequestError: images or messages that can't be used.
+            RequestError: images, videos or messages that can't be used.
         """
         return self._prepare(request)
 
     def vision(self, prepared: Prepared) -> Array:
-        """`visual_embeds [visual_tokens, hidden_size]` of every image, one run each, where the backend works."""
+        """`visual_embeds [visual_tokens, hidden_size]` of every image and video, one run each, where the backend works."""
         if not prepared.visuals:
             return self._text_model.no_visual_embeds
         session = self._sessions["vision"]

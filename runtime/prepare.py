@@ -1,4 +1,4 @@
-"""From a request to what the graphs are fed: images to patches, messages to token ids and positions."""
+"""From a request to what the graphs are fed: images and videos to patches, messages to token ids and positions."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from foveate.engines import PromptEntry
-from foveate.runtime.images import ImageLimits, open_image
+from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.processors import open_processor
-from foveate.runtime.prompt import PromptEncoder, collect_images, find_instruction
-from foveate.runtime.types import Prepared, Request
+from foveate.runtime.prompt import PromptEncoder, collect_visuals, find_instruction
+from foveate.runtime.types import Prepared, Request, Visual
+from foveate.runtime.video import VideoLimits, VideoSource, open_video
 
 
 class Preparer:
@@ -23,6 +24,7 @@ class Preparer:
         constants: the manifest's `processor`.
         tokenizer: the model's tokenizer.
         limits: which images are too large.
+        video_limits: which videos are.
 
     Raises:
         BundleError: unknown family, processor constants or chat template.
@@ -35,20 +37,32 @@ class Preparer:
         constants: Mapping[str, Any],
         tokenizer: Tokenizer,
         limits: ImageLimits | None = None,
+        video_limits: VideoLimits | None = None,
     ) -> None:
         self._encoder = PromptEncoder(prompt, tokenizer)
         self._processor = open_processor(family, constants)
         self._limits = limits or ImageLimits()
+        self._video_limits = video_limits or VideoLimits()
 
     def __call__(self, request: Request) -> Prepared:
         """The request, unpruned.
 
         Raises:
-            RequestError: images or messages that can't be used.
+            RequestError: images, videos or messages that can't be used.
         """
         encoded = self._encoder.encode(request.messages)
-        sources = collect_images(request.messages, request.images)
-        visuals = tuple(self._processor.image(open_image(source, self._limits)) for source in sources)
+        sources = collect_visuals(request.messages, request.images, request.videos, encoded.placeholders)
+        alone = [kind for kind, _ in sources].count("image") == 1
+        visuals = tuple(
+            self._image(source, alone) if kind == "image" else self._video(source, request) for kind, source in sources
+        )
         layout = self._processor.layout(encoded.input_ids, visuals)
         instruction, note = find_instruction(encoded.user_text, layout.visual_indices, len(layout.input_ids))
         return Prepared(layout, visuals, instruction, note)
+
+    def _image(self, source: ImageSource, alone: bool) -> Visual:
+        return self._processor.image(open_image(source, self._limits), alone)
+
+    def _video(self, source: VideoSource, request: Request) -> Visual:
+        clip = open_video(source, request.fps, request.max_frames, self._video_limits)
+        return self._processor.video(clip.frames, clip.seconds)

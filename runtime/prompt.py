@@ -10,19 +10,24 @@ import re
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NoReturn
+from itertools import islice, pairwise
+from typing import Any, NoReturn, get_args
 
 import jinja2
 import numpy as np
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from foveate.engines import BundleError, PromptEntry, RequestError
 from foveate.runtime.images import ImageSource
-from foveate.runtime.types import Message
+from foveate.runtime.types import Message, VisualKind
+from foveate.runtime.video import VideoSource
 
 ROLES = ("system", "user", "assistant", "tool")
+KINDS: tuple[VisualKind, ...] = get_args(VisualKind)
 
 _TEMPLATE, _CALLER, _USER = 0, 1, 2  # who wrote a character
 
@@ -34,10 +39,12 @@ class EncodedPrompt:
     Attributes:
         input_ids: `[tokens]` int64.
         user_text: `[tokens]` bool, tokens with a character that a user wrote.
+        placeholders: what the prompt waits for, in order; a template may move images and videos before the text.
     """
 
     input_ids: np.ndarray
     user_text: np.ndarray
+    placeholders: tuple[VisualKind, ...]
 
 
 class PromptEncoder:
@@ -55,8 +62,10 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._template = _compile(entry.chat_template)
         special = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-        for placeholder in filter(None, (entry.image_token, entry.video_token)):
-            special[_token_id(tokenizer, placeholder)] = placeholder
+        tokens: dict[VisualKind, str | None] = {"image": entry.image_token, "video": entry.video_token}
+        self._tokens = {kind: token for kind, token in tokens.items() if token}
+        self._placeholders = {_token_id(tokenizer, token): kind for kind, token in self._tokens.items()}
+        special |= {id: self._tokens[kind] for id, kind in self._placeholders.items()}
         longest_first = sorted(special.values(), key=len, reverse=True)
         self._control = re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))")  # a lookahead finds overlaps too
         self._control_ids = np.array(sorted(special), np.int64)
@@ -66,13 +75,24 @@ class PromptEncoder:
 
         Raises:
             RequestError: messages that are not in the chat form, that the template refuses, or whose text would become a
-                control token.
+                control token; or a video where the model takes none.
         """
+        self._check_kinds(messages)
         text, authors = self._render(messages)
         ids, spans = self._tokenize(text, authors)
         if (_any_in(authors != _TEMPLATE, spans) & np.isin(ids, self._control_ids)).any():
             raise RequestError("the text of a message would become a control token of the model. Remove it from the text.")
-        return EncodedPrompt(ids, _any_in(authors == _USER, spans))
+        placeholders = tuple(self._placeholders[id] for id in ids.tolist() if id in self._placeholders)
+        if len(self._placeholders) < len(self._tokens):  # one token for both: the template keeps the order of the parts
+            placeholders = tuple(
+                kind for message in messages for part in _parts(message) for kind in KINDS if part["type"] == kind
+            )
+        return EncodedPrompt(ids, _any_in(authors == _USER, spans), placeholders)
+
+    def _check_kinds(self, messages: Sequence[Message]) -> None:
+        for kind in KINDS:
+            if kind not in self._tokens and any(part.get("type") == kind for message in messages for part in _parts(message)):
+                raise RequestError(f"the messages have a part of type '{kind}', which this model does not take. Leave it out.")
 
     def _render(self, messages: Sequence[Message]) -> tuple[str, np.ndarray]:
         """The prompt as text, and who wrote each of its characters."""
@@ -112,21 +132,44 @@ class PromptEncoder:
         return sorted(cuts)
 
 
-def collect_images(messages: Sequence[Message], images: Sequence[ImageSource]) -> list[ImageSource]:
-    """The source of each image part, in the order of the parts: its own, or the next of `images`.
+def collect_visuals(
+    messages: Sequence[Message],
+    images: Sequence[ImageSource],
+    videos: Sequence[VideoSource],
+    placeholders: Sequence[VisualKind],
+) -> list[tuple[VisualKind, Any]]:
+    """The sources of the image and video parts: each part's own, or the next of `images` or `videos`.
+
+    Args:
+        messages: the chat.
+        images: sources of the image parts that carry none.
+        videos: sources of the video parts that carry none.
+        placeholders: `EncodedPrompt.placeholders`, whose order the result has.
 
     Raises:
-        RequestError: more or fewer images than parts that need one.
+        RequestError: more or fewer images or videos than parts that need one, or parts that the template left out.
     """
-    parts = [part for message in messages for part in _parts(message) if part.get("type") == "image"]
-    waiting = sum("image" not in part for part in parts)
-    if waiting != len(images):
+    sources = {"image": iter(_collect(messages, "image", images)), "video": iter(_collect(messages, "video", videos))}
+    found = [(kind, source) for kind in placeholders for source in islice(sources[kind], 1)]
+    if len(found) != len(placeholders) or any(list(rest) for rest in sources.values()):
         raise RequestError(
-            f"the messages have {waiting} image parts without a source and the request {len(images)} images. "
-            "Give as many images as there are parts."
+            f"the prompt has {len(placeholders)} placeholders, the messages another number of image and video parts. "
+            "Use a bundle whose chat template takes them."
         )
-    remaining = iter(images)
-    return [part["image"] if "image" in part else next(remaining) for part in parts]
+    return found
+
+
+def _collect(messages: Sequence[Message], kind: VisualKind, given: Sequence[Any]) -> list[Any]:
+    """The source of each part of a kind, in their order."""
+    parts = [part for message in messages for part in _parts(message) if part.get("type") == kind]
+    waiting = sum(kind not in part for part in parts)
+    if waiting != len(given):
+        raise RequestError(
+            f"the messages have {waiting} {kind} parts without a source and the request {len(given)} {kind}s. "
+            f"Give as many {kind}s as there are parts."
+        )
+    remaining = iter(given)
+    return [part[kind] if kind in part else next(remaining) for part in parts]
 
 
 def find_instruction(user_text: np.ndarray, visual_indices: np.ndarray, total_tokens: int) -> tuple[np.ndarray, str]:
@@ -174,7 +217,7 @@ class _Markers:
 
 
 def _read_message(message: Message, markers: _Markers) -> dict[str, Any]:
-    """A message as the template gets it: known keys only, texts hidden behind markers, images without their source."""
+    """A message as the template gets it: known keys only, texts hidden behind markers, images and videos without source."""
     if not isinstance(message, Mapping) or set(message) != {"role", "content"} or message["role"] not in ROLES:
         raise RequestError(
             f"a message is {_short(message)}, expected a role ({', '.join(ROLES)}) and a content, nothing else. Fix it."
@@ -187,13 +230,14 @@ def _read_message(message: Message, markers: _Markers) -> dict[str, Any]:
 
 
 def _read_part(part: Mapping[str, Any], author: int, markers: _Markers) -> dict[str, str]:
-    if part.get("type") == "image" and set(part) <= {"type", "image"}:
-        return {"type": "image"}
+    for kind in KINDS:
+        if part.get("type") == kind and set(part) <= {"type", kind}:
+            return {"type": kind}
     if part.get("type") == "text" and set(part) == {"type", "text"} and isinstance(part["text"], str):
         return {"type": "text", "text": markers.hide(part["text"], author)}
     raise RequestError(
-        f"a part of a message is {_short(part)}, expected {{'type': 'text', 'text': ...}} or {{'type': 'image'}}. "
-        "Videos and links are not read: load them first and give images."
+        f"a part of a message is {_short(part)}, expected {{'type': 'text', 'text': ...}}, {{'type': 'image'}} or "
+        "{'type': 'video'}. Links are not read: load what they point to first."
     )
 
 
@@ -234,12 +278,24 @@ def _token_id(tokenizer: Tokenizer, token: str) -> int:
 
 def _compile(source: str) -> jinja2.Template:
     """The template as transformers compiles it: sandboxed, blocks leave no whitespace."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
     environment.globals["raise_exception"] = _refuse
     try:
         return environment.from_string(source)
     except jinja2.TemplateError as error:
         raise BundleError(f"the bundle's chat template is not valid: {error}. Export the bundle again.") from error
+
+
+class _Generation(Extension):
+    """`{% generation %}`, with which templates mark what the assistant wrote, for training; here its body is all there is."""
+
+    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as of an instance)
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _refuse(message: str) -> NoReturn:

@@ -22,8 +22,9 @@ class Detokenizer:
         """The text that `token_id` completes; empty while a character is incomplete."""
         self._pending.append(token_id)
         text = self._decode(self._context + self._pending)
-        # Bytes that are not a whole character yet decode to one U+FFFD at the end, which later bytes may change.
-        complete = text.removesuffix(_REPLACEMENT)
+        # Bytes that are not a whole character yet decode to U+FFFD at the end, which later bytes may change: one for all of
+        # them, or one for each where the vocabulary falls back to bytes.
+        complete = text.rstrip(_REPLACEMENT)
         new = complete[self._given :]
         self._given = max(self._given, len(complete))
         if new and complete == text:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -17,8 +17,10 @@ from foveate.runtime.budget import Budget, check_share
 from foveate.runtime.images import ImageSource
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
+from foveate.runtime.video import VideoSource, check_sampling
 
 Message = Mapping[str, Any]
+VisualKind = Literal["image", "video"]
 
 
 @dataclass(frozen=True)
@@ -27,9 +29,13 @@ class Request:
 
     Attributes:
         messages: the chat in the form of Hugging Face: `[{"role": "user", "content": [{"type": "image"}, {"type": "text",
-            "text": "What is this?"}]}]`. An image part may carry its own source (`{"type": "image", "image": source}`).
+            "text": "What is this?"}]}]`. An image part may carry its own source (`{"type": "image", "image": source}`), and a
+            video part likewise (`{"type": "video", "video": source}`).
         images: sources of the image parts that carry none, in their order.
-        budget: how many visual tokens stay, counted over all images of the request.
+        videos: sources of the video parts that carry none, in their order.
+        fps: frames per second that the model sees of each video; see `open_video`.
+        max_frames: most frames that it sees of each video.
+        budget: how many visual tokens stay, counted over all images and frames of the request.
         sampling: how tokens are drawn; greedy by default.
         select: a selector, its name in `SELECTORS`, or a function that picks by the scores; None takes the bundle's scorer.
         min_retained: refuse a budget that retains less than this share of the right answers, by the bundle's retention curve.
@@ -38,7 +44,7 @@ class Request:
         stop: strings that end the answer; they are not part of it.
 
     Raises:
-        RequestError: `max_new_tokens` or `stop` is unusable.
+        RequestError: `max_new_tokens`, `stop`, `fps` or `max_frames` is unusable.
     """
 
     messages: Sequence[Message]
@@ -50,8 +56,12 @@ class Request:
     explain: bool = False
     max_new_tokens: int | None = None
     stop: Sequence[str] = ()
+    videos: Sequence[VideoSource] = ()
+    fps: float = 1.0
+    max_frames: int = 32
 
     def __post_init__(self) -> None:
+        check_sampling(self.fps, self.max_frames)
         count = self.max_new_tokens
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise RequestError(
@@ -68,16 +78,19 @@ class Request:
         question: str,
         images: ImageSource | Sequence[ImageSource] = (),
         *,
+        videos: str | os.PathLike[str] | bytes | np.ndarray | Sequence[VideoSource] = (),
         keep: float | None = None,
         keep_tokens: int | None = None,
         mass: float | None = None,
         **options: Any,
     ) -> Request:
-        """A question about images, which stand before it.
+        """A question about images and videos, which stand before it in this order.
 
         Args:
             question: the user's text; may be empty.
             images: one image or several: path, encoded bytes, PIL image or array.
+            videos: one video or several: path, encoded bytes, array or list of frames. One that is given as a list of frames
+                stands in a list of videos.
             keep: `Budget.ratio`.
             keep_tokens: `Budget.tokens`.
             mass: `Budget.mass`.
@@ -88,10 +101,12 @@ class Request:
         """
         if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
             images = (images,)
-        content = [{"type": "image"} for _ in images]
+        if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
+            videos = (videos,)
+        content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
         content += [{"type": "text", "text": question}] if question else []
         messages = ({"role": "user", "content": content},)
-        return cls(messages, tuple(images), Budget(keep, keep_tokens, mass), **options)
+        return cls(messages, tuple(images), Budget(keep, keep_tokens, mass), videos=tuple(videos), **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,16 +116,19 @@ class Picture:
     Attributes:
         image: RGB.
         grid: rows and columns of the tokens.
-        tokens: `[rows * columns]` int64, row by row: their numbers among the visual tokens of the whole.
+        tokens: `[rows * columns]` int64, row by row: their numbers among the visual tokens of the whole. Frames may share
+            tokens.
+        seconds: when a frame of a video is shown; None for an image.
     """
 
     image: Image.Image
     grid: tuple[int, int]
     tokens: np.ndarray
+    seconds: float | None = None
 
     def behind(self, tokens: int) -> Picture:
         """The same picture, with so many visual tokens before its own."""
-        return Picture(self.image, self.grid, self.tokens + tokens)
+        return replace(self, tokens=self.tokens + tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,11 +139,13 @@ class Visual:
         feeds: inputs of the vision graph, by name.
         grids: frames, rows and columns of its visual tokens, one grid after the other.
         pictures: what its visual tokens tile: one for an image, one for each frame of a video.
+        kind: which placeholder it stands for.
     """
 
     feeds: Mapping[str, np.ndarray]
     grids: tuple[Grid, ...]
     pictures: tuple[Picture, ...]
+    kind: VisualKind = "image"
 
     @property
     def num_tokens(self) -> int:
@@ -155,8 +175,8 @@ class Prepared:
 
     Attributes:
         layout: the prompt.
-        visuals: the images.
-        instruction_indices: `[instruction_tokens]` int64, the rows whose attention is scored; empty without images.
+        visuals: the images and videos.
+        instruction_indices: `[instruction_tokens]` int64, the rows whose attention is scored; empty without images and videos.
         note: why the instruction is not the user's text; empty where it is.
     """
 
@@ -206,8 +226,8 @@ class Timings:
     In a batch, `embed_ms`, `prefill_ms` and `decode_ms` are those of the whole batch.
 
     Attributes:
-        preprocess_ms: opening images, template, tokens.
-        vision_ms: the vision graph over all images.
+        preprocess_ms: opening images and videos, template, tokens.
+        vision_ms: the vision graph over all images and videos.
         score_ms: the score graph; 0 where it was bypassed.
         select_ms: choosing tokens and dropping the others.
         embed_ms: the embed graph over the prompt.
@@ -279,10 +299,10 @@ class Answer:
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
 
     def explain(self) -> Image.Image:
-        """A picture of what was decided: each image with its scores as a heat map, beside the visual tokens that stayed.
+        """A picture of what was decided: each image and frame, its scores as a heat map, and the visual tokens that stayed.
 
         Raises:
-            RequestError: the request has no image, or the scores were not computed (`Request.explain`).
+            RequestError: the request has no image or video, or the scores were not computed (`Request.explain`).
         """
         from foveate.runtime.explain import draw
 
@@ -296,6 +316,7 @@ class Answer:
             "finish_reason": self.finish_reason,
             "selection": self.selection.to_dict(),
             "grids": [list(grid) for grid in self.grids],
+            "frame_seconds": [picture.seconds for picture in self.pictures if picture.seconds is not None],
             "prompt_tokens": self.prompt_tokens,
             "timings": {
                 **asdict(self.timings),

@@ -8,7 +8,7 @@ from foveate.engines.spec import GraphSpec, TensorSpec
 
 PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """Name of a precision -> numpy's name of its dtype."""
-HOST_TENSORS = frozenset({"pixel_values", "logits", "scores", "attention"})
+HOST_TENSORS = frozenset({"pixel_values", "gather_weights", "logits", "scores", "attention"})
 """Inputs and outputs that the host writes or reads: they stay float32 in every precision."""
 
 

@@ -9,7 +9,11 @@ from foveate.engines import ExportError
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.family import Family
 
-FAMILIES = {"qwen2_vl": "foveate.exporter.families.qwen2_vl:Qwen2VL"}
+FAMILIES = {
+    "llava_llama": "foveate.exporter.families.llava_llama:LlavaLlama",
+    "llava_onevision": "foveate.exporter.families.llava_onevision:LlavaOnevision",
+    "qwen2_vl": "foveate.exporter.families.qwen2_vl:Qwen2VL",
+}
 """`model_type` of config.json -> `module:class`."""
 
 

@@ -60,7 +60,7 @@ def _requests(
     if data is None:
         return [Request.ask(question, images or _gradient(), max_new_tokens=max_new_tokens)]
     samples = read_samples(data)[:count]
-    return [Request.ask(sample.question, sample.image, max_new_tokens=max_new_tokens) for sample in samples]
+    return [sample.request(max_new_tokens=max_new_tokens) for sample in samples]
 
 
 def _gradient() -> np.ndarray:

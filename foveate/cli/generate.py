@@ -1,4 +1,4 @@
-"""`foveate generate`: a question about images, answered from a bundle."""
+"""`foveate generate`: a question about images and videos, answered from a bundle."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import io
 import json
 from contextlib import closing
 from pathlib import Path
+from typing import TypedDict
 
 import click
 
 from foveate.cli.options import SessionChoice, session_options
 from foveate.engines import RequestError, replace_file
-from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, load
+from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, VideoLimits, load
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+
+
+class _Limits(TypedDict, total=False):
+    limits: ImageLimits
+    video_limits: VideoLimits
 
 
 @click.command("generate")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("question", default="")
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image; may be repeated.")
+@click.option("--video", "videos", multiple=True, type=click.Path(path_type=Path), help="A video; may be repeated.")
+@click.option("--fps", default=1.0, show_default=True, help="Frames per second to look at.")
+@click.option("--max-frames", default=32, show_default=True, help="Most frames of a video; longer ones are spread over it.")
 @click.option("--keep", type=float, help="Share of the visual tokens to keep, 0 < keep <= 1. 1 skips the scorer.  [default: 1]")
 @click.option("--keep-tokens", type=int, help="Number of visual tokens to keep.")
 @click.option("--mass", type=float, help="Keep the fewest tokens whose scores sum to this share, 0 < mass <= 1.")
@@ -33,13 +42,16 @@ _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 @click.option("--seed", type=int, help="Seed of the sampling.")
 @click.option("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
 @click.option("--kv-capacity", type=int, help="Most tokens a prompt and its answer may take.")
-@click.option("--max-pixels", type=int, help="Refuse images with more pixels.")
+@click.option("--max-pixels", type=int, help="Refuse images and frames with more pixels.")
 @session_options()
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was decided and measured as JSON.")
 def generate_command(
     bundle: Path,
     question: str,
     images: tuple[Path, ...],
+    videos: tuple[Path, ...],
+    fps: float,
+    max_frames: int,
     keep: float | None,
     keep_tokens: int | None,
     mass: float | None,
@@ -57,14 +69,17 @@ def generate_command(
     session: SessionChoice,
     as_json: bool,
 ) -> None:
-    """Answer QUESTION about the images from BUNDLE."""
-    if not question and not images:
+    """Answer QUESTION about the images and videos from BUNDLE."""
+    if not question and not images and not videos:
         raise RequestError("there is nothing to answer: no question and no image. Give a question, or an image with -i.")
     if explain is not None:
-        _check_explain(explain, images)
+        _check_explain(explain, images + videos)
     request = Request.ask(
         question,
         images,
+        videos=videos,
+        fps=fps,
+        max_frames=max_frames,
         keep=keep,
         keep_tokens=keep_tokens,
         mass=mass,
@@ -75,11 +90,17 @@ def generate_command(
         max_new_tokens=max_new_tokens,
         stop=stop,
     )
-    limits = ImageLimits() if max_pixels is None else ImageLimits(max_pixels=max_pixels)
-    with closing(load(bundle, session.backend, session.options, kv_capacity_tokens=kv_capacity, limits=limits)) as pipe:
+    with closing(load(bundle, session.backend, session.options, kv_capacity, **_limits(max_pixels))) as pipe:
         answer = _print_json(pipe, request) if as_json else _print_stream(pipe, request)
     if explain is not None:
         _write_picture(answer, explain)
+
+
+def _limits(max_pixels: int | None) -> _Limits:
+    """Those of `load`: one number is the limit of images and of frames."""
+    if max_pixels is None:
+        return {}
+    return {"limits": ImageLimits(max_pixels=max_pixels), "video_limits": VideoLimits(max_pixels=max_pixels)}
 
 
 def _print_json(pipe: Pipeline, request: Request) -> Answer:
@@ -98,10 +119,12 @@ def _print_stream(pipe: Pipeline, request: Request) -> Answer:
     return answer
 
 
-def _check_explain(path: Path, images: tuple[Path, ...]) -> None:
+def _check_explain(path: Path, sources: tuple[Path, ...]) -> None:
     """Refuses what `_write_picture` could not write, before the model runs."""
-    if not images:
-        raise RequestError("there is no image, so --explain has nothing to draw. Give an image with -i.")
+    if not sources:
+        raise RequestError(
+            "there is no image, so --explain has nothing to draw. Give an image with -i or a video with --video."
+        )
     if path.suffix.lower() not in _FORMATS:
         raise RequestError(f"--explain is '{path}', expected a file that ends in one of {', '.join(_FORMATS)}. Rename it.")
     if path.is_dir() or not path.parent.is_dir():

@@ -67,7 +67,7 @@ class Plan:
         choices = dict(self.known)
         if number in self.oracle:
             choices[Oracle.name] = Oracle(self.oracle[number])
-        request = Request.ask(sample.question, sample.image, keep=1.0, max_new_tokens=self.max_new_tokens)
+        request = sample.request(keep=1.0, max_new_tokens=self.max_new_tokens)
         pruned = {
             (name, keep): replace(request, budget=Budget(ratio=keep), select=selector)
             for name, selector in choices.items()
@@ -136,8 +136,8 @@ def ask(
     for number in range(start, len(samples)):
         sample, begin = samples[number], perf_counter()
         requests = plan.requests(number, sample)
-        encoded = pipe.encode(requests[WHOLE], embeds.get(sample.image))
-        embeds = {sample.image: encoded.visual_embeds}  # questions about one image mostly stand together
+        encoded = pipe.encode(requests[WHOLE], embeds.get(sample.source))
+        embeds = {sample.source: encoded.visual_embeds}  # questions about one image mostly stand together
         answers = {key: pipe.generate(request, encoded) for key, request in requests.items()}
         replies = tuple(_reply(key, answer, sample) for key, answer in answers.items())
         yield Record(number, perf_counter() - begin, replies)

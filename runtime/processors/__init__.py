@@ -1,4 +1,4 @@
-"""What a model family needs of images, placeholders and positions. Each family is one module, loaded when asked for."""
+"""What a model family needs of images, videos, placeholders and positions. Each family is one module, loaded when asked for."""
 
 from __future__ import annotations
 
@@ -12,23 +12,44 @@ from PIL import Image
 from foveate.engines import BundleError, VisionShape
 from foveate.runtime.types import Layout, Visual
 
-PROCESSORS = {"qwen2_vl": "foveate.runtime.processors.qwen2_vl:Qwen2VLProcessor"}
+PROCESSORS = {
+    "llava_llama": "foveate.runtime.processors.llava_llama:LlavaLlamaProcessor",
+    "llava_onevision": "foveate.runtime.processors.llava_onevision:LlavaOnevisionProcessor",
+    "qwen2_vl": "foveate.runtime.processors.qwen2_vl:Qwen2VLProcessor",
+}
 """Name of a family -> `module:class`; the class is called with the manifest's `processor` constants."""
 
 
 class Processor(Protocol):
     """The runtime's side of a model family."""
 
-    def image(self, image: Image.Image) -> Visual:
+    def image(self, image: Image.Image, alone: bool = True) -> Visual:
         """Patches of an RGB image.
+
+        Args:
+            image: RGB.
+            alone: whether it is the only image of its prompt; for families that look closer then.
 
         Raises:
             RequestError: the family can't take an image of this shape.
         """
         ...
 
+    def video(self, frames: Sequence[Image.Image], seconds: Sequence[float]) -> Visual:
+        """Patches of the frames of one video, as a `Visual` of kind "video" with a picture for each frame.
+
+        Args:
+            frames: at least one, RGB, all of one size, in the order of their times.
+            seconds: when each is shown, counted from the start of the video; for `Picture.seconds`, and for
+                families that tell the model so.
+
+        Raises:
+            RequestError: the family can't take frames of this shape, or takes no videos.
+        """
+        ...
+
     def vision_shape(self, width: int, height: int) -> VisionShape:
-        """What `image` makes of an image of that many pixels, without making it.
+        """What `image` makes of an image of that many pixels that is alone, without making it.
 
         Raises:
             RequestError: the family can't take an image of this shape.
@@ -40,14 +61,14 @@ class Processor(Protocol):
         ...
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
-        """Expands the one placeholder of each image and gives every token its position.
+        """Expands the one placeholder of each image and video and gives every token its position.
 
         Args:
             input_ids: `[tokens]` int64, as the prompt was encoded.
-            visuals: the images, in the order of their placeholders.
+            visuals: the images and videos (`Visual.kind`), in the order of their placeholders.
 
         Raises:
-            RequestError: the prompt has more or fewer placeholders than there are images.
+            RequestError: the prompt has other placeholders than there are images and videos.
         """
         ...
 

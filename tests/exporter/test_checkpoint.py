@@ -77,7 +77,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "no model type": (lambda folder: edit_json(folder / "config.json", model_type=None), "has no 'model_type'"),
     "unknown model type": (
         lambda folder: edit_json(folder / "config.json", model_type="qwen2_5_vl"),
-        "supported: qwen2_vl. The closest is 'qwen2_vl'",
+        " The closest is 'qwen2_vl'",
     ),
     "config without vision": (lambda folder: edit_json(folder / "config.json", vision_config=None), "`vision_config`"),
     "size is no number": (lambda folder: text_config(folder, hidden_size="wide"), "Expected `int`, got `str`"),

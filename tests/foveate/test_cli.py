@@ -16,6 +16,7 @@ from PIL import Image
 
 from foveate.samples import read_samples
 from tests.foveate.conftest import CHECKPOINT, SCENES, Run
+from tests.runtime.clips import encode, grey, moving_square
 
 QUESTION = "What colour is the circle?"
 SCENE = SCENES / "images" / "000004.png"
@@ -308,3 +309,81 @@ def test_a_failed_explanation_leaves_the_older_one(
     assert result.stdout == "purple\n"
     assert (tmp_path / "heat.png").read_bytes() == b"older"
     assert [path.name for path in tmp_path.iterdir()] == ["heat.png"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three seconds, four frames in each."""
+    path = tmp_path_factory.mktemp("clips") / "clip.mp4"
+    path.write_bytes(encode(moving_square(12), rate=4))
+    return path
+
+
+def test_a_video_is_answered(run: Run, bundle: Path, clip: Path) -> None:
+    result = run("generate", bundle, "--video", clip, QUESTION, "--keep", "0.5", "--json")
+    assert result.stderr == ""
+    answer = json.loads(result.stdout)
+    assert answer["frame_seconds"] == [0.0, 1.0, 2.0]
+    assert answer["grids"][0][0] == 2  # of two frames each, the last one twice
+    assert len(answer["selection"]["keep_indices"]) * 2 == answer["selection"]["num_visual_tokens"]
+
+
+def test_images_and_videos_are_answered_together(run: Run, bundle: Path, clip: Path) -> None:
+    videos = ("--video", clip, "--video", clip, "--fps", "4", "--max-frames", "5")
+    result = run("generate", bundle, "-i", SCENE, *videos, QUESTION, "--keep-tokens", "60", "--json")
+    answer = json.loads(result.stdout)
+    assert [grid[0] for grid in answer["grids"]] == [1, 3, 3]
+    assert answer["frame_seconds"] == [0.0, 0.5, 1.0, 1.75, 2.25] * 2  # three seconds in five, as near as frames are
+    assert len(answer["selection"]["keep_indices"]) == 60
+
+
+def test_an_explanation_of_a_video(run: Run, bundle: Path, clip: Path, tmp_path: Path) -> None:
+    options = ("--keep", "0.5", "--select", "evs", "--explain", tmp_path / "heat.png")
+    result = run("generate", bundle, "--video", clip, QUESTION, *options)
+    assert result.exit_code == 0, result.stderr
+    with Image.open(tmp_path / "heat.png") as picture:
+        assert picture.height > 3 * 200  # a row for each of three frames
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--fps", "0"), ("fps is 0.0", "above 0")),
+        (("--fps", "-2"), ("fps is -2.0",)),
+        (("--fps", "nan"), ("fps is nan",)),
+        (("--max-frames", "0"), ("max_frames is 0", "at least 1")),
+        (("--max-frames", "769"), ("max_frames is 769", "the limit is 768")),
+        (("--max-pixels", "1000"), ("112 x 112 pixels", "the limit is 1000")),
+        (("--fps", "4", "--kv-capacity", "60"), ("the limit is 60", "Keep fewer visual tokens")),
+    ],
+)
+def test_an_option_that_no_video_can_have(
+    run: Run, bundle: Path, clip: Path, options: tuple[str, ...], parts: tuple[str, ...]
+) -> None:
+    assert_one_clear_line(run("generate", bundle, "--video", clip, QUESTION, *options), *parts)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (None, ("clip.mp4", "is not there")),
+        (b"", ("clip.mp4", "can't be read as a video")),
+        (b"not a video" * 50, ("clip.mp4", "can't be read as a video")),
+        (SCENE.read_bytes(), ("clip.mp4", "can't be read as a video")),
+        (encode([grey(number) for number in range(20)])[:1500], ("clip.mp4", "Give a whole file")),
+    ],
+    ids=["missing", "empty", "unreadable", "an image", "truncated"],
+)
+def test_a_video_that_cannot_be_used(
+    run: Run, bundle: Path, tmp_path: Path, content: bytes | None, parts: tuple[str, ...]
+) -> None:
+    path = tmp_path / "clip.mp4"
+    if content is not None:
+        path.write_bytes(content)
+    assert_one_clear_line(run("generate", bundle, "--video", path, QUESTION), *parts)
+
+
+def test_the_video_library_is_not_installed(run: Run, bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    result = run("generate", bundle, "--video", clip, QUESTION)
+    assert_one_clear_line(result, "'av' is not installed", "pip install 'foveate[video]'")

@@ -35,7 +35,18 @@ def write(tmp_path: Path) -> Callable[..., Path]:
 def test_every_line_is_a_sample_and_its_image_is_found(write: Callable[..., Path]) -> None:
     folder = write(GOOD, b"", {**GOOD, "type": "animal"}, b"")
     image = str(folder / "images" / "1.png")
-    assert read_samples(folder) == [Sample(image, "What is this?", "a cat"), Sample(image, "What is this?", "a cat", "animal")]
+    assert read_samples(folder) == [
+        Sample(image=image, question="What is this?", answer="a cat"),
+        Sample(image=image, question="What is this?", answer="a cat", type="animal"),
+    ]
+
+
+def test_a_question_about_a_video(write: Callable[..., Path]) -> None:
+    folder = write({"video": "images/1.png", "question": "What moves?", "answer": "a cat"})
+    (sample,) = read_samples(folder)
+    assert sample.source == sample.video == str(folder / "images" / "1.png")
+    request = sample.request(keep=0.5)
+    assert (request.images, request.videos, request.budget.ratio) == ((), (sample.video,), 0.5)
 
 
 def test_the_demos_questions_have_types_and_images() -> None:
@@ -60,6 +71,9 @@ def test_the_demos_questions_have_types_and_images() -> None:
         ({**GOOD, "image": "images"}, "does not exist"),
         ({**GOOD, "image": "../outside.png"}, "leaves the folder"),
         ({**GOOD, "image": "/etc/hostname"}, "leaves the folder"),
+        ({"video": "../outside.png", "question": "What?", "answer": "a cat"}, "video '../outside.png' leaves the folder"),
+        ({**GOOD, "video": "images/1.png"}, "expected an image or a video, one of them"),
+        ({"question": "What is this?", "answer": "a cat"}, "expected an image or a video, one of them"),
     ],
 )
 def test_a_broken_line_is_named_by_its_number(write: Callable[..., Path], line: object, part: str) -> None:
@@ -90,9 +104,9 @@ def test_a_folder_without_the_file(tmp_path: Path) -> None:
 @given(st.sampled_from(["a cat", "A CAT", "Straße"]), st.text(" \n\t", max_size=3), st.booleans(), st.text(" \n", max_size=3))
 def test_case_space_and_a_full_stop_make_no_answer_wrong(answer: str, before: str, stop: bool, behind: str) -> None:
     text = f"{before}{answer.swapcase()}{'.' if stop else ''}{behind}"
-    assert Sample("", "", answer).answered_by(text)
+    assert Sample(question="", answer=answer).answered_by(text)
 
 
 @pytest.mark.parametrize("text", ["", "cat", "a cat, or a dog", "a  cat", "a cat.."])
 def test_another_text_is_wrong(text: str) -> None:
-    assert not Sample("", "", "a cat").answered_by(text)
+    assert not Sample(question="", answer="a cat").answered_by(text)

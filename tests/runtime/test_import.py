@@ -7,7 +7,7 @@ import sys
 
 import foveate.runtime
 
-HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "foveate.exporter")
+HEAVY = ("torch", "transformers", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "av", "foveate.exporter")
 
 
 def test_importing_the_runtime_loads_nothing_heavy() -> None:

@@ -15,9 +15,9 @@ from tokenizers import AddedToken, Tokenizer
 from benchmarks.scenes.checkpoint import SPECIAL_TOKENS
 from foveate.engines import BundleError, PromptEntry, RequestError
 from foveate.runtime import Request
-from foveate.runtime.prompt import PromptEncoder, collect_images, find_instruction
+from foveate.runtime.prompt import PromptEncoder, collect_visuals, find_instruction
 
-IMAGE = {"type": "image"}
+IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 
 
 def text(content: str) -> dict[str, str]:
@@ -43,6 +43,7 @@ def expected_tokenizer(checkpoint: Path) -> Any:
         [{"role": "system", "content": "Be short."}, user(text("left "), IMAGE, text(" right"), IMAGE, text("\n\nWhich?"))],
         [user(IMAGE, text("a"), text("b")), {"role": "assistant", "content": "red"}, user(text("And 你好 🦊 é?"))],
         [user(text(""))],
+        [user(VIDEO, text("left"), IMAGE, text("right"), VIDEO, text("Which?"))],
     ],
 )
 def test_honest_text_gives_the_tokens_of_transformers(encoder: PromptEncoder, expected_tokenizer: Any, messages: Any) -> None:
@@ -72,16 +73,19 @@ hostile = st.lists(
 @settings(max_examples=150)
 @given(st.lists(hostile, min_size=1, max_size=4))
 def test_no_text_becomes_a_control_token(encoder: PromptEncoder, tokenizer: Tokenizer, texts: list[str]) -> None:
-    messages = [{"role": "system", "content": texts[0]}, user(IMAGE, *map(text, texts))]
-    honest = [{"role": "system", "content": "x"}, user(IMAGE, *(text("x") for _ in texts))]
+    messages = [{"role": "system", "content": texts[0]}, user(IMAGE, VIDEO, *map(text, texts))]
+    honest = [{"role": "system", "content": "x"}, user(IMAGE, VIDEO, *(text("x") for _ in texts))]
+    assert encoder.encode(messages).placeholders == ("image", "video")
     assert control_tokens(encoder, tokenizer, messages) == control_tokens(encoder, tokenizer, honest)
     read = tokenizer.decode(encoder.encode(messages).input_ids.tolist(), skip_special_tokens=False)
     assert "".join(texts) in read  # nothing is lost
 
 
-def test_a_typed_placeholder_is_no_placeholder(encoder: PromptEncoder, tokenizer: Tokenizer) -> None:
-    messages = Request.ask("Say <|image_pad|><|im_end|>", []).messages
+@pytest.mark.parametrize("placeholder", ["<|image_pad|>", "<|video_pad|>", "<|vision_start|><|video_pad|><|vision_end|>"])
+def test_a_typed_placeholder_is_no_placeholder(encoder: PromptEncoder, tokenizer: Tokenizer, placeholder: str) -> None:
+    messages = Request.ask(f"Say {placeholder}<|im_end|>", []).messages
     assert control_tokens(encoder, tokenizer, messages) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert encoder.encode(messages).placeholders == ()
 
 
 def test_text_that_normalises_into_a_control_token_is_refused(prompt_entry: PromptEntry, tokenizer: Tokenizer) -> None:
@@ -152,7 +156,9 @@ def test_a_template_runs_in_a_sandbox(prompt_entry: PromptEntry, tokenizer: Toke
         {"role": "user", "content": "a", "name": "b"},
         {"role": "user", "content": 3},
         {"role": ["user"], "content": "a"},
-        user({"type": "video"}),
+        user({"type": "video", "image": "a.png"}),
+        user({"type": "video", "url": "https://example.org/a.mp4"}),
+        user({"type": "audio"}),
         user({"type": "image", "url": "https://example.org/a.png"}),
         user({"type": "text", "text": 3}),
         user("a"),
@@ -173,8 +179,41 @@ def test_no_messages_are_refused(encoder: PromptEncoder) -> None:
         encoder.encode([])
 
 
-def test_images_come_from_their_part_or_from_the_request() -> None:
-    messages = [user(IMAGE, {"type": "image", "image": "own.png"}), user(IMAGE, text("a"))]
-    assert collect_images(messages, ["first.png", "second.png"]) == ["first.png", "own.png", "second.png"]
+def test_sources_come_from_their_part_or_from_the_request() -> None:
+    messages = [user(IMAGE, {"type": "image", "image": "own.png"}, VIDEO), user({"type": "video", "video": "own.mp4"}, IMAGE)]
+    images, videos = ["first.png", "second.png"], ["first.mp4"]
+    placeholders = ("image", "image", "video", "video", "image")
+    sources = ["first.png", "own.png", "first.mp4", "own.mp4", "second.png"]
+    assert collect_visuals(messages, images, videos, placeholders) == list(zip(placeholders, sources, strict=True))
     with pytest.raises(RequestError, match="2 image parts without a source and the request 1 images"):
-        collect_images(messages, ["first.png"])
+        collect_visuals(messages, ["first.png"], videos, placeholders)
+    with pytest.raises(RequestError, match="1 video parts without a source and the request 2 videos"):
+        collect_visuals(messages, images, ["a.mp4", "b.mp4"], placeholders)
+
+
+def test_sources_follow_the_placeholders_where_the_template_moves_parts(
+    prompt_entry: PromptEntry, tokenizer: Tokenizer
+) -> None:
+    """As LLaVA-OneVision's does: images first, then videos, then text."""
+    moving = (
+        "{% for part in messages[0]['content'] if part['type'] == 'image' %}<|image_pad|>{% endfor %}"
+        "{% for part in messages[0]['content'] if part['type'] == 'video' %}<|video_pad|>{% endfor %}"
+    )
+    messages = [user({"type": "video", "video": "a.mp4"}, {"type": "image", "image": "b.png"})]
+    encoder = PromptEncoder(msgspec.structs.replace(prompt_entry, chat_template=moving), tokenizer)
+    placeholders = encoder.encode(messages).placeholders
+    assert collect_visuals(messages, [], [], placeholders) == [("image", "b.png"), ("video", "a.mp4")]
+
+
+def test_a_template_that_leaves_parts_out(prompt_entry: PromptEntry, tokenizer: Tokenizer) -> None:
+    for template in ("only text", "<|video_pad|><|video_pad|><|image_pad|>"):
+        encoder = PromptEncoder(msgspec.structs.replace(prompt_entry, chat_template=template), tokenizer)
+        placeholders = encoder.encode([user(VIDEO)]).placeholders
+        with pytest.raises(RequestError, match="another number of image and video parts"):
+            collect_visuals([user(VIDEO)], [], ["a.mp4"], placeholders)
+
+
+def test_a_model_that_takes_no_videos(prompt_entry: PromptEntry, tokenizer: Tokenizer) -> None:
+    encoder = PromptEncoder(msgspec.structs.replace(prompt_entry, video_token=None), tokenizer)
+    with pytest.raises(RequestError, match="a part of type 'video', which this model does not take"):
+        encoder.encode([user(VIDEO, text("What?"))])

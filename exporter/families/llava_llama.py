@@ -1,0 +1,347 @@
+"""VILA1.5: every fact about the family that the exporter needs. Its `model_type` is `llava_llama`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from foveate.engines import ExportError, PromptEntry, TensorSpec
+from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.decoder import DecoderConfig
+from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference
+from foveate.exporter.modules import LayerNorm, Linear
+from foveate.exporter.siglip import SiglipConfig, SiglipTower
+from foveate.exporter.text_config import convert, read_decoder
+
+_LLM, _TOWER, _PROJECTOR = "llm", "vision_tower", "mm_projector"
+_MERGE = 2  # patches along each side of a visual token
+_PROJECTOR_EPS = 1e-5  # torch's default, which no config holds
+_PLACEHOLDERS = ("<image>", "<|reserved_special_token_0|>", "<unk>")
+"""Tokens that no text becomes, in the order of preference. VILA cuts the prompt at the text `<image>`, which is no token of the
+published tokenizers; a token of the table that nothing else uses marks the place without a change of tokenizer or table."""
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What the exporter needs of config.json; defaults as in VILA's own code."""
+
+    mm_vision_select_layer: int = -2
+    mm_vision_select_feature: str = "patch"
+    image_aspect_ratio: str | None = None
+    mm_use_im_start_end: bool | None = False
+    s2: bool | None = False
+    vision_resolution: int | None = -1
+
+
+class _ProjectorConfig(msgspec.Struct, frozen=True):
+    """What the exporter needs of mm_projector/config.json."""
+
+    mm_projector_type: str
+
+
+class _GenerationConfig(msgspec.Struct, frozen=True):
+    """What the prompt needs of llm/generation_config.json, or of llm/config.json where that says nothing."""
+
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+
+class _Size(msgspec.Struct, frozen=True):
+    """Of the resized picture, in pixels."""
+
+    height: int
+    width: int
+
+
+class _ImageConfig(msgspec.Struct, frozen=True):
+    """What the processor needs of vision_tower/preprocessor_config.json; defaults as in transformers' SiglipImageProcessor."""
+
+    size: _Size | None = None
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale_factor: float = 1 / 255
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """One of VILA's conversation templates.
+
+    Attributes:
+        sign: a token that the tokenizers it is made for have.
+        system: the system prompt.
+        template: jinja; `bos`, `image`, `gap` and `system` are set before it and `content(message)` renders a message.
+        stops: tokens that end an answer.
+    """
+
+    sign: str
+    system: str
+    template: str
+    stops: tuple[str, ...]
+
+
+_LLAMA_3 = _Conversation(
+    sign="<|start_header_id|>",
+    system="You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language.",
+    template="{{ bos + '<|begin_of_text|><|start_header_id|>system<|end_header_id|>\\n\\n' + system + '<|eot_id|>' }}"
+    "{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + content(message) + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}",
+    stops=("<|eot_id|>", "<|end_of_text|>"),
+)
+_VICUNA_V1 = _Conversation(
+    sign="</s>",
+    system="A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and "
+    "polite answers to the user's questions.",
+    template="{{ bos + gap + system + ' ' }}"
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' + content(message) + ' ' }}"
+    "{% else %}{{ 'ASSISTANT: ' + content(message) + '</s>' }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}",
+    stops=("</s>",),
+)
+# A system turn takes the place of the published system prompt; further ones have no form.
+_OPENING = (
+    "{% macro content(message) %}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}{% else %}{{ image + gap + '\\n' }}{% endif %}"
+    "{% endfor %}{% endif %}{% endmacro %}"
+    "{% if messages[0]['role'] == 'system' %}"
+    "{% set system = content(messages[0]) %}{% set messages = messages[1:] %}"
+    "{% endif %}"
+    "{% for message in messages %}{% if message['role'] not in ('user', 'assistant') %}"
+    "{{ raise_exception('a turn of ' + message['role'] + ' behind the first has no form, only user and assistant have') }}"
+    "{% endif %}{% endfor %}"
+)
+
+
+@dataclass(frozen=True)
+class LlavaLlama:
+    """A VILA1.5 checkpoint; see `Family`."""
+
+    checkpoint: Checkpoint
+    config: _Config
+    vision: SiglipConfig
+    decoder: DecoderConfig
+    model_type: str = "llava_llama"
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> LlavaLlama:
+        """Reads config.json and those of the three parts.
+
+        Raises:
+            ExportError: a part or a key is missing, or asks for what the graphs do not do.
+        """
+        where = checkpoint.path / "config.json"
+        for part in (_LLM, _TOWER, _PROJECTOR):
+            if part not in checkpoint.parts:
+                raise ExportError(
+                    f"{where} has no '{part}_cfg', expected it and a folder '{part}'. Download the whole checkpoint."
+                )
+        config = convert(checkpoint.config, _Config, where)
+        _check(where, "mm_vision_select_feature", config.mm_vision_select_feature, "cls_patch")
+        _check(where, "image_aspect_ratio", config.image_aspect_ratio, "resize", None)
+        _check(where, "mm_use_im_start_end", config.mm_use_im_start_end, False, None)
+        _check(where, "s2", config.s2, False, None)
+        _read_projector(checkpoint)
+        vision, where_vision = _read_part(checkpoint, _TOWER)
+        _check(where_vision, "model_type", vision.get("model_type"), "siglip_vision_model")
+        tower = SiglipConfig.read(vision, where_vision)
+        _check(where, "vision_resolution", config.vision_resolution, -1, None, tower.image_size)
+        return cls(checkpoint, config, tower, read_decoder(*_read_part(checkpoint, _LLM)))
+
+    @property
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        return (TensorSpec("pixel_values", "float32", ("frames", self.vision.patches, self.vision.patch_values)),)
+
+    def vision_tower(self) -> nn.Module:
+        layers = self.vision.layers(self.config.mm_vision_select_layer, self.checkpoint.path / "config.json")
+        return VisionTower(self.vision, layers, self.decoder.hidden_size)
+
+    def checkpoint_keys(self, name: str) -> Sequence[str]:
+        """transformers 5 writes the tower without `vision_model`."""
+        part, _, rest = name.partition(".")
+        if part == "language_model":
+            return (f"{_LLM}.{rest}" if rest.startswith("lm_head.") else f"{_LLM}.model.{rest}",)
+        part, _, rest = rest.partition(".")
+        return (f"{part}.vision_model.{rest}", f"{part}.{rest}") if part == _TOWER else (f"{part}.{rest}",)
+
+    def prompt(self) -> PromptEntry:
+        generation = self._generation()
+        eos, pad = self._eos_token_ids(generation.eos_token_id), generation.pad_token_id
+        return PromptEntry(
+            chat_template=self._chat_template(),
+            image_token=self._placeholder,
+            video_token=self._placeholder,  # a video is as many images, and the order tells them apart
+            eos_token_ids=eos,
+            pad_token_id=pad if pad is not None and 0 <= pad < self.decoder.vocab_size else eos[0],
+        )
+
+    def processor(self) -> dict[str, Any]:
+        where = self.checkpoint.path / _TOWER / "preprocessor_config.json"
+        image = convert(self.checkpoint.optional_json(f"{_TOWER}/{where.name}"), _ImageConfig, where)
+        size = self.vision.image_size
+        _check(where, "size", image.size, _Size(size, size), None)
+        return {
+            "image_size": size,
+            "patch_size": self.vision.patch_size,
+            "merge_size": _MERGE,
+            "image_mean": list(image.image_mean),
+            "image_std": list(image.image_std),
+            "rescale_factor": image.rescale_factor,
+            "image_token_id": self._ids[self._placeholder],
+            "frame_separator_ids": self._encode("\n"),
+        }
+
+    def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        for frames in (1, 3):
+            shape = (frames, self.vision.patches, self.vision.patch_values)
+            yield f"{frames} frames", {"pixel_values": random.standard_normal(shape, dtype=np.float32)}
+
+    def reference(self) -> LlavaLlamaReference:
+        return LlavaLlamaReference(self.checkpoint.path, self.config.mm_vision_select_layer)
+
+    @property
+    def _conversation(self) -> _Conversation:
+        """By the tokenizer, where VILA goes by the model's name: a template needs its control tokens."""
+        for conversation in (_LLAMA_3, _VICUNA_V1):
+            if conversation.sign in self._ids:
+                return conversation
+        raise ExportError(
+            f"{self.checkpoint.tokenizer} has none of the tokens {_LLAMA_3.sign} and {_VICUNA_V1.sign}, which the conversation "
+            "templates llama_3 and vicuna_v1 need. Use the tokenizer that belongs to the weights."
+        )
+
+    def _eos_token_ids(self, named: int | tuple[int, ...] | None) -> tuple[int, ...]:
+        """The tokens that end a turn of the conversation, and those that the config names."""
+        stops = [self._ids[token] for token in self._conversation.stops if token in self._ids]
+        eos = tuple(dict.fromkeys((*stops, *((named,) if isinstance(named, int) else named or ()))))
+        if not eos:
+            missing = " or ".join(self._conversation.stops)
+            raise ExportError(f"{self.checkpoint.tokenizer} has no token {missing}. Use the one that belongs to the weights.")
+        return eos
+
+    def _chat_template(self) -> str:
+        bos = "".join(self._tokenizer.encode("").tokens)  # what this tokenizer puts before every text
+        conversation = self._conversation
+        values = {"bos": bos, "image": self._placeholder, "gap": self._gap(), "system": conversation.system}
+        settings = "".join(f"{{% set {name} = {json.dumps(value)} %}}" for name, value in values.items())
+        return settings + _OPENING + conversation.template
+
+    @property
+    def _placeholder(self) -> str:
+        for token in _PLACEHOLDERS:
+            if self._ids.get(token, self.decoder.vocab_size) < self.decoder.vocab_size:
+                return token
+        raise ExportError(
+            f"{self.checkpoint.tokenizer} has no token to mark images with, expected one of {', '.join(_PLACEHOLDERS)} within "
+            f"the {self.decoder.vocab_size} of the table. Use the tokenizer that belongs to the weights."
+        )
+
+    def _gap(self) -> str:
+        """What stands behind a control token so that the text behind it becomes the tokens it has alone, as VILA has it.
+
+        It tokenizes the text between placeholders by itself. Some tokenizers mark only the start of the whole text as that of a
+        word, which a space does too.
+        """
+        alone = self._encode("\na")
+        for gap in ("", " "):
+            if self._encode(f"{self._placeholder}{gap}\na") == [self._ids[self._placeholder], *alone]:
+                return gap
+        raise ExportError(
+            f"{self.checkpoint.tokenizer} changes the text behind {self._placeholder}, expected a token that leaves it alone. "
+            "Use the tokenizer that belongs to the weights."
+        )
+
+    def _generation(self) -> _GenerationConfig:
+        where = self.checkpoint.path / _LLM / "generation_config.json"
+        values, _ = _read_part(self.checkpoint, _LLM)
+        return convert(values | self.checkpoint.optional_json(f"{_LLM}/{where.name}"), _GenerationConfig, where)
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {token: token_id for token_id, token in self.checkpoint.added_tokens.items()}
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        try:
+            return Tokenizer.from_file(str(self.checkpoint.tokenizer))
+        except Exception as error:  # tokenizers raises a bare Exception
+            fact = f"{self.checkpoint.tokenizer} is not a tokenizer: {error}"
+            raise ExportError(f"{fact}. Download the checkpoint again.") from error
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+class VisionTower(nn.Module):
+    """SigLIP up to the layer that is read, then the projector."""
+
+    def __init__(self, vision: SiglipConfig, layers: int, hidden_size: int) -> None:
+        super().__init__()
+        self.vision_tower = SiglipTower(vision, layers, post_layernorm=False)
+        self.mm_projector = Projector(vision, hidden_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`[frames * tokens, hidden_size]` of `pixel_values [frames, patches, patch_values]`, patches row by row."""
+        return self.mm_projector(self.vision_tower(pixel_values)).flatten(0, 1)
+
+
+class Projector(nn.Module):
+    """`mlp_downsample`, its parameters under the published names `layers.1`, `layers.2` and `layers.4`."""
+
+    def __init__(self, vision: SiglipConfig, hidden_size: int) -> None:
+        super().__init__()
+        width = _MERGE**2 * vision.hidden_size
+        self.layers = nn.Sequential(
+            Regroup(vision.grid_size),
+            LayerNorm(width, _PROJECTOR_EPS),
+            Linear(width, hidden_size, bias=True),
+            nn.GELU(),
+            Linear(hidden_size, hidden_size, bias=True),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x)
+
+
+class Regroup(nn.Module):
+    """Neighbouring patches become one token, column by column; an odd grid gets a row and a column of zeros first."""
+
+    def __init__(self, grid_size: int) -> None:
+        super().__init__()
+        self.grid_size = grid_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[frames, tokens, 4 * channels]` of `[frames, patches, channels]`, patches row by row."""
+        rest = -self.grid_size % _MERGE
+        grid = nn.functional.pad(x.unflatten(1, (self.grid_size, self.grid_size)), (0, 0, 0, rest, 0, rest))
+        tokens = (self.grid_size + rest) // _MERGE
+        blocks = grid.unflatten(2, (tokens, _MERGE)).unflatten(1, (tokens, _MERGE))  # row, row within, column, column within
+        return blocks.permute(0, 3, 1, 2, 4, 5).flatten(1, 2).flatten(2)
+
+
+def _read_part(checkpoint: Checkpoint, part: str) -> tuple[dict[str, Any], Path]:
+    """A part's config.json and where it is."""
+    return checkpoint.optional_json(f"{part}/config.json"), checkpoint.path / part / "config.json"
+
+
+def _read_projector(checkpoint: Checkpoint) -> None:
+    values, where = _read_part(checkpoint, _PROJECTOR)
+    _check(where, "mm_projector_type", convert(values, _ProjectorConfig, where).mm_projector_type, "mlp_downsample")
+
+
+def _check(where: Path, key: str, value: object, *supported: object) -> None:
+    """Refuses what the graphs do not do; the first of `supported` is named."""
+    if value not in supported:
+        raise ExportError(f"{where}: {key} is {value!r}, supported is {supported[0]!r}. Use another checkpoint.")

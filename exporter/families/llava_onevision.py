@@ -1,0 +1,314 @@
+"""LLaVA-OneVision: every fact about the family that the exporter needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foveate.engines import ExportError, PromptEntry, TensorSpec
+from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.decoder import DecoderConfig
+from foveate.exporter.family import ReferenceOutput
+from foveate.exporter.modules import Linear, empty
+from foveate.exporter.quiet import quiet_transformers
+from foveate.exporter.siglip import SiglipConfig, SiglipTower
+from foveate.exporter.text_config import check_supported, convert, read_decoder
+
+_TAPS = 4  # corners of a bilinear interpolation
+_BICUBIC = 3
+_SIDES = range(384, 2305, 384)
+_PINPOINTS = tuple((height, width) for height in _SIDES for width in _SIDES)
+_QWEN2_DEFAULTS = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}  # published files leave out transformers' defaults
+
+
+class _Config(msgspec.Struct, frozen=True):
+    """What is needed of config.json; defaults as in transformers' LlavaOnevisionConfig."""
+
+    vision_config: dict[str, Any]
+    text_config: dict[str, Any]
+    image_token_index: int | None = None
+    image_token_id: int | None = None
+    video_token_index: int | None = None
+    video_token_id: int | None = None
+    projector_hidden_act: str = "gelu"
+    multimodal_projector_bias: bool = True
+    vision_feature_layer: int | list[int] = -1
+    vision_feature_select_strategy: str = "full"
+    vision_aspect_ratio: str = "anyres_max_9"
+    image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
+    tie_word_embeddings: bool = False
+
+
+class _EndTokens(msgspec.Struct, frozen=True):
+    """What the prompt needs of generation_config.json or of the text config."""
+
+    eos_token_id: int | tuple[int, ...] | None = None
+    pad_token_id: int | None = None
+
+
+class _Size(msgspec.Struct, frozen=True):
+    """Of the resized image, in pixels."""
+
+    height: int = 384
+    width: int = 384
+
+
+class _ImageConfig(msgspec.Struct, frozen=True):
+    """What the processor needs of preprocessor_config.json; defaults as in transformers' LlavaOnevisionImageProcessor."""
+
+    size: _Size = _Size()
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+    rescale_factor: float = 1 / 255
+    resample: int = _BICUBIC
+    image_grid_pinpoints: tuple[tuple[int, int], ...] = _PINPOINTS
+
+
+@dataclass(frozen=True)
+class LlavaOnevision:
+    """A LLaVA-OneVision checkpoint; see `Family`."""
+
+    checkpoint: Checkpoint
+    config: _Config
+    vision: SiglipConfig
+    decoder: DecoderConfig
+    model_type: str = "llava_onevision"
+
+    @classmethod
+    def read(cls, checkpoint: Checkpoint) -> LlavaOnevision:
+        """Reads config.json.
+
+        Raises:
+            ExportError: a key is missing, or asks for what the graphs do not do.
+        """
+        where = checkpoint.path / "config.json"
+        config = convert(checkpoint.config, _Config, where)
+        check_supported(where, "vision model_type", config.vision_config.get("model_type"), ("siglip_vision_model",))
+        check_supported(where, "projector_hidden_act", config.projector_hidden_act, ("gelu",))
+        check_supported(where, "vision_feature_select_strategy", config.vision_feature_select_strategy, ("full",))
+        vision = SiglipConfig.read(config.vision_config, where)
+        text = _QWEN2_DEFAULTS | config.text_config
+        tied = config.tie_word_embeddings or bool(text.get("tie_word_embeddings"))
+        return cls(checkpoint, config, vision, read_decoder(text, where, tied))
+
+    @property
+    def _where(self) -> Path:
+        return self.checkpoint.path / "config.json"
+
+    @property
+    def vision_inputs(self) -> tuple[TensorSpec, ...]:
+        return (
+            TensorSpec("pixel_values", "float32", ("frames", self.vision.patches, self.vision.patch_values)),
+            TensorSpec("gather_indices", "int64", ("visual_tokens", _TAPS)),
+            TensorSpec("gather_weights", "float32", ("visual_tokens", _TAPS)),
+        )
+
+    def vision_tower(self) -> nn.Module:
+        return VisionTower(self.vision, self._layers(), self.decoder.hidden_size, self.config.multimodal_projector_bias)
+
+    def _layers(self) -> int:
+        layer = self.config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise ExportError(
+                f"{self._where}: vision_feature_layer is {layer}, the tower gives one layer. Use another checkpoint."
+            )
+        return self.vision.layers(layer, self._where)
+
+    def checkpoint_keys(self, name: str) -> Sequence[str]:
+        """Published files have the first spelling, versions of transformers 5 write the others."""
+        part, _, rest = name.partition(".")
+        if name == "language_model.lm_head.weight":
+            return (name, "lm_head.weight")
+        if part == "language_model":
+            return (f"language_model.model.{rest}", f"model.{name}")
+        tower = rest.removeprefix("vision_tower.")
+        spellings = (rest,) if tower == rest else (f"vision_tower.vision_model.{tower}", rest)
+        return (*spellings, *(f"model.{spelling}" for spelling in spellings))
+
+    def prompt(self) -> PromptEntry:
+        file = "generation_config.json"
+        generation = convert(self.checkpoint.optional_json(file), _EndTokens, self.checkpoint.path / file)
+        text = convert(self.config.text_config, _EndTokens, self._where)
+        eos = text.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
+        pad = text.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
+        if eos is None:
+            raise ExportError(f"{self.checkpoint.path} names no 'eos_token_id' in {file} or config.json. Add it.")
+        eos_token_ids = (eos,) if isinstance(eos, int) else eos
+        return PromptEntry(
+            chat_template=self.checkpoint.chat_template(),
+            image_token=self.checkpoint.token(self._image_token_id),
+            video_token=self.checkpoint.token(self._video_token_id),
+            eos_token_ids=eos_token_ids,
+            pad_token_id=eos_token_ids[0] if pad is None else pad,
+        )
+
+    @property
+    def _image_token_id(self) -> int:
+        return self._token_id("image_token_index", self.config.image_token_index, self.config.image_token_id)
+
+    @property
+    def _video_token_id(self) -> int:
+        return self._token_id("video_token_index", self.config.video_token_index, self.config.video_token_id)
+
+    def _token_id(self, name: str, *spellings: int | None) -> int:
+        for token_id in spellings:
+            if token_id is not None:
+                return token_id
+        raise ExportError(f"{self._where} has no '{name}'. Use the file that belongs to the weights.")
+
+    def processor(self) -> dict[str, Any]:
+        images = self._image_config()
+        max_crops = re.fullmatch(r"anyres_max_([1-9][0-9]*)", self.config.vision_aspect_ratio)
+        if max_crops is None:
+            raise ExportError(
+                f"{self._where}: vision_aspect_ratio is {self.config.vision_aspect_ratio!r}, expected 'anyres_max_N'. "
+                "Use another checkpoint."
+            )
+        return {
+            "image_size": self.vision.image_size,
+            "patch_size": self.vision.patch_size,
+            "image_grid_pinpoints": [list(pinpoint) for pinpoint in images.image_grid_pinpoints],
+            "max_crops": int(max_crops[1]),
+            "image_mean": list(images.image_mean),
+            "image_std": list(images.image_std),
+            "rescale_factor": images.rescale_factor,
+            "image_token_id": self._image_token_id,
+            "video_token_id": self._video_token_id,
+        }
+
+    def _image_config(self) -> _ImageConfig:
+        """Of images, checked against the model and against the one of videos.
+
+        Raises:
+            ExportError: they contradict each other, or ask for what the processor does not do.
+        """
+        side, pinpoints = self.vision.image_size, self.config.image_grid_pinpoints or _PINPOINTS
+        where, images = self._read_images("image_processor", "preprocessor_config.json")
+        where_videos, videos = self._read_images("video_processor", "video_preprocessor_config.json")
+        if any(length % side for pinpoint in pinpoints for length in pinpoint):
+            raise ExportError(f"{self._where}: crops of {side} pixels don't tile all of image_grid_pinpoints. Fix them.")
+        if images.image_grid_pinpoints != pinpoints:
+            raise ExportError(f"{where} has other image_grid_pinpoints than {self._where}. Use the files that belong together.")
+        for file, config in ((where, images), (where_videos, videos)):
+            _check_equal(file, "size", (config.size.height, config.size.width), (side, side))
+            _check_equal(file, "resample", config.resample, _BICUBIC)
+        for name in ("image_mean", "image_std", "rescale_factor"):
+            _check_equal(where_videos, f"{name} of videos", getattr(videos, name), getattr(images, name))
+        return images
+
+    def _read_images(self, key: str, file: str) -> tuple[Path, _ImageConfig]:
+        """From the file of its own, from a part of processor_config.json, where transformers 5 may put it, or as for images."""
+        sources = {
+            file: self.checkpoint.optional_json(file),
+            "processor_config.json": self.checkpoint.optional_json("processor_config.json").get(key),
+            "preprocessor_config.json": self.checkpoint.optional_json("preprocessor_config.json"),
+        }
+        name, values = next(((name, values) for name, values in sources.items() if values), (file, {}))
+        where = self.checkpoint.path / name
+        return where, convert(values, _ImageConfig, where)
+
+    def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        for frames, tokens in ((1, 5), (3, 11)):
+            rows = frames * self.vision.patches + 1
+            indices = random.integers(0, rows, (tokens, _TAPS))
+            indices[-1] = rows - 1  # the newline
+            shape = (frames, self.vision.patches, self.vision.patch_values)
+            feeds: dict[str, np.ndarray] = {
+                "pixel_values": random.standard_normal(shape, dtype=np.float32),
+                "gather_indices": indices,
+                "gather_weights": random.dirichlet(np.ones(_TAPS), tokens).astype(np.float32),
+            }
+            yield f"{tokens} tokens of {frames} crops", feeds
+
+    def reference(self) -> LlavaOnevisionReference:
+        return LlavaOnevisionReference(self.checkpoint.path, self.config.vision_feature_layer)
+
+
+class VisionTower(nn.Module):
+    """Tower and projector for every crop or frame, then the packing of features into visual tokens.
+
+    A visual token is a weighted sum of rows: of the projected features of all crops, one after the other, and of the newline
+    behind them. So unpadding, newlines, shrinking and pooling are the same to the graph, and the processor's to choose.
+    """
+
+    def __init__(self, config: SiglipConfig, layers: int, hidden_size: int, bias: bool) -> None:
+        super().__init__()
+        self.vision_tower = SiglipTower(config, layers, post_layernorm=False)
+        self.multi_modal_projector = Projector(config.hidden_size, hidden_size, bias)
+        self.image_newline = empty(hidden_size)
+
+    def forward(self, pixel_values: Tensor, gather_indices: Tensor, gather_weights: Tensor) -> Tensor:
+        features = self.multi_modal_projector(self.vision_tower(pixel_values))
+        newline = self.image_newline[None]
+        rows = torch.cat((features.reshape(-1, newline.shape[1]), newline))
+        # One corner after the other: all at once would take four times the memory of the result.
+        taps = zip(gather_indices.unbind(1), gather_weights.split(1, dim=1), strict=True)
+        first, *others = (nn.functional.embedding(indices, rows) * weights for indices, weights in taps)
+        return sum(others, first)
+
+
+class Projector(nn.Module):
+    """Features to the width of the decoder; two layers with a GELU between them."""
+
+    def __init__(self, vision_size: int, hidden_size: int, bias: bool) -> None:
+        super().__init__()
+        self.linear_1 = Linear(vision_size, hidden_size, bias)
+        self.linear_2 = Linear(hidden_size, hidden_size, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(nn.functional.gelu(self.linear_1(x)))
+
+
+class LlavaOnevisionReference:
+    """transformers' model in float32 with eager attention; see `Reference`."""
+
+    def __init__(self, path: Path, feature_layer: int | list[int]) -> None:
+        from transformers import LlavaOnevisionForConditionalGeneration
+
+        with quiet_transformers():
+            model = LlavaOnevisionForConditionalGeneration.from_pretrained(
+                path, dtype=torch.float32, attn_implementation="eager"
+            )
+        self._model = model.eval().requires_grad_(False)
+        self._feature_layer = feature_layer
+
+    @torch.no_grad()
+    def visual_embeds(self, feeds: Mapping[str, np.ndarray]) -> Tensor:
+        pixels = torch.from_numpy(feeds["pixel_values"])
+        vision, model = self._model.config.vision_config, self._model.model
+        size, grid = vision.patch_size, vision.image_size // vision.patch_size
+        images = pixels.unflatten(2, (3, size, size)).unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)
+        images = images.reshape(len(pixels), 3, grid * size, grid * size)
+        hidden = model.vision_tower(images, output_hidden_states=True).hidden_states[self._feature_layer]
+        rows = torch.cat((model.multi_modal_projector(hidden).flatten(0, 1), model.image_newline[None]))
+        return torch.einsum("nk,nkd->nd", torch.from_numpy(feeds["gather_weights"]), rows[feeds["gather_indices"]])
+
+    @torch.no_grad()
+    def text_embeds(self, input_ids: Tensor) -> Tensor:
+        return self._model.get_input_embeddings()(input_ids)
+
+    def forward(self, inputs_embeds: Tensor, position_ids: Tensor) -> ReferenceOutput:
+        # Without a mask, positions that do not count up by one would be taken for several sequences packed into one.
+        mask = torch.ones(1, len(inputs_embeds), dtype=torch.long)
+        output = self._model.model.language_model(
+            inputs_embeds=inputs_embeds[None],
+            attention_mask=mask,
+            position_ids=position_ids,
+            use_cache=False,
+            output_attentions=True,
+        )
+        logits = self._model.lm_head(output.last_hidden_state)[0]
+        return ReferenceOutput(logits, tuple(output.attentions))
+
+
+def _check_equal(where: Path, what: str, value: object, expected: object) -> None:
+    if value != expected:
+        raise ExportError(f"{where}: {what} is {value}, expected {expected}. Use the files that belong to the weights.")

@@ -1,0 +1,174 @@
+"""The SigLIP vision tower (arXiv 2303.15343), up to the layer that a family reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from torch import Tensor, nn
+
+from foveate.engines import ExportError
+from foveate.exporter.modules import LayerNorm, Linear, empty
+from foveate.exporter.text_config import check_supported, convert
+
+
+class SiglipConfig(msgspec.Struct, frozen=True):
+    """`vision_config` of config.json, of model type `siglip_vision_model`; defaults as in transformers' SiglipVisionConfig."""
+
+    hidden_size: int = 768
+    intermediate_size: int = 3072
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    image_size: int = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    layer_norm_eps: float = 1e-6
+    hidden_act: str = "gelu_pytorch_tanh"
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], where: Path) -> SiglipConfig:
+        """Reads a vision config; `where` is its file, for errors.
+
+        Raises:
+            ExportError: a key has another type, or asks for what the tower does not do.
+        """
+        config = convert(values, cls, where)
+        check_supported(where, "vision hidden_act", config.hidden_act, ("gelu_pytorch_tanh",))
+        check_supported(where, "vision num_channels", config.num_channels, (3,))
+        return config
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side; pixels that fill no whole patch are not seen."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """Patches of one crop or frame."""
+        return self.grid_size**2
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of one flattened patch, in the order channel, row, column."""
+        return self.num_channels * self.patch_size**2
+
+    def layers(self, feature_layer: int, where: Path) -> int:
+        """How many blocks `hidden_states[feature_layer]` of transformers takes, 0 being the embeddings.
+
+        Raises:
+            ExportError: the tower has no such hidden state.
+        """
+        count = self.num_hidden_layers
+        layers = feature_layer + count + 1 if feature_layer < 0 else feature_layer
+        if not 0 <= layers <= count:
+            raise ExportError(
+                f"{where}: vision feature layer is {feature_layer}, the tower has hidden states {-count - 1} to {count}. "
+                "Use the file that belongs to the weights."
+            )
+        return layers
+
+
+class SiglipTower(nn.Module):
+    """The first `layers` blocks, for weights named as in transformers' SiglipVisionModel without its `vision_model`.
+
+    Args:
+        config: sizes.
+        layers: how many blocks; see `SiglipConfig.layers`.
+        post_layernorm: whether the norm behind the last block follows.
+    """
+
+    def __init__(self, config: SiglipConfig, layers: int, post_layernorm: bool) -> None:
+        super().__init__()
+        self.embeddings = SiglipEmbeddings(config)
+        self.encoder = SiglipEncoder(config, layers)
+        self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps) if post_layernorm else None
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`[frames, patches, hidden_size]` of `pixel_values [frames, patches, patch_values]`, patches row by row.
+
+        Frames are a batch: they do not see each other.
+        """
+        x = self.encoder(self.embeddings(pixel_values))
+        return x if self.post_layernorm is None else self.post_layernorm(x)
+
+
+class SiglipEmbeddings(nn.Module):
+    """The patch convolution as a product, because its stride is its kernel, and a learned vector for each place."""
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.patch_embedding = Linear(config.patch_values, config.hidden_size, bias=True)
+        self.position_embedding = Positions(config.patches, config.hidden_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.position_embedding(self.patch_embedding(pixel_values))
+
+
+class Positions(nn.Module):
+    """Adds `weight [patches, hidden_size]`."""
+
+    def __init__(self, patches: int, hidden_size: int) -> None:
+        super().__init__()
+        self.weight = empty(patches, hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.weight
+
+
+class SiglipEncoder(nn.Module):
+    """One block after the other."""
+
+    def __init__(self, config: SiglipConfig, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(SiglipLayer(config) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class SiglipLayer(nn.Module):
+    """Pre-norm attention and MLP, each with a residual."""
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = SiglipAttention(config)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = SiglipMLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+
+class SiglipAttention(nn.Module):
+    """Every patch of a frame sees every patch of that frame."""
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.heads = config.num_attention_heads
+        width = config.hidden_size
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (Linear(width, width, bias=True) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = (
+            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        output = nn.functional.scaled_dot_product_attention(query, key, value)
+        return self.out_proj(output.transpose(1, 2).flatten(2))
+
+
+class SiglipMLP(nn.Module):
+    """Two layers with the tanh approximation of GELU between them."""
+
+    def __init__(self, config: SiglipConfig) -> None:
+        super().__init__()
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))

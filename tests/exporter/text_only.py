@@ -1,0 +1,118 @@
+"""A text-only checkpoint as a bundle of `embed` and both decoders, answered by the runtime's own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from foveate.engines import (
+    SCHEMA_VERSION,
+    Bundle,
+    DecoderEntry,
+    Manifest,
+    PromptEntry,
+    ScorerEntry,
+    SessionOptions,
+    SourceEntry,
+    list_files,
+    open_session,
+    write_manifest,
+)
+from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
+from foveate.exporter.decoder import DecoderConfig, TextDecoder
+from foveate.exporter.graphs import text_graphs
+from foveate.exporter.text_config import read_decoder
+from foveate.exporter.trace import write_graph
+from foveate.exporter.weights import resolve_weights, write_weights
+from foveate.runtime.batch import Batch, Pruned, pad
+from foveate.runtime.decode import Row, decode
+from foveate.runtime.text import TextStream
+from foveate.runtime.text_model import TextModel
+
+DECODERS = ("decoder", "decoder_standard")
+
+
+def export_text(checkpoint: Path, folder: Path) -> Bundle:
+    """The bundle of a `LlamaForCausalLM` or `Qwen2ForCausalLM`: the graphs that every family shares, less `score`."""
+    source = Checkpoint.open(checkpoint)
+    config = read_decoder(source.config, checkpoint / "config.json")
+    graphs = [graph for graph in text_graphs(TextDecoder(config), None) if graph.spec.name in ("embed", *DECODERS)]
+    (folder / "graphs").mkdir(parents=True)
+    weights = resolve_weights([graph.module for graph in graphs], source, _checkpoint_keys)
+    stored = write_weights(weights, folder / "graphs" / "weights.safetensors")
+    for graph in graphs:
+        write_graph(graph, stored, folder / graph.spec.file)
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        foveate_version="0",
+        family="text",
+        source=SourceEntry("text", source.config["model_type"], source.sha256()),
+        precision="fp32",
+        graphs={graph.spec.name: graph.spec for graph in graphs},
+        decoder=_entry(config),
+        prompt=PromptEntry("", "", None, (0,), 0),
+        processor={},
+        scorer=ScorerEntry(),
+        files=list_files(folder),
+    )
+    write_manifest(folder, manifest)
+    return Bundle.open(folder)
+
+
+def _checkpoint_keys(name: str) -> Sequence[str]:
+    rest = name.removeprefix("language_model.")
+    return (rest,) if rest.startswith("lm_head.") else (f"model.{rest}",)
+
+
+def _entry(config: DecoderConfig) -> DecoderEntry:
+    names = [name for name in DecoderEntry.__struct_fields__ if name != "kv_dtype"]
+    return DecoderEntry(**{name: getattr(config, name) for name in names}, kv_dtype="float32")
+
+
+@dataclass(frozen=True)
+class TextAnswers:
+    """A bundle of `export_text` on ONNX Runtime."""
+
+    model: TextModel
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, bundle: Bundle, decoder: str, checkpoint: Path) -> TextAnswers:
+        options = SessionOptions(threads=1)
+        embed, lowered = (open_session(bundle, name, options=options) for name in ("embed", decoder))
+        model = TextModel(embed, lowered, bundle.manifest.decoder)
+        return cls(model, Tokenizer.from_file(str(checkpoint / TOKENIZER)))
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_token_ids: Sequence[int]) -> list[Row]:
+        """Greedy answers to all prompts in one batch."""
+        batch = self._batch(prompts)
+        cache = self.model.new_cache(len(prompts), int(batch.lengths.max()) + max_new_tokens)
+        following = self.model.prefill(self.model.embed(batch), batch, cache)
+        rows = [Row(index, None, TextStream(self.tokenizer), eos_token_ids, max_new_tokens) for index in range(len(prompts))]
+        for _ in decode(self.model, rows, batch.next_positions, following, cache):
+            pass
+        return rows
+
+    def logits(self, sequences: np.ndarray, lengths: Sequence[int], steps: int) -> np.ndarray:
+        """`[steps + 1, batch, vocab_size]`: after the first `lengths` tokens of each row, and after each one that follows."""
+        batch = self._batch([row[:length].tolist() for row, length in zip(sequences, lengths, strict=True)])
+        cache = self.model.new_cache(len(lengths), max(lengths) + steps)
+        found = [self.model.prefill(self.model.embed(batch), batch, cache).logits.copy()]
+        for step in range(steps):
+            position = np.array(lengths, np.int64) + step
+            tokens = sequences[np.arange(len(lengths)), position]
+            found.append(self.model.step(tokens, position, cache).logits.copy())
+            cache.lengths += 1
+        return np.stack(found)
+
+    def _batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
+        nothing = np.empty(0, np.int64)
+        visual = self.model.no_visual_embeds
+        rows = [
+            Pruned(np.array(ids, np.int64), np.arange(len(ids))[None], len(ids), visual, nothing, nothing) for ids in prompts
+        ]
+        return pad(rows, pad_token_id=0)

@@ -1,0 +1,107 @@
+"""A tiny random LLaVA-OneVision checkpoint, with the odd grid and the unseen pixels that the published ones have."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
+
+from benchmarks.scenes.checkpoint import build_tokenizer
+
+IMAGE_SIZE, PATCH_SIZE, GRID_SIZE = 72, 14, 5
+PINPOINTS = [[IMAGE_SIZE * rows, IMAGE_SIZE * columns] for rows, columns in (*product((1, 2, 3), repeat=2), (1, 5), (6, 1))]
+# The published one: images of a message first, then its videos, then its text.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
+    "{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}{% endfor %}"
+    "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}"
+    "{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+PREPROCESSOR = {
+    "image_processor_type": "LlavaOnevisionImageProcessor",
+    "image_grid_pinpoints": PINPOINTS,
+    "image_mean": [0.5, 0.45, 0.5],
+    "image_std": [0.5, 0.5, 0.52],
+    "resample": 3,
+    "rescale_factor": 1 / 255,
+    "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+}
+
+
+def build_tokens() -> Tokenizer:
+    tokenizer = build_tokenizer()
+    tokenizer.add_special_tokens(["<image>", "<video>"])
+    return tokenizer
+
+
+def save_tiny(folder: Path, *, tied: bool = True, seed: int = 0, **changes: Any) -> Path:
+    """Two layers of either transformer, as transformers 5 saves them; `changes` are keys of the config."""
+    tokenizer = build_tokens()
+    torch.manual_seed(seed)
+    model = LlavaOnevisionForConditionalGeneration(_config(tokenizer, tied, changes))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() >= 2:
+                parameter.normal_(std=parameter[0].numel() ** -0.5)
+            elif "norm" not in name:
+                parameter.normal_(std=0.1)
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter *= 4
+    model.generation_config.update(do_sample=False, eos_token_id=tokenizer.token_to_id("<|im_end|>"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # transformers' own
+        model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}))
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    return folder
+
+
+def _config(tokenizer: Tokenizer, tied: bool, changes: dict[str, Any]) -> LlavaOnevisionConfig:
+    text = {
+        "model_type": "qwen2",
+        "vocab_size": -(-tokenizer.get_vocab_size() // 64) * 64,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000.0},
+        "eos_token_id": tokenizer.token_to_id("<|im_end|>"),
+        "pad_token_id": tokenizer.token_to_id("<|endoftext|>"),
+        "tie_word_embeddings": tied,
+    }
+    vision = {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 3,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+        "vision_use_head": False,
+    }
+    return LlavaOnevisionConfig(
+        **{
+            "text_config": text,
+            "vision_config": vision,
+            "image_token_index": tokenizer.token_to_id("<image>"),
+            "video_token_index": tokenizer.token_to_id("<video>"),
+            "image_grid_pinpoints": PINPOINTS,
+            "vision_aspect_ratio": "anyres_max_4",
+            "tie_word_embeddings": tied,
+            **changes,
+        }
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -11,6 +11,7 @@ from foveate.engines.spec import GraphSpec
 
 SCHEMA_VERSION = 3
 
+TemplateToken = Literal["bos_token", "eos_token", "pad_token", "unk_token"]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
@@ -60,6 +61,8 @@ class PromptEntry(_Strict, frozen=True):
     eos_token_ids: tuple[TokenId, ...]
     pad_token_id: TokenId
     max_new_tokens: Size = 64
+    template_tokens: dict[TemplateToken, str] = {}
+    """Text of the tokens that a chat template may name."""
 
 
 class RetentionPoint(_Strict, frozen=True):

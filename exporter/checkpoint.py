@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from foveate.engines import ExportError, hash_file
+from foveate.engines.manifest import TemplateToken
 from foveate.exporter.safetensors import StoredTensor, read_header
 
 TOKENIZER = "tokenizer.json"
@@ -79,6 +80,13 @@ class Checkpoint:
         raise ExportError(
             f"{self.path} has no chat template in chat_template.jinja, chat_template.json or tokenizer_config.json. Add one."
         )
+
+    def template_tokens(self) -> dict[TemplateToken, str]:
+        """The tokens that a chat template may name, from tokenizer_config.json: a text, or a record of one."""
+        named = self.optional_json("tokenizer_config.json")
+        found = {name: named.get(name) for name in get_args(TemplateToken)}
+        texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
+        return {name: text for name, text in texts.items() if isinstance(text, str)}
 
     def token(self, token_id: int) -> str:
         """The text of an added token by its id.

@@ -243,8 +243,9 @@ def _standard_attention(inputs: AttentionInputs, mask: Tensor, write_indices: Te
     present_value = _tensor_scatter(inputs.past_value, value, write_indices)
     # Only the part of the cache that is in use: its capacity may be far above that.
     total = mask.shape[-1]
+    grouped = query.shape[1] != key.shape[1]  # the tracer refuses groups of one
     output = nn.functional.scaled_dot_product_attention(
-        query, present_key[:, :, :total], present_value[:, :, :total], attn_mask=mask, enable_gqa=True
+        query, present_key[:, :, :total], present_value[:, :, :total], attn_mask=mask, enable_gqa=grouped
     )
     return output.transpose(1, 2).flatten(2), present_key, present_value
 

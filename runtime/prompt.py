@@ -61,6 +61,7 @@ class PromptEncoder:
     def __init__(self, entry: PromptEntry, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._template = _compile(entry.chat_template)
+        self._named: dict[str, str] = {**entry.template_tokens}
         special = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         tokens: dict[VisualKind, str | None] = {"image": entry.image_token, "video": entry.video_token}
         self._tokens = {kind: token for kind, token in tokens.items() if token}
@@ -101,7 +102,7 @@ class PromptEncoder:
         markers = _Markers()
         chat = [_read_message(message, markers) for message in messages]
         try:
-            rendered = self._template.render(messages=chat, add_generation_prompt=True)
+            rendered = self._template.render(**self._named, messages=chat, add_generation_prompt=True)
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise RequestError(
                 f"the bundle's chat template refuses the messages: {error}. Change their roles or order."

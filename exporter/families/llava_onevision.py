@@ -148,6 +148,7 @@ class LlavaOnevision:
             video_token=self.checkpoint.token(self._video_token_id),
             eos_token_ids=eos_token_ids,
             pad_token_id=eos_token_ids[0] if pad is None else pad,
+            template_tokens=self.checkpoint.template_tokens(),
         )
 
     @property

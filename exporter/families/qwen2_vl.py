@@ -170,6 +170,7 @@ class Qwen2VL:
             video_token=self.checkpoint.token(self.config.video_token_id),
             eos_token_ids=eos_token_ids,
             pad_token_id=eos_token_ids[0] if pad is None else pad,
+            template_tokens=self.checkpoint.template_tokens(),
         )
 
     def processor(self) -> dict[str, Any]:

@@ -55,6 +55,7 @@ def make_manifest(folder: Path) -> Manifest:
             video_token=None,
             eos_token_ids=(2, 0),
             pad_token_id=0,
+            template_tokens={"bos_token": "<s>"},
         ),
         processor={"patch_size": 14, "image_mean": [0.5, 0.25, 0.125]},
         scorer=ScorerEntry("trained", "1" * 64, {"epochs": 2}, (RetentionPoint(0.5, 0.99, 0.98, 1.0, 500),)),

@@ -151,3 +151,11 @@ def test_hash_follows_the_weights(checkpoint_copy: Path) -> None:
     assert Checkpoint.open(checkpoint_copy).sha256() == before
     edit_weights(checkpoint_copy, lambda tensors: tensors["model.norm.weight"].add_(1))
     assert Checkpoint.open(checkpoint_copy).sha256() != before
+
+
+def test_tokens_that_a_template_may_name(checkpoint_copy: Path) -> None:
+    config = {"bos_token": None, "eos_token": {"content": "<|im_end|>", "lstrip": False}, "pad_token": "<|endoftext|>"}
+    (checkpoint_copy / "tokenizer_config.json").write_text(json.dumps(config))
+    assert Checkpoint.open(checkpoint_copy).template_tokens() == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    (checkpoint_copy / "tokenizer_config.json").unlink()
+    assert Checkpoint.open(checkpoint_copy).template_tokens() == {}

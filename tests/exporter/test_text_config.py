@@ -40,6 +40,7 @@ SHORT = {"rope_type": "llama3", "rope_theta": 1e4} | LLAMA_3_1 | {"original_max_
 CONFIGS = {
     "llama": LlamaConfig(**SIZES, tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
     "llama3": LlamaConfig(**SIZES | {"num_key_value_heads": 1}, head_dim=32, rope_parameters=SHORT),
+    "no groups": LlamaConfig(**SIZES | {"num_key_value_heads": 4}, rope_parameters={"rope_type": "default", "rope_theta": 1e4}),
     "qwen2": Qwen2Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6}),
 }
 

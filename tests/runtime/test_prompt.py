@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from tokenizers import AddedToken, Tokenizer
 
 from benchmarks.scenes.checkpoint import SPECIAL_TOKENS
@@ -217,3 +218,11 @@ def test_a_model_that_takes_no_videos(prompt_entry: PromptEntry, tokenizer: Toke
     encoder = PromptEncoder(msgspec.structs.replace(prompt_entry, video_token=None), tokenizer)
     with pytest.raises(RequestError, match="a part of type 'video', which this model does not take"):
         encoder.encode([user(VIDEO, text("What?"))])
+
+
+def test_a_template_may_name_tokens(tokenizer: Tokenizer, prompt_entry: PromptEntry) -> None:
+    named = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    template = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% endfor %}{{ eos_token }}"
+    entry = structs.replace(prompt_entry, chat_template=template, template_tokens=named)
+    ids = PromptEncoder(entry, tokenizer).encode([{"role": "user", "content": "red"}]).input_ids
+    assert ids.tolist() == tokenizer.encode("<|im_start|>red<|im_end|>").ids

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from msgspec import structs
+
 from foveate.engines import BackendError, Manifest, Range, ShapeProfile
 from foveate.runtime.processors import Processor, open_processor
 
@@ -33,6 +35,7 @@ def plan_shapes(
     visual_tokens: Range | None = None,
     image_sizes: ImageSizes | None = None,
     images: int = 1,
+    frames: Range | None = None,
     **options: Any,
 ) -> ShapeProfile:
     """The sizes of engines that serve certain requests.
@@ -42,6 +45,7 @@ def plan_shapes(
         visual_tokens: of one prompt; None takes them from the image sizes.
         image_sizes: of each image; None takes any image, of up to 4,096 visual tokens.
         images: the most images in a prompt; counts with `image_sizes`.
+        frames: of one run of the vision graph, where videos are served; None takes those of an image.
         **options: `text_tokens`, `new_tokens`, `batch` of `ShapeProfile`.
 
     Raises:
@@ -52,8 +56,15 @@ def plan_shapes(
     if visual_tokens is not None and image_sizes is not None:
         raise BackendError("there are both visual tokens and image sizes, and each follows from the other. Give one of them.")
     if image_sizes is not None:
-        return _from_image_sizes(processor, image_sizes, images, options)
-    return ShapeProfile.from_visual_tokens(visual_tokens or _any_image(processor), processor.vision_shape_of_tokens, **options)
+        return _from_image_sizes(processor, image_sizes, images, frames, options)
+    visual_tokens = visual_tokens or _any_image(processor)
+    shapes = ShapeProfile.from_visual_tokens(visual_tokens, processor.vision_shape_of_tokens, **options)
+    return shapes if frames is None else structs.replace(shapes, frames=_both(frames, shapes.frames))
+
+
+def _both(wide: Range, other: Range) -> Range:
+    """The first range, grown until it holds the other."""
+    return wide.including(other.min).including(other.max)
 
 
 def _any_image(processor: Processor) -> Range:
@@ -61,7 +72,9 @@ def _any_image(processor: Processor) -> Range:
     return Range(1, min(_USUAL_TOKENS, most), most)
 
 
-def _from_image_sizes(processor: Processor, sizes: ImageSizes, images: int, options: dict[str, Any]) -> ShapeProfile:
+def _from_image_sizes(
+    processor: Processor, sizes: ImageSizes, images: int, frames: Range | None, options: dict[str, Any]
+) -> ShapeProfile:
     shapes = [processor.vision_shape(width, height) for width, height in sizes]
     smallest, largest = shapes[0], shapes[-1]
     usual = shapes[1] if len(shapes) == 3 else largest
@@ -71,8 +84,8 @@ def _from_image_sizes(processor: Processor, sizes: ImageSizes, images: int, opti
 
     tokens = spread("visual_tokens")
     return ShapeProfile(
-        visual_tokens=Range(tokens.min, tokens.opt, tokens.max * images),
-        frames=spread("frames"),
+        visual_tokens=Range(tokens.min, tokens.opt, tokens.max * images * (1 if frames is None else frames.max)),
+        frames=spread("frames") if frames is None else _both(frames, spread("frames")),
         patches=spread("patches"),
         **options,
     )

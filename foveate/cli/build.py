@@ -25,6 +25,7 @@ _RANGE = "MIN:OPT:MAX"
 @click.option("--visual-tokens", metavar=_RANGE, help="Visual tokens of a prompt.  [default: one image of up to 4096]")
 @click.option("--image-size", metavar="WxH:WxH", help="The same from images: smallest and largest, as 448x448:1344x1344.")
 @click.option("--images", default=1, show_default=True, help="Most images of a prompt, with --image-size.")
+@click.option("--frames", metavar=_RANGE, help="Frames of a video that one run of the vision graph takes.  [default: an image]")
 @click.option("--text-tokens", default="1:64:1024", show_default=True, metavar=_RANGE, help="Text tokens of a prompt.")
 @click.option("--new-tokens", default=256, show_default=True, help="Longest answer.")
 @click.option("--batch", default="1", show_default=True, metavar=_RANGE, help="Requests at once.")
@@ -41,6 +42,7 @@ def build_command(
     visual_tokens: str | None,
     image_size: str | None,
     images: int,
+    frames: str | None,
     text_tokens: str,
     new_tokens: int,
     batch: str,
@@ -57,6 +59,7 @@ def build_command(
         None if visual_tokens is None else Range.parse(visual_tokens),
         None if image_size is None else parse_image_sizes(image_size),
         images,
+        None if frames is None else Range.parse(frames),
         text_tokens=Range.parse(text_tokens),
         new_tokens=new_tokens,
         batch=Range.parse(batch),

@@ -77,6 +77,15 @@ def test_sizes_of_images(run: Run, reference_bundle: Path, engines: Path) -> Non
     assert by_graph["decoder_standard"][0]["ranges"]["batch"] == [1, 1, 4]
 
 
+def test_frames_of_videos(run: Run, reference_bundle: Path, engines: Path) -> None:
+    sizes = ("--image-size", "224x224", "--frames", "1:4:16", "--profiles", "single")
+    assert run("build", reference_bundle, *RTX, *sizes, "--engines", engines).exit_code == 0
+    facts = json.loads(run("inspect", reference_bundle, "--engines", engines, "--json").stdout)
+    by_graph = {engine["graph"]: engine["profiles"][0]["ranges"] for engine in facts["engines"]}
+    assert by_graph["vision"]["frames"] == [1, 4, 16]
+    assert by_graph["score"]["visual_tokens"][2] == 16 * 64
+
+
 @pytest.mark.parametrize(
     ("options", "fact", "remedy"),
     [

@@ -18,6 +18,8 @@ from tests.engines.fake_engines import KEY, builds, names, other
 
 # Says what it does, and builds on until its standard input has a line.
 BUILDER = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
 import sys
 from pathlib import Path
 import msgspec

@@ -97,7 +97,7 @@ def test_frames_of_videos(run: Run, reference_bundle: Path, engines: Path) -> No
         ((*RTX, "--visual-tokens", "0:64:128"), "visual_tokens is 0:64:128", "Raise its min"),
         ((*RTX, "--image-size", "448"), "'448' is no range of image sizes", "Use 448x448:1344x1344"),
         ((*RTX, *SMALL, "--image-size", "448x448"), "both visual tokens and image sizes", "Give one of them"),
-        ((*RTX, "--image-size", "10x4000"), "image is 10 x 4000 pixels", "Crop it"),
+        ((*RTX, "--image-size", "10x4000"), "is 10 x 4000 pixels", "Crop it"),
         (("--backend", "tensorrt-rtx", "--target", "sm90", *SMALL), "not for 'sm90'", "Choose one of sm75"),
         (("--backend", "tensorrt-rtx", "--target", "sm75", *SMALL), "SM75 does not compute in bf16", "Use --precision fp16"),
         (("--backend", "tensorrt", *SMALL), "TensorRT is not installed", "pip install 'foveate[tensorrt]'"),

@@ -219,7 +219,7 @@ def test_the_vision_graph_runs_once_for_questions_in_a_row_about_one_image(
     images: list[np.ndarray] = []
 
     def vision(prepared: Prepared) -> np.ndarray:
-        images.append(prepared.visuals[0].pixel_values)
+        images.append(prepared.visuals[0].feeds["pixel_values"])
         return Pipeline.vision(pipe, prepared)
 
     first, second, other = SAMPLES[:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 import msgspec
@@ -90,7 +91,7 @@ def test_images_of_several_sizes_are_scored_together(pipe: foveate.Pipeline) -> 
     answer = pipe.generate(foveate.Request.ask(QUESTION, images, keep=0.5))
     assert answer.grids[0] != answer.grids[1]
     assert answer.selection.scores is not None
-    assert len(answer.selection.scores) == sum(rows * columns for rows, columns in answer.grids)
+    assert len(answer.selection.scores) == sum(map(prod, answer.grids))
 
 
 def test_a_floor_refuses_what_the_curve_does_not_reach(run: Run, scored: Path) -> None:

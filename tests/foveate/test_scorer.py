@@ -129,9 +129,11 @@ def test_prompts_are_those_of_the_deployed_model(data: Path, bundle: Path) -> No
     np.testing.assert_array_equal(example.position_ids, prepared.layout.position_ids)
     np.testing.assert_array_equal(example.visual_indices, prepared.layout.visual_indices)
     np.testing.assert_array_equal(example.instruction_indices, prepared.instruction_indices)
-    np.testing.assert_array_equal(example.pixel_values[0], prepared.visuals[0].pixel_values)
+    assert [sorted(visual) for visual in example.visuals] == [["patch_positions", "pixel_values"]]
+    for name, array in example.visuals[0].items():
+        np.testing.assert_array_equal(array, prepared.visuals[0].feeds[name])
     assert example.next_position == prepared.layout.next_position
-    assert example.patch_grids[0][1] == 2 * example.grids[0][1]
+    assert example.grids == prepared.grids
     encode = Tokenizer.from_file(str(CHECKPOINT / "tokenizer.json")).encode
     assert example.is_right(encode(sample.answer).ids)
     assert not example.is_right(encode("circle").ids)

@@ -61,7 +61,7 @@ class PromptEncoder:
     def __init__(self, entry: PromptEntry, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._template = _compile(entry.chat_template)
-        self._named: dict[str, str] = {**entry.template_tokens}
+        self._named: dict[str, str] = {str(name): text for name, text in entry.template_tokens.items()}
         special = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         tokens: dict[VisualKind, str | None] = {"image": entry.image_token, "video": entry.video_token}
         self._tokens = {kind: token for kind, token in tokens.items() if token}

@@ -15,7 +15,9 @@ from tokenizers import Tokenizer
 from torch import nn
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from foveate.engines import Bundle, ExportError
+from foveate.engines import Bundle, ExportError, Range
+from foveate.engines.build import BuildOptions, build
+from foveate.engines.store import EngineStore
 from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
@@ -23,6 +25,7 @@ from foveate.exporter.families.llava_llama import LlavaLlama, Regroup
 from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference, regroup, unpatch
 from foveate.exporter.pipeline import build_graphs
 from foveate.exporter.weights import resolve_weights
+from foveate.runtime.shapes import plan_shapes
 from tests.exporter.spellings import shard_weights
 from tests.tiny_llava_llama import TOKEN_SIDE, TOKENIZERS, save_tiny, vicuna_tokenizer
 
@@ -335,3 +338,12 @@ def test_broken_checkpoint(case: str, copy: Path, tmp_path: Path) -> None:
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_engines_build_for_a_gpu_that_is_not_here(exported: ExportResult, tmp_path: Path) -> None:
+    bundle = Bundle.open(exported.bundle, verify=False)
+    shapes = plan_shapes(bundle.manifest, frames=Range(1, 2, 4), new_tokens=16)
+    built = build(bundle, BuildOptions(shapes, targets=("sm89",)), EngineStore(tmp_path))
+    assert [one.entry.record.key.graph for one in built] == ["vision", "score", "embed", "decoder_standard"]
+    vision = built[0].entry.record.key.options["profiles"][0]["ranges"]
+    assert vision["frames"][2] >= 4

@@ -14,7 +14,9 @@ import torch
 from transformers.models.llava_onevision.configuration_llava_onevision import LlavaOnevisionConfig
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
-from foveate.engines import Bundle, ExportError
+from foveate.engines import Bundle, ExportError, Range
+from foveate.engines.build import BuildOptions, build
+from foveate.engines.store import EngineStore
 from foveate.engines.tensorrt.network import lower
 from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
@@ -22,6 +24,7 @@ from foveate.exporter.families import read_family
 from foveate.exporter.families.llava_onevision import LlavaOnevision
 from foveate.exporter.pipeline import build_graphs
 from foveate.exporter.weights import Weight, resolve_weights
+from foveate.runtime.shapes import plan_shapes
 from tests.exporter.spellings import shard_weights
 from tests.tiny_llava_onevision import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PINPOINTS, save_tiny
 
@@ -218,3 +221,12 @@ def test_a_checkpoint_without_an_end_token_is_an_export_error(copy: Path) -> Non
 def test_a_projector_without_bias(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "checkpoint", multimodal_projector_bias=False)
     assert "visual.multi_modal_projector.linear_1.bias" not in weights_of(folder)
+
+
+def test_engines_build_for_a_gpu_that_is_not_here(exported: ExportResult, tmp_path: Path) -> None:
+    bundle = Bundle.open(exported.bundle, verify=False)
+    shapes = plan_shapes(bundle.manifest, frames=Range(1, 2, 4), new_tokens=16)
+    built = build(bundle, BuildOptions(shapes, targets=("sm89",)), EngineStore(tmp_path))
+    assert [one.entry.record.key.graph for one in built] == ["vision", "score", "embed", "decoder_standard"]
+    vision = built[0].entry.record.key.options["profiles"][0]["ranges"]
+    assert vision["frames"][2] >= 4

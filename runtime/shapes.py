@@ -55,6 +55,10 @@ def plan_shapes(
     processor = open_processor(manifest.family, manifest.processor)
     if visual_tokens is not None and image_sizes is not None:
         raise BackendError("there are both visual tokens and image sizes, and each follows from the other. Give one of them.")
+    if image_sizes is None and images != 1:
+        raise BackendError(
+            f"images is {images}, which counts with image sizes only. Give a range of visual tokens for all of them."
+        )
     if image_sizes is not None:
         return _from_image_sizes(processor, image_sizes, images, frames, options)
     visual_tokens = visual_tokens or _any_image(processor)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 
@@ -17,6 +17,11 @@ BACKENDS = {
     "tensorrt-rtx": "foveate.engines.tensorrt.open:open_tensorrt_rtx",
 }
 """Name of a backend -> `module:function`; the function is called with (bundle, graph name, options)."""
+
+_OF_ONNX_RUNTIME = frozenset({"threads", "provider", "provider_options"})
+_OF_ENGINES = frozenset({"precision", "engines", "device", "cuda_graphs"})
+OPTIONS = {"onnxruntime": _OF_ONNX_RUNTIME, "tensorrt": _OF_ENGINES, "tensorrt-rtx": _OF_ENGINES}
+"""Name of a backend -> the fields of `SessionOptions` that it heeds."""
 
 FUSED_DECODERS = {("onnxruntime", "cpu"): "decoder", ("onnxruntime", "CPUExecutionProvider"): "decoder"}
 """Backend and provider -> its own decoder graph, where there is one: GroupQueryAttention in float32 exists on the CPU only."""
@@ -67,6 +72,17 @@ class SessionOptions:
                 )
 
 
+def _check_heeded(backend: str, options: SessionOptions) -> None:
+    """Refuses what the backend would ignore."""
+    for field_ in fields(SessionOptions):
+        default = field_.default if field_.default is not MISSING else {}
+        heeded = OPTIONS.get(backend)
+        if heeded is not None and field_.name not in heeded and getattr(options, field_.name) != default:
+            raise BackendError(
+                f"backend '{backend}' has no option '{field_.name}', it has {', '.join(sorted(heeded))}. Leave it out."
+            )
+
+
 def decoder_graph(backend: str, options: SessionOptions | None = None) -> str:
     """The name of the decoder graph that a backend runs with these options."""
     return FUSED_DECODERS.get((backend, (options or SessionOptions()).provider), STANDARD_DECODER)
@@ -76,10 +92,13 @@ def open_session(bundle: Bundle, graph: str, backend: str = "onnxruntime", optio
     """Loads one graph of a bundle with a backend.
 
     Raises:
-        BackendError: there is no such backend, its library is not installed, or it can't load the graph.
+        BackendError: there is no such backend, it has no such option, its library is not installed, or it can't load the
+            graph.
     """
     if backend not in BACKENDS:
         raise BackendError(f"there is no backend '{backend}'. Choose one of {', '.join(BACKENDS)}.")
+    options = options or SessionOptions()
+    _check_heeded(backend, options)
     module, _, function = BACKENDS[backend].partition(":")
-    session: Session = getattr(import_module(module), function)(bundle, graph, options or SessionOptions())
+    session: Session = getattr(import_module(module), function)(bundle, graph, options)
     return session

@@ -17,6 +17,7 @@ from foveate.engines.tensorrt.library import FLAVOURS, load_library
 from foveate.engines.tensorrt.network import NetworkOptions, available_targets, build_engine
 from foveate.engines.tensorrt.precision import PRECISIONS
 
+OPTIMIZATION_LEVELS = range(6)
 PROFILES = ("split", "single")
 GRAPHS = ("vision", "score", "embed", "decoder_standard")
 _FIRST_BF16 = 80
@@ -33,6 +34,10 @@ class TensorRTBuilder:
             raise BackendError(f"precision '{options.precision}' is not known. Choose one of {', '.join(PRECISIONS)}.")
         if options.profiles not in PROFILES:
             raise BackendError(f"profiles is '{options.profiles}'. Choose one of {', '.join(PROFILES)}.")
+        if options.optimization_level not in (None, *OPTIMIZATION_LEVELS):
+            raise BackendError(
+                f"optimization_level is {options.optimization_level}, expected 0 to 5. Leave it out for the default."
+            )
         self._options = options
         self._flavour = FLAVOURS[options.backend]
         self._trt = load_library(self._flavour)

@@ -187,3 +187,20 @@ def test_one_memory_for_all_sessions_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     assert backend.gpu_memory(0) is backend.gpu_memory(0)
     assert backend.gpu_memory(1).cuda.device == 1
     backend.gpu_memory.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ignored"),
+    [
+        ("onnxruntime", SessionOptions(precision="fp16"), "precision"),
+        ("onnxruntime", SessionOptions(device=1), "device"),
+        ("onnxruntime", SessionOptions(engines=Path("x")), "engines"),
+        ("onnxruntime", SessionOptions(cuda_graphs=False), "cuda_graphs"),
+        ("tensorrt", SessionOptions(threads=2), "threads"),
+        ("tensorrt-rtx", SessionOptions(provider="cuda"), "provider"),
+        ("tensorrt-rtx", SessionOptions(provider_options={"device_id": 1}), "provider_options"),
+    ],
+)
+def test_an_option_that_a_backend_would_ignore(bundle: Bundle, name: str, options: SessionOptions, ignored: str) -> None:
+    with pytest.raises(BackendError, match=f"backend '{name}' has no option '{ignored}', it has .*Leave it out"):
+        open_session(bundle, "double", name, options)

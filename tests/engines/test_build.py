@@ -153,6 +153,7 @@ def test_a_full_disk(bundle: Bundle, store: EngineStore, monkeypatch: pytest.Mon
     [
         ({"backend": "tensorflow"}, r"backend 'tensorflow' builds no engines. Choose one of tensorrt, tensorrt-rtx"),
         ({"precision": "fp8"}, r"precision 'fp8' is not known. Choose one of fp32, fp16, bf16"),
+        ({"optimization_level": 9}, r"optimization_level is 9, expected 0 to 5"),
         ({"profiles": "many"}, r"profiles is 'many'. Choose one of split, single"),
         ({"targets": ("sm90",)}, r"builds ahead of time, not for 'sm90'. Choose one of sm75, sm80, sm86, sm89, sm120, sm121"),
         ({"targets": ("sm75",)}, r"SM75 does not compute in bf16, which came with SM80. Use --precision fp16"),

@@ -45,6 +45,8 @@ def test_texts_that_are_no_sizes(text: str) -> None:
 def test_sizes_that_contradict(manifest: Manifest) -> None:
     with pytest.raises(BackendError, match="both visual tokens and image sizes"):
         plan_shapes(manifest, Range(1, 2, 3), [(448, 448)])
+    with pytest.raises(BackendError, match="images is 4, which counts with image sizes only"):
+        plan_shapes(manifest, Range(1, 2, 3), images=4)
     with pytest.raises(BackendError, match="Put them in order"):
         plan_shapes(manifest, image_sizes=[(448, 448), (224, 224)])
     with pytest.raises(RequestError, match="aspect ratio"):

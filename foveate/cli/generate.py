@@ -27,8 +27,8 @@ class _Limits(TypedDict, total=False):
 @click.argument("question", default="")
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image; may be repeated.")
 @click.option("--video", "videos", multiple=True, type=click.Path(path_type=Path), help="A video; may be repeated.")
-@click.option("--fps", default=1.0, show_default=True, help="Frames per second to look at.")
-@click.option("--max-frames", default=32, show_default=True, help="Most frames of a video; longer ones are spread over it.")
+@click.option("--fps", type=float, help="Frames per second to look at.  [default: 1]")
+@click.option("--max-frames", type=int, help="Most frames of a video; longer ones are spread over it.  [default: 32]")
 @click.option("--keep", type=float, help="Share of the visual tokens to keep, 0 < keep <= 1. 1 skips the scorer.  [default: 1]")
 @click.option("--keep-tokens", type=int, help="Number of visual tokens to keep.")
 @click.option("--mass", type=float, help="Keep the fewest tokens whose scores sum to this share, 0 < mass <= 1.")
@@ -50,8 +50,8 @@ def generate_command(
     question: str,
     images: tuple[Path, ...],
     videos: tuple[Path, ...],
-    fps: float,
-    max_frames: int,
+    fps: float | None,
+    max_frames: int | None,
     keep: float | None,
     keep_tokens: int | None,
     mass: float | None,
@@ -72,14 +72,16 @@ def generate_command(
     """Answer QUESTION about the images and videos from BUNDLE."""
     if not question and not images and not videos:
         raise RequestError("there is nothing to answer: no question and no image. Give a question, or an image with -i.")
+    sampled = {name: value for name, value in (("fps", fps), ("max_frames", max_frames)) if value is not None}
+    if sampled and not videos:
+        raise RequestError("there is no video, so --fps and --max-frames have nothing to choose from. Give one with --video.")
     if explain is not None:
         _check_explain(explain, images + videos)
     request = Request.ask(
         question,
         images,
         videos=videos,
-        fps=fps,
-        max_frames=max_frames,
+        **sampled,
         keep=keep,
         keep_tokens=keep_tokens,
         mass=mass,

@@ -387,3 +387,9 @@ def test_the_video_library_is_not_installed(run: Run, bundle: Path, clip: Path, 
     monkeypatch.setitem(sys.modules, "av", None)
     result = run("generate", bundle, "--video", clip, QUESTION)
     assert_one_clear_line(result, "'av' is not installed", "pip install 'foveate[video]'")
+
+
+@pytest.mark.parametrize("option", [("--fps", "2"), ("--max-frames", "8")])
+def test_frames_of_no_video(run: Run, bundle: Path, option: tuple[str, str]) -> None:
+    result = run("generate", bundle, "-i", SCENE, QUESTION, *option)
+    assert_one_clear_line(result, "there is no video", "Give one with --video")

@@ -28,6 +28,12 @@ _OTHER_WORDS = (
     *("What", "Where", "How", "Is", "colour", "shape", "word", "digit", "letter", "is", "on", "the", "object", "objects"),
     *("with", "many", "are", "there", "above", "below", "of", "user", "assistant", "system"),
 )
+_MORE_WORDS = (
+    *("Which", "image", "moves", "move", "does", "up", "down", "appears", "vanishes"),
+    *("You", "are", "a", "helpful", "language", "and", "vision", "assistant", "able", "to", "understand", "visual"),
+    *("content", "that", "user", "provides", "assist", "variety", "tasks", "using", "natural"),
+)
+"""Words of clips, and of the system prompt of VILA1.5."""
 # Qwen2-VL's template without its default system turn.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -58,8 +64,12 @@ PREPROCESSOR = {
 }
 
 
-def build_tokenizer() -> Tokenizer:
-    """Byte-level BPE in which every word of the scenes is one token, with and without a leading space."""
+def build_tokenizer(more_words: bool = False) -> Tokenizer:
+    """Byte-level BPE in which every word of the scenes is one token, with and without a leading space.
+
+    Args:
+        more_words: those of clips and of system prompts too.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -69,7 +79,7 @@ def build_tokenizer() -> Tokenizer:
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    words = [*SHAPES, *PLURALS.values(), *COLOURS, *LETTERS, *WORDS, *_OTHER_WORDS]
+    words = [*SHAPES, *PLURALS.values(), *COLOURS, *LETTERS, *WORDS, *_OTHER_WORDS, *(_MORE_WORDS if more_words else ())]
     trainer = trainers.BpeTrainer(
         vocab_size=2048, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
@@ -136,7 +146,7 @@ def save_checkpoint(model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer
     half.generation_config.update(do_sample=False, eos_token_id=eos, pad_token_id=pad, bos_token_id=pad)
     half.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json",
         {
             "tokenizer_class": "Qwen2Tokenizer",
@@ -150,8 +160,15 @@ def save_checkpoint(model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer
         },
     )
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    _write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    video = {"video_processor_type": "Qwen2VLVideoProcessor", "do_sample_frames": True}
+    unlike = ("image_processor_type", "processor_class")
+    write_json(
+        folder / "video_preprocessor_config.json",
+        video | {name: value for name, value in PREPROCESSOR.items() if name not in unlike},
+    )
 
 
-def _write_json(path: Path, content: dict) -> None:
+def write_json(path: Path, content: dict) -> None:
+    """As the other JSON files of a checkpoint are written."""
     path.write_text(json.dumps(content, indent=2) + "\n")

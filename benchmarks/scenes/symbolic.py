@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import nn
 
-from benchmarks.scenes.dataset import TEXTS
-from benchmarks.scenes.world import COLOURS, SHAPES
+from benchmarks.scenes.world import COLOURS, SHAPES, TEXTS
 
 
 class SymbolicVision(nn.Module):

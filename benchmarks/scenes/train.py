@@ -1,9 +1,11 @@
-"""Trains the reference checkpoint: `python -m benchmarks.scenes.train --work DIR --output models/qwen2-vl-tiny`.
+"""Trains a reference checkpoint: `python -m benchmarks.scenes.train NAME --work DIR --output models/NAME`.
 
-Three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to see objects (the two
-know nothing of each other and may run side by side with `--only`), then `joint` puts them together and answers questions
-from pixels. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on the
-seed and the step alone, so an interrupted run sees what an uninterrupted one does.
+A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to
+see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
+answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
+same. The Qwen2-VL itself goes through stage `clips`, which teaches it several images and video. Every stage writes its state
+to DIR now and then and continues from it; the batch of a step depends on the seed and the step alone, so an interrupted run
+sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -13,60 +15,61 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import click
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.scenes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
-from benchmarks.scenes.dataset import Batch, make_batch
-from benchmarks.scenes.fast import answer_logits, merged_features, vision_features
+from benchmarks.scenes.batches import Batch, Batches
+from benchmarks.scenes.learners import LEARNERS, new_learner
 from benchmarks.scenes.symbolic import SymbolicVision
-from benchmarks.scenes.world import QUESTION_TYPES
+from benchmarks.scenes.tasks import KINDS, TYPES
 
 SAVE_EVERY, REPORT_EVERY = 100, 20
+KIND_SHARES = {"image": 0.55, "images": 0.15, "video": 0.3}
+QUESTIONS = 8
+
+
+LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 5e-4}
+"""Of each stage."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Steps, scenes a batch (at 100 visual tokens) and learning rate of one stage; `max_tokens` bounds its grids."""
+    """One stage of a training."""
 
     name: str
     steps: int
-    scenes: int
-    learning_rate: float
-    max_tokens: int = 256
-    questions: int = 10
 
-
-STAGES = {
-    "text": Stage("text", 1400, 32, 2e-3, max_tokens=144),
-    "vision": Stage("vision", 1400, 32, 2e-3, max_tokens=100),
-    "joint": Stage("joint", 2000, 32, 1e-3),
-}
+    @property
+    def learning_rate(self) -> float:
+        """At its highest."""
+        return LEARNING_RATES[self.name]
 
 
 class Steps(Dataset):
     """The batches of a stage, one an index."""
 
-    def __init__(self, stage: Stage, seed: int, first: int) -> None:
-        self.stage, self.seed, self.first = stage, seed, first
-        self.tokenizer = build_tokenizer()
+    def __init__(self, batches: Batches, stage: Stage, seed: int, first: int) -> None:
+        self.batches, self.stage, self.seed, self.first = batches, stage, seed, first
 
     def __len__(self) -> int:
         return self.stage.steps - self.first
 
     def __getitem__(self, index: int) -> Batch:
-        stage = self.stage
-        number = list(STAGES).index(stage.name) * 10**6 + self.first + index
-        pixels = stage.name != "text"
-        return make_batch(self.tokenizer, "train", self.seed, number, stage.scenes, stage.questions, pixels, stage.max_tokens)
+        numbers = [0, self.seed, 1 + list(LEARNING_RATES).index(self.stage.name), self.first + index]
+        rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(1,)))
+        kind = KINDS[int(rng.choice(len(KINDS), p=[KIND_SHARES[name] for name in KINDS]))]
+        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text")
 
 
-def question_hits(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
+def question_hits(batch: Batch, logits: Tensor) -> Tensor:
     """bool `[batch, Q]`: every token of the answer and its end is the most likely one, as greedy decoding has it."""
     labels = batch.labels[batch.labels >= 0]
     right = torch.ones(batch.types.shape[0], batch.types.shape[1] + 1, dtype=torch.bool)
@@ -77,72 +80,102 @@ def question_hits(batch: Batch, logits: torch.Tensor) -> torch.Tensor:
     return right[:, 1:]
 
 
-class Trainer:
-    """The model, the symbolic vectors and what one stage does with a batch."""
+def question_mask(segments: Tensor) -> Tensor:
+    """bool `[batch, 1, S, S]`: causal, and across segments only toward segment 0."""
+    length = segments.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    reachable = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
+    return (causal & reachable)[:, None]
 
-    def __init__(self, seed: int) -> None:
-        self.tokenizer = build_tokenizer()
-        self.model = build_model(build_config(self.tokenizer), seed)
-        self.symbolic = SymbolicVision(self.tokenizer, self.model.config.text_config.hidden_size)
-        self.losses: dict[str, Callable[[Batch], tuple[torch.Tensor, dict[str, float]]]] = {
+
+class Trainer:
+    """The checkpoint, the symbolic vectors and what one stage does with a batch."""
+
+    def __init__(self, name: str, seed: int, work: Path, start: Path) -> None:
+        self.learner = new_learner(name, seed)
+        self.learner.start_from(start)
+        self.learner.save(work / "untrained")
+        self.learner.open(work / "untrained")
+        width = self.learner.lm_head.in_features
+        self.symbolic = SymbolicVision(self.learner.tokenizer, width)
+        self.losses: dict[str, Callable[[Batch], tuple[Tensor, dict[str, float]]]] = {
             "text": self.text_loss,
             "vision": self.vision_loss,
             "joint": self.joint_loss,
+            "clips": self.clips_loss,
         }
 
-    def load(self, state: dict[str, dict[str, torch.Tensor]]) -> None:
+    def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Takes the weights of a saved stage."""
-        self.model.load_state_dict(state["model"])
+        self.learner.load_state_dict(state["learner"])
         self.symbolic.load_state_dict(state["symbolic"])
 
-    def text_loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+    @property
+    def embeddings(self) -> Tensor:
+        """`[vocabulary, D]`"""
+        return self.learner.language_model.embed_tokens.weight
+
+    def text_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from noisy symbolic vectors."""
-        symbols = self.symbolic(self.model.model.language_model.embed_tokens.weight, batch.cells)
+        symbols = self.symbolic(self.embeddings, batch.cells)
         return self._answer_loss(batch, symbols + 0.06 * torch.randn_like(symbols))
 
-    def vision_loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        """What each visual token shows can be read from it."""
-        features = vision_features(self.model, batch.patches, batch.rows, batch.columns)
-        losses = self.symbolic.reading_loss(features, batch.cells)
+    def vision_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """What each feature shows can be read from it."""
+        losses = self.symbolic.reading_loss(self.learner.see(batch.feeds), batch.cells)
         return sum(losses.values()), {name: value.item() for name, value in losses.items()}
 
+    def joint_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Questions answered from pixels; what the features show still counts a little."""
+        features = self.learner.see(batch.feeds)
+        loss, facts = self._answer_loss(batch, features)
+        losses = self.symbolic.reading_loss(features, batch.cells)
+        return loss + 0.3 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
+
+    def clips_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Questions answered from pixels."""
+        return self._answer_loss(batch, self.learner.see(batch.feeds))
+
     @torch.no_grad()
-    def fit_merger(self, batches: Iterable[Batch]) -> None:
-        """Sets the last matrix of the merger to the least-squares map onto the symbolic tokens."""
-        last = self.model.model.visual.merger.mlp[-1]
+    def fit_projection(self, batches: Iterable[Batch]) -> None:
+        """Sets the last matrix of the projector to the least-squares map onto the symbolic vectors."""
+        last = self.learner.projection
+        seen: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         size = last.in_features + 1
         gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, last.out_features, dtype=torch.float64)
         for batch in batches:
-            features = merged_features(self.model, batch.patches, batch.rows, batch.columns)
-            wanted = self.symbolic(self.model.model.language_model.embed_tokens.weight, batch.cells)
-            inputs = F.pad(features, (0, 1), value=1.0).flatten(0, 1).double()
+            self.learner.see(batch.feeds)
+            inputs = F.pad(seen.pop().flatten(0, 1), (0, 1), value=1.0).double()
+            wanted = self.symbolic(self.embeddings, batch.cells).flatten(0, 1).double()
             # Background is most of an image, so its cells weigh less.
             weighted = inputs * torch.where(batch.cells["shape"] >= 0, 1.0, 0.1).flatten()[:, None]
             gram += weighted.T @ inputs
-            moment += weighted.T @ wanted.flatten(0, 1).double()
+            moment += weighted.T @ wanted
+        hook.remove()
         ridge = 1e-4 * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
         solution = torch.linalg.solve(gram + ridge, moment).float()
         last.weight.copy_(solution[:-1].T)
         last.bias.copy_(solution[-1])
 
-    def joint_loss(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
-        """Questions answered from pixels; what the tokens show still counts a little."""
-        features = vision_features(self.model, batch.patches, batch.rows, batch.columns)
-        loss, facts = self._answer_loss(batch, features)
-        losses = self.symbolic.reading_loss(features, batch.cells)
-        return loss + 0.3 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
+    def answer_logits(self, batch: Batch, features: Tensor) -> Tensor:
+        """`[places, vocabulary]` at the places of `batch.labels` that are to be predicted."""
+        embeds = self.learner.language_model.embed_tokens(batch.input_ids)
+        embeds = embeds.masked_scatter(batch.visual[..., None], self.learner.pack(features, batch.feeds).float())
+        positions = batch.positions[0] if len(batch.positions) == 1 else batch.positions
+        output = self.learner.language_model(
+            inputs_embeds=embeds, attention_mask=question_mask(batch.segments), position_ids=positions, use_cache=False
+        )
+        return self.learner.lm_head(output.last_hidden_state[batch.labels >= 0])
 
-    def _answer_loss(self, batch: Batch, visual_embeds: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-        logits = answer_logits(self.model, batch, visual_embeds)
+    def _answer_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, float]]:
+        logits = self.answer_logits(batch, features)
         loss = F.cross_entropy(logits, batch.labels[batch.labels >= 0])
         hits = question_hits(batch, logits)
-        facts = {"loss": loss.item()}
-        for number, name in enumerate(QUESTION_TYPES):
-            chosen = hits[batch.types == number]
-            if len(chosen):
-                facts[name] = chosen.float().mean().item()
-        facts["accuracy"] = hits[batch.types >= 0].float().mean().item()
-        return loss, facts
+        facts = {f"loss-{batch.kind}": loss.item()}
+        for number in batch.types[batch.types >= 0].unique().tolist():
+            facts[f"{batch.kind}-{TYPES[number]}"] = hits[batch.types == number].float().mean().item()
+        return loss, {**facts, batch.kind: hits[batch.types >= 0].float().mean().item()}
 
 
 def _learning_rate(stage: Stage, step: int) -> float:
@@ -154,11 +187,12 @@ def _learning_rate(stage: Stage, step: int) -> float:
 def build_optimizers(trainer: Trainer, stage: Stage) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the layers, AdamW for embeddings, patch kernel, norms and biases.
 
-    After 200 steps of stage `text` Muon reads 36 % of words and 67 % of digits off symbolic vectors, AdamW alone 13 % and 17 %.
+    After 200 steps of stage `text` of Qwen2-VL Muon read 36 % of words and 67 % of digits off symbolic vectors, AdamW
+    alone 13 % and 17 %.
     """
-    parameters = [*trainer.model.parameters(), *trainer.symbolic.parameters()]
-    embedding = trainer.model.model.language_model.embed_tokens.weight
-    matrices = [p for p in parameters if p.dim() == 2 and p is not embedding]
+    parameters = {id(p): p for p in (*trainer.learner.parameters(), *trainer.symbolic.parameters())}.values()
+    tables = {id(module.weight) for module in trainer.learner.modules() if isinstance(module, torch.nn.Embedding)}
+    matrices = [p for p in parameters if p.dim() == 2 and id(p) not in tables]
     chosen = {id(p) for p in matrices}
     rest = [p for p in parameters if id(p) not in chosen]
     return [
@@ -180,7 +214,8 @@ def run_stage(trainer: Trainer, stage: Stage, work: Path, seed: int) -> None:
     optimizers = build_optimizers(trainer, stage)
     progress = _resume(work / f"{stage.name}.pt", trainer, optimizers)
     torch.manual_seed(seed + progress.step)
-    loader = DataLoader(Steps(stage, seed, progress.step), batch_size=None, num_workers=1, prefetch_factor=4)
+    steps = Steps(Batches(trainer.learner), stage, seed, progress.step)
+    loader = DataLoader(steps, batch_size=None, num_workers=1, prefetch_factor=4, multiprocessing_context="fork")
     log, started = Log(work / f"{stage.name}.jsonl"), time.monotonic() - progress.seconds
     for batch in loader:
         log.add(take_step(trainer, stage, optimizers, batch, progress.step))
@@ -219,7 +254,7 @@ class Log:
             self.values.setdefault(name, []).append(value)
 
     def write(self, progress: Progress) -> None:
-        means = {name: round(sum(values) / len(values), 4) for name, values in self.values.items()}
+        means = {name: round(sum(values) / len(values), 4) for name, values in sorted(self.values.items())}
         with self.path.open("a") as log:
             log.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds), **means}) + "\n")
         self.values = {}
@@ -236,8 +271,8 @@ def _resume(path: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer
 
 
 def _save(path: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer], progress: Progress) -> None:
-    state = {
-        "model": trainer.model.state_dict(),
+    state: dict[str, Any] = {
+        "learner": trainer.learner.state_dict(),
         "symbolic": trainer.symbolic.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         **dataclasses.asdict(progress),
@@ -249,35 +284,40 @@ def _save(path: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer],
 def combine_text_and_vision(trainer: Trainer, work: Path, seed: int) -> None:
     """The text model and symbolic vectors of stage `text` with the tower and readers of stage `vision`.
 
-    The tower's tokens first go onto the symbolic ones by least squares: gradients from so far off would undo the tower.
+    The tower's features first go onto the symbolic vectors by least squares: gradients from so far off would undo the tower.
     """
     text, vision = (torch.load(work / f"{name}.pt", weights_only=True) for name in ("text", "vision"))
-    seen = {name: value for name, value in vision["model"].items() if name.startswith("model.visual.")}
+    of_text = {id(p) for p in (*trainer.learner.language_model.parameters(), *trainer.learner.lm_head.parameters())}
+    names = {name for name, p in trainer.learner.named_parameters(remove_duplicate=False) if id(p) in of_text}
+    learner = {name: (text if name in names else vision)["learner"][name] for name in vision["learner"]}
+    # The newline is a vector of the language model, but lies with the tower: only stage `text` has used it.
+    learner |= {name: value for name, value in text["learner"].items() if name.endswith("image_newline")}
     readers = {name: value for name, value in vision["symbolic"].items() if "reader" in name}
-    trainer.load({"model": text["model"] | seen, "symbolic": text["symbolic"] | readers})
-    batches = Steps(dataclasses.replace(STAGES["vision"], steps=40), seed + 1, 0)
-    trainer.fit_merger(batches[index] for index in range(len(batches)))
+    trainer.load({"learner": learner, "symbolic": text["symbolic"] | readers})
+    steps = Steps(Batches(trainer.learner), Stage("vision", 40), seed + 1, 0)
+    trainer.fit_projection(steps[index] for index in range(len(steps)))
 
 
 @click.command(help=__doc__)
+@click.argument("name", type=click.Choice(list(LEARNERS)))
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for states and logs.")
 @click.option("--output", type=click.Path(path_type=Path), help="Where the finished checkpoint goes.")
+@click.option("--start", type=click.Path(path_type=Path), default=Path("models/qwen2-vl-tiny"), show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--threads", default=0, help="Threads of torch; 0 leaves its default.")
-@click.option("--only", type=click.Choice(list(STAGES)), multiple=True, help="Run these stages only.")
-def main(work: Path, output: Path | None, seed: int, threads: int, only: tuple[str, ...]) -> None:
+@click.option("--only", type=click.Choice(list(LEARNING_RATES)), multiple=True, help="Run these stages only.")
+def main(name: str, work: Path, output: Path | None, start: Path, seed: int, threads: int, only: tuple[str, ...]) -> None:
     work.mkdir(parents=True, exist_ok=True)
     if threads:
         torch.set_num_threads(threads)
-    trainer = Trainer(seed)
-    for name in only or STAGES:
-        if name in ("text", "vision"):
-            trainer = Trainer(seed)
-        else:
+    trainer = Trainer(name, seed, work, start)
+    for stage in only or trainer.learner.stages:
+        trainer = Trainer(name, seed, work, start)
+        if stage == "joint":
             combine_text_and_vision(trainer, work, seed)
-        run_stage(trainer, STAGES[name], work, seed)
+        run_stage(trainer, Stage(stage, trainer.learner.stages[stage]), work, seed)
     if output:
-        save_checkpoint(trainer.model, trainer.tokenizer, output)
+        trainer.learner.save(output)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ function of the generator it is given, so a seed fixes a scene and its questions
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,8 @@ COLOURS = {
 DIGITS = tuple("0123456789")
 LETTERS = tuple("ABCEFHKMRSTX")
 WORDS = ("cat", "dog", "sun", "car", "box", "map", "key", "bus", "cup", "hat", "pen", "egg")
+TEXTS = ("", *DIGITS, *LETTERS, *WORDS)
+"""What may be on an object."""
 PLURALS = {shape: shape + ("es" if shape == "cross" else "s") for shape in SHAPES}
 QUESTION_TYPES = ("colour", "shape", "word", "digit", "letter", "position", "count", "relation")
 
@@ -102,11 +104,14 @@ def sample_scene(
     if rng.random() >= exact_size_share:
         width += int(rng.integers(-cell_pixels // 2 + 1, cell_pixels // 2))
         height += int(rng.integers(-cell_pixels // 2 + 1, cell_pixels // 2))
-    objects = _place(rng, rows, columns, int(rng.integers(3, 7)))
+    objects = place_objects(rng, rows, columns, int(rng.integers(3, 7)))
     return Scene(rows, columns, width, height, objects, int(rng.integers(2**31)))
 
 
-def _place(rng: np.random.Generator, rows: int, columns: int, count: int) -> tuple[SceneObject, ...]:
+def place_objects(
+    rng: np.random.Generator, rows: int, columns: int, count: int, texts: Sequence[Sequence[str]] = (DIGITS, LETTERS, WORDS)
+) -> tuple[SceneObject, ...]:
+    """Up to `count` objects that do not touch, as many as find room; three of four have a text of one of the kinds `texts`."""
     # Half of the scenes draw from few shapes or colours, so that counts above one are common.
     shapes = rng.choice(SHAPES, size=int(rng.integers(1, 3)), replace=False) if rng.random() < 0.35 else SHAPES
     colours = rng.choice(list(COLOURS), size=int(rng.integers(1, 3)), replace=False) if rng.random() < 0.35 else list(COLOURS)
@@ -116,20 +121,20 @@ def _place(rng: np.random.Generator, rows: int, columns: int, count: int) -> tup
         x, y = (float(rng.uniform(size / 2, side - size / 2)) for side in (columns, rows))
         if any(max(abs(o.x - x), abs(o.y - y)) < (o.size + size) / 2 + 0.15 for o in placed):
             continue
-        placed.append(SceneObject(str(rng.choice(shapes)), str(rng.choice(colours)), _sample_text(rng), x, y, size))
+        placed.append(SceneObject(str(rng.choice(shapes)), str(rng.choice(colours)), _sample_text(rng, texts), x, y, size))
         if len(placed) == count:
             break
     return tuple(placed)
 
 
-def _sample_text(rng: np.random.Generator) -> str:
+def _sample_text(rng: np.random.Generator, texts: Sequence[Sequence[str]]) -> str:
     kind = rng.integers(4)
-    return "" if kind == 0 else str(rng.choice((DIGITS, LETTERS, WORDS)[kind - 1]))
+    return "" if kind == 0 else str(rng.choice(texts[(kind - 1) % len(texts)]))
 
 
-def ask(rng: np.random.Generator, scene: Scene, count: int) -> list[Question]:
-    """`count` questions about a scene, spread over the question types that it allows."""
-    kinds = list(_QUESTIONS)
+def ask(rng: np.random.Generator, scene: Scene, count: int, kinds: Sequence[str] = QUESTION_TYPES) -> list[Question]:
+    """`count` questions about a scene, spread over those of the types `kinds` that it allows."""
+    kinds = list(kinds)
     made: dict[str, Question] = {}
     for attempt in range(count * 12):
         # Every type once, then at random; no type may take more than a third of the questions.
@@ -141,7 +146,7 @@ def ask(rng: np.random.Generator, scene: Scene, count: int) -> list[Question]:
     return [list(made.values())[i] for i in order]
 
 
-def _refer(rng: np.random.Generator, scene: Scene, target: SceneObject, hide: str = "") -> str | None:
+def refer(rng: np.random.Generator, scene: Scene, target: SceneObject, hide: str = "") -> str | None:
     """A phrase that fits only `target`, without naming the attribute `hide` (`shape`, `colour` or `text`)."""
     same_shape = [o for o in scene.objects if o.shape == target.shape]
     phrases = []
@@ -162,13 +167,13 @@ def _pick(rng: np.random.Generator, candidates: list[SceneObject]) -> SceneObjec
 
 def _ask_colour(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
     target = _pick(rng, list(scene.objects))
-    phrase = target and _refer(rng, scene, target, hide="colour")
+    phrase = target and refer(rng, scene, target, hide="colour")
     return (f"What colour is {phrase}?", target.colour) if target and phrase else None
 
 
 def _ask_shape(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
     target = _pick(rng, list(scene.objects))
-    phrase = target and _refer(rng, scene, target, hide="shape")
+    phrase = target and refer(rng, scene, target, hide="shape")
     return (f"What shape is {phrase}?", target.shape) if target and phrase else None
 
 
@@ -179,7 +184,7 @@ _Maker = Callable[[np.random.Generator, Scene], tuple[str, str] | None]
 def _ask_text(kind: str) -> _Maker:
     def maker(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
         target = _pick(rng, [o for o in scene.objects if o.text_kind == kind])
-        phrase = target and _refer(rng, scene, target, hide="text")
+        phrase = target and refer(rng, scene, target, hide="text")
         return (f"What {kind} is on {phrase}?", target.text) if target and phrase else None
 
     return maker
@@ -192,7 +197,7 @@ def _ask_position(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | N
         if abs(o.x / scene.columns - 0.5) > POSITION_MARGIN and abs(o.y / scene.rows - 0.5) > POSITION_MARGIN
     ]
     target = _pick(rng, clear)
-    phrase = target and _refer(rng, scene, target)
+    phrase = target and refer(rng, scene, target)
     if not target or not phrase:
         return None
     vertical = "top" if target.y < scene.rows / 2 else "bottom"
@@ -213,7 +218,7 @@ def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | N
     if len(scene.objects) < 2:
         return None
     one, other = (scene.objects[i] for i in rng.choice(len(scene.objects), size=2, replace=False))
-    phrases = _refer(rng, scene, one), _refer(rng, scene, other)
+    phrases = refer(rng, scene, one), refer(rng, scene, other)
     sideways = bool(rng.random() < 0.5)
     distance = one.x - other.x if sideways else one.y - other.y
     if None in phrases or abs(distance) < RELATION_MARGIN_CELLS:

@@ -1,37 +1,76 @@
 """Writes a split as a folder: `python -m benchmarks.scenes.write --split heldout --count 500 -o DIR`.
 
-The folder holds `images/*.png` and `questions.jsonl`, one object a line: `{"image", "question", "answer", "type"}`,
-with `image` relative to the folder.
+The folder holds `images/*.png` or `videos/*.mkv` and `questions.jsonl`, one object a line: `{"image", "question", "answer",
+"type"}` (or `"video"`), with paths relative to the folder. Without `--world` the scenes are those that `models/qwen2-vl-tiny`
+began with; `--world NAME --kind video` draws clips for the checkpoint of that name. Clips are stored without loss, one frame a
+second, so that `--fps 1`, the default everywhere, sees every frame as it was drawn.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import av
 import click
+import numpy as np
+from PIL import Image
 
 from benchmarks.scenes.dataset import SPLITS, sample
 from benchmarks.scenes.render import render
+from benchmarks.scenes.tasks import sample_task
+from benchmarks.scenes.world import Question
+from benchmarks.scenes.worlds import WORLDS
+
+
+def write_clip(path: Path, frames: Sequence[Image.Image]) -> None:
+    """FFV1 in Matroska: every pixel comes back as it was."""
+    with av.open(str(path), "w", format="matroska") as file:
+        stream = file.add_stream("ffv1", rate=1, options={"level": "3"})
+        stream.width, stream.height = frames[0].size
+        stream.pix_fmt = "bgr0"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(frame), "rgb24").reformat(format="bgr0")))
+        file.mux(stream.encode())
+
+
+def write_task(
+    folder: Path, world: str | None, kind: str, split: str, seed: int, index: int, count: int
+) -> list[dict[str, str]]:
+    """The picture or clip of one task, and the rows of its questions."""
+    asked: list[Question]
+    if world is None:
+        scene, asked = sample(split, seed, index, count)
+        pictures = [render(scene)]
+    else:
+        task = sample_task(WORLDS[world], split, seed, index, kind, count)
+        pictures, asked = task.pictures(), task.questions
+    name = f"videos/{index:06d}.mkv" if kind == "video" else f"images/{index:06d}.png"
+    if kind == "video":
+        write_clip(folder / name, pictures)
+    else:
+        pictures[0].save(folder / name)
+    return [{kind: name, "question": q.text, "answer": q.answer, "type": q.type} for q in asked]
 
 
 @click.command(help=__doc__)
 @click.option("--split", type=click.Choice(list(SPLITS)), required=True)
-@click.option("--count", default=100, show_default=True, help="Number of scenes.")
-@click.option("--questions", default=1, show_default=True, help="Questions a scene.")
+@click.option("--world", type=click.Choice(list(WORLDS)), help="Checkpoint whose images and clips to draw.")
+@click.option("--kind", type=click.Choice(["image", "video"]), default="image", show_default=True)
+@click.option("--count", default=100, show_default=True, help="Number of scenes or clips.")
+@click.option("--questions", default=1, show_default=True, help="Questions about each.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--first", default=0, show_default=True, help="Number of the first scene.")
+@click.option("--first", default=0, show_default=True, help="Number of the first.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def main(split: str, count: int, questions: int, seed: int, first: int, output: Path) -> None:
-    (output / "images").mkdir(parents=True, exist_ok=True)
-    rows = []
-    for index in range(first, first + count):
-        scene, asked = sample(split, seed, index, questions)
-        name = f"images/{index:06d}.png"
-        render(scene).save(output / name)
-        rows += [{"image": name, "question": q.text, "answer": q.answer, "type": q.type} for q in asked]
+def main(split: str, world: str | None, kind: str, count: int, questions: int, seed: int, first: int, output: Path) -> None:
+    if kind == "video" and world is None:
+        raise click.UsageError("clips need --world, the checkpoint that they are drawn for.")
+    (output / f"{kind}s").mkdir(parents=True, exist_ok=True)
+    numbers = range(first, first + count)
+    rows = [row for index in numbers for row in write_task(output, world, kind, split, seed, index, questions)]
     (output / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    click.echo(f"{len(rows)} questions about {count} scenes in {output}")
+    click.echo(f"{len(rows)} questions about {count} {kind}s in {output}")
 
 
 if __name__ == "__main__":

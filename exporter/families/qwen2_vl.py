@@ -102,7 +102,7 @@ class _Pixels(msgspec.Struct, frozen=True):
 
 
 class _ImageConfig(msgspec.Struct, frozen=True):
-    """What the processor needs of preprocessor_config.json; defaults as in `_Pixels`."""
+    """What the processor needs of preprocessor_config.json, or of the one of videos."""
 
     size: _Pixels | None = None
     min_pixels: int | None = None
@@ -110,6 +110,16 @@ class _ImageConfig(msgspec.Struct, frozen=True):
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     rescale_factor: float = 1 / 255
+
+    def limits(self, default: _Pixels) -> tuple[int, int]:
+        """Fewest and most pixels."""
+        size = self.size or default
+        return self.min_pixels or size.shortest_edge, self.max_pixels or size.longest_edge
+
+
+_FRAME_PIXELS = _Pixels(128 * 28 * 28, 768 * 28 * 28)
+"""Limits of a frame where the checkpoint has no config of videos, as published ones: those of the authors' qwen-vl-utils and of
+transformers' Qwen2VLVideoProcessor. (transformers takes the limits of images then, up to 16,384 tokens for two frames.)"""
 
 
 @dataclass(frozen=True)
@@ -174,14 +184,16 @@ class Qwen2VL:
         )
 
     def processor(self) -> dict[str, Any]:
-        image = self._image_config()
-        size = image.size or _Pixels()
+        image, video = self._image_config(), self._video_config()
+        (min_pixels, max_pixels), (video_min_pixels, video_max_pixels) = image.limits(_Pixels()), video.limits(_FRAME_PIXELS)
         return {
             "patch_size": self.vision.patch_size,
             "temporal_patch_size": self.vision.temporal_patch_size,
             "merge_size": self.vision.spatial_merge_size,
-            "min_pixels": image.min_pixels or size.shortest_edge,
-            "max_pixels": image.max_pixels or size.longest_edge,
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+            "video_min_pixels": video_min_pixels,
+            "video_max_pixels": video_max_pixels,
             "image_mean": list(image.image_mean),
             "image_std": list(image.image_std),
             "rescale_factor": image.rescale_factor,
@@ -199,6 +211,26 @@ class Qwen2VL:
             file = "processor_config.json"
             values = self.checkpoint.optional_json(file).get("image_processor", {})
         return convert(values, _ImageConfig, self.checkpoint.path / file)
+
+    def _video_config(self) -> _ImageConfig:
+        """From video_preprocessor_config.json or processor_config.json, where transformers 5 may put it; published ones have none.
+
+        Raises:
+            ExportError: frames are normalised in another way than images, which the processor does not do.
+        """
+        file = "video_preprocessor_config.json"
+        values = self.checkpoint.optional_json(file)
+        if not values:
+            file = "processor_config.json"
+            values = self.checkpoint.optional_json(file).get("video_processor", {})
+        video, image = convert(values, _ImageConfig, self.checkpoint.path / file), self._image_config()
+        for name in ("image_mean", "image_std", "rescale_factor"):
+            if name in values and getattr(video, name) != getattr(image, name):
+                raise ExportError(
+                    f"{self.checkpoint.path / file}: {name} of videos is {getattr(video, name)}, that of images "
+                    f"{getattr(image, name)}, expected the same. Use the files that belong together."
+                )
+        return video
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         merge = self.vision.spatial_merge_size

@@ -20,7 +20,7 @@ _POSITION_AXES = 3  # time, height, width
 class Qwen2VLConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`manifest.processor` of a Qwen2-VL bundle.
 
-    The limits of a frame are those of transformers' Qwen2VLVideoProcessor, where the manifest has none.
+    The limits of a frame are those of transformers' Qwen2VLVideoProcessor, where the manifest of an older bundle has none.
     """
 
     patch_size: int

@@ -13,6 +13,7 @@ from transformers import Qwen2VLConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.vision_utils import get_vision_position_ids
 
+from foveate.engines import ExportError
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.families.qwen2_vl import Qwen2VL
@@ -106,6 +107,35 @@ def test_processor_defaults_are_those_of_transformers(checkpoint_copy: Path) -> 
     assert constants["max_pixels"] == reference.size["longest_edge"]
     for name in ("image_mean", "image_std", "rescale_factor", "patch_size", "temporal_patch_size", "merge_size"):
         assert constants[name] == pytest.approx(getattr(reference, name))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("video_preprocessor_config.json", OLD_SIZE),
+        ("video_preprocessor_config.json", {"min_pixels": 100, "max_pixels": 2000}),
+        ("processor_config.json", {"video_processor": OLD_SIZE}),
+    ],
+)
+def test_limits_of_frames_from_each_of_their_places(file: str, content: dict[str, Any], checkpoint_copy: Path) -> None:
+    images = read(checkpoint_copy).processor()
+    (checkpoint_copy / "video_preprocessor_config.json").unlink(missing_ok=True)
+    (checkpoint_copy / file).write_text(json.dumps(content))
+    constants = read(checkpoint_copy).processor()
+    assert (constants["video_min_pixels"], constants["video_max_pixels"]) == (100, 2000)
+    assert (constants["min_pixels"], constants["max_pixels"]) == (images["min_pixels"], images["max_pixels"])
+
+
+def test_limits_of_frames_without_a_config_of_videos(checkpoint_copy: Path) -> None:
+    (checkpoint_copy / "video_preprocessor_config.json").unlink(missing_ok=True)
+    constants = read(checkpoint_copy).processor()
+    assert (constants["video_min_pixels"], constants["video_max_pixels"]) == (128 * 28 * 28, 768 * 28 * 28)
+
+
+def test_frames_normalised_unlike_images_are_refused(checkpoint_copy: Path) -> None:
+    (checkpoint_copy / "video_preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]}))
+    with pytest.raises(ExportError, match=r"video_preprocessor_config\.json: image_mean of videos is .* expected the same"):
+        read(checkpoint_copy).processor()
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 6), (10, 2)])

@@ -10,8 +10,6 @@ goes on where it stopped; a finished one is not run again.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +19,9 @@ import numpy as np
 from rich.console import Console
 
 import foveate
+from benchmarks.pages import percent, row_of, run, write_between
 from foveate.engines import SessionOptions
-from foveate.evaluate import Estimate, Group, Results, Row, difference_points, evaluate_bundle, retained
+from foveate.evaluate import Group, Results, difference_points, evaluate_bundle, retained
 from foveate.exporter.scorer import LabelOptions
 from foveate.scorer import label_folder
 
@@ -33,7 +32,7 @@ SELECTORS = ("learned", "learned-mmr", "learned-dpp", *TRAINING_FREE, "oracle")
 SEED = 0
 PAGE = Path("docs/retention.md")
 CHART = Path("docs/retention.png")
-_BEGIN, _END = "<!-- benchmarks/retention.py writes what follows -->", "<!-- end of what it writes -->"
+_BEGIN = "<!-- benchmarks/retention.py writes what follows -->"
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,6 @@ class Work:
 
     def report(self, name: str) -> Path:
         return self.folder / f"report-{name}"
-
-
-def run(*arguments: object) -> None:
-    """A step that is a command of its own."""
-    subprocess.run([sys.executable, *map(str, arguments)], check=True)
 
 
 def prepare(work: Work, small: dict[str, Path], count: int, large_count: int) -> None:
@@ -114,16 +108,6 @@ def right_answers(report: Path) -> dict[tuple[str, float], np.ndarray]:
         for reply in json.loads(line)["replies"]:
             found.setdefault((reply["selector"], reply["keep"]), []).append(reply["right"])
     return {key: np.array(values) for key, values in found.items()}
-
-
-def percent(estimate: Estimate | None, digits: int = 1) -> str:
-    if estimate is None:
-        return "-"
-    return f"{100 * estimate.value:.{digits}f} ({100 * estimate.low:.{digits}f} - {100 * estimate.high:.{digits}f})"
-
-
-def row_of(group: Group, selector: str, keep: float) -> Row:
-    return next(row for row in group.rows if (row.selector, row.keep) == (selector, keep))
 
 
 def best_baseline(results: Results, keep: float) -> str:
@@ -226,20 +210,8 @@ def write_page(work: Work, main: Results, large: Results) -> None:
         "FastV runs its first two layers over every token (arXiv 2403.06764), here 2 of 4; at 28 layers 0.30 of the work is "
         "left at keep 0.25. Measured in PyTorch on the first 2,000 questions.",
     ]
-    text = "\n".join(_spaced(sections))
-    page = PAGE.read_text()
-    before, _, rest = page.partition(_BEGIN)
-    after = rest.partition(_END)[2]
-    PAGE.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
+    write_between(PAGE, _BEGIN, sections)
     CHART.write_bytes((work.report("heldout") / "accuracy.png").read_bytes())
-
-
-def _spaced(lines: Sequence[str]) -> Iterator[str]:
-    """A blank line around everything but the rows of a table."""
-    for line, following in zip(lines, [*lines[1:], ""], strict=True):
-        yield line
-        if following and not (line.startswith("|") and following.startswith("|")):
-            yield ""
 
 
 @click.command(help=__doc__)

@@ -41,7 +41,7 @@ def main(
 ) -> None:
     width, height = (int(side) for side in image_size.split("x"))
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    pipe = foveate.load(bundle, session.backend, session.options, verify=False)
+    pipe = foveate.load(bundle, session.backend, session.options, verify=False, vision_cache_bytes=0)
     table = Table("keep", "visual tokens", "prompt tokens", *STAGES, "KV MiB", title=f"{bundle.name}, {image_size} pixels")
     for keep in keeps:
         answers = measure(pipe, image, keep, repeats, new_tokens)

@@ -10,12 +10,14 @@ from foveate.runtime.select import SELECTORS, Policy, Relevance, Selection, Sele
 from foveate.runtime.stream import Stream
 from foveate.runtime.types import Answer, Chunk, Encoded, Layout, Message, Prepared, Request, Timings, Visual
 from foveate.runtime.video import Clip, VideoLimits, VideoSource, open_video
+from foveate.runtime.vision_cache import CacheStats, VisionCache
 
 __all__ = [
     "PROCESSORS",
     "SELECTORS",
     "Answer",
     "Budget",
+    "CacheStats",
     "Chunk",
     "Clip",
     "Encoded",
@@ -37,6 +39,7 @@ __all__ = [
     "Timings",
     "VideoLimits",
     "VideoSource",
+    "VisionCache",
     "Visual",
     "load",
     "open_image",

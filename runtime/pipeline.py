@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -33,6 +34,7 @@ from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 from foveate.runtime.types import Answer, Encoded, Prepared, Request
 from foveate.runtime.video import VideoLimits
+from foveate.runtime.vision_cache import DEFAULT_BYTES, VisionCache
 
 SCORES = frozenset({"scores", "attention"})
 """What the score graph gives."""
@@ -49,6 +51,7 @@ def load(
     limits: ImageLimits | None = None,
     verify: bool = True,
     video_limits: VideoLimits | None = None,
+    vision_cache_bytes: int = DEFAULT_BYTES,
 ) -> Pipeline:
     """Opens a bundle for answering requests.
 
@@ -60,6 +63,8 @@ def load(
         limits: which images are too large.
         verify: compare every file with its hash first.
         video_limits: which videos are too large.
+        vision_cache_bytes: most memory for the visual tokens of images and videos that were seen before, so that another
+            question about them does not run the vision graph; 0 for none.
 
     Raises:
         BundleError: the bundle can't be read or trusted.
@@ -71,7 +76,7 @@ def load(
     options = options or SessionOptions()
     graphs = {**{name: name for name in GRAPHS}, "decoder": decoder_graph(backend, options)}
     sessions = {name: open_session(bundle, graph, backend, options) for name, graph in graphs.items()}
-    return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits)
+    return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes)
 
 
 class Pipeline:
@@ -84,6 +89,10 @@ class Pipeline:
         kv_capacity_tokens: see `load`.
         limits: see `load`.
         video_limits: see `load`.
+        vision_cache_bytes: see `load`.
+
+    Attributes:
+        vision_cache: what it keeps of images and videos; `vision_cache.stats` says how it does.
 
     Raises:
         BundleError: unknown family, processor constants or chat template.
@@ -98,8 +107,10 @@ class Pipeline:
         kv_capacity_tokens: int | None = None,
         limits: ImageLimits | None = None,
         video_limits: VideoLimits | None = None,
+        vision_cache_bytes: int = DEFAULT_BYTES,
     ) -> None:
         self.manifest = manifest
+        self.vision_cache = VisionCache(vision_cache_bytes)
         self._tokenizer = tokenizer
         self._sessions = sessions
         self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits, video_limits)
@@ -135,6 +146,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Frees the graphs; the pipeline can't answer afterwards."""
+        self.vision_cache.clear()
         for session in self._sessions.values():
             session.close()
 
@@ -210,11 +222,17 @@ class Pipeline:
         return self._prepare(request)
 
     def vision(self, prepared: Prepared) -> Array:
-        """`visual_embeds [visual_tokens, hidden_size]` of every image and video, one run each, where the backend works."""
+        """`visual_embeds [visual_tokens, hidden_size]` of every image and video, one run each, where the backend works; those
+        that it has seen before come from `vision_cache`."""
         if not prepared.visuals:
             return self._text_model.no_visual_embeds
         session = self._sessions["vision"]
-        return session.memory.concatenate([session.run(visual.feeds)["visual_embeds"] for visual in prepared.visuals])
+
+        def run(feeds: Mapping[str, np.ndarray]) -> Array:
+            return session.run(feeds)["visual_embeds"]
+
+        parts = [self.vision_cache.get(visual.feeds, partial(run, visual.feeds)) for visual in prepared.visuals]
+        return session.memory.concatenate(parts)
 
     def score(self, prepared: Prepared, visual_embeds: Array, needs: frozenset[str] = SCORES) -> Relevance:
         """What a selector asks for about the visual tokens: how much each matters for the question, and the question itself.

@@ -45,6 +45,7 @@ class World:
         frames: the fewest and the most frames of a clip.
         types: types of question about an image.
         texts: kinds of text on objects.
+        shares: of images, several images and clips in training.
     """
 
     grids: tuple[tuple[int, int], ...]
@@ -56,6 +57,7 @@ class World:
     frames: tuple[int, int]
     types: tuple[str, ...]
     texts: tuple[tuple[str, ...], ...]
+    shares: tuple[float, float, float]
 
 
 @dataclass(frozen=True)

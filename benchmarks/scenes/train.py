@@ -32,7 +32,6 @@ from benchmarks.scenes.symbolic import SymbolicVision
 from benchmarks.scenes.tasks import KINDS, TYPES
 
 SAVE_EVERY, REPORT_EVERY = 100, 20
-KIND_SHARES = {"image": 0.55, "images": 0.15, "video": 0.3}
 QUESTIONS = 8
 
 
@@ -65,7 +64,7 @@ class Steps(Dataset):
     def __getitem__(self, index: int) -> Batch:
         numbers = [0, self.seed, 1 + list(LEARNING_RATES).index(self.stage.name), self.first + index]
         rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(1,)))
-        kind = KINDS[int(rng.choice(len(KINDS), p=[KIND_SHARES[name] for name in KINDS]))]
+        kind = KINDS[int(rng.choice(len(KINDS), p=self.batches.world.shares))]
         return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text")
 
 

@@ -19,6 +19,7 @@ WORLDS = {
         frames=(6, 6),
         types=("colour", "shape", "digit", "position", "count", "relation"),
         texts=(DIGITS,),
+        shares=(0.55, 0.15, 0.3),
     ),
     "qwen2-vl-tiny": World(
         grids=tuple(sample_grid(_GRIDS) for _ in range(1000)),
@@ -30,6 +31,7 @@ WORLDS = {
         frames=(5, 8),
         types=QUESTION_TYPES,
         texts=(DIGITS, LETTERS, WORDS),
+        shares=(0.5, 0.15, 0.35),
     ),
     "vila1.5-tiny": World(
         grids=((7, 8), (8, 7), (8, 8), (8, 9), (9, 8)),
@@ -41,6 +43,7 @@ WORLDS = {
         frames=(4, 5),
         types=("colour", "shape", "digit", "position", "count", "relation"),
         texts=(DIGITS,),
+        shares=(0.4, 0.15, 0.45),
     ),
 }
 """By the name of the checkpoint."""

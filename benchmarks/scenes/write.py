@@ -57,20 +57,24 @@ def write_task(
 @click.command(help=__doc__)
 @click.option("--split", type=click.Choice(list(SPLITS)), required=True)
 @click.option("--world", type=click.Choice(list(WORLDS)), help="Checkpoint whose images and clips to draw.")
-@click.option("--kind", type=click.Choice(["image", "video"]), default="image", show_default=True)
-@click.option("--count", default=100, show_default=True, help="Number of scenes or clips.")
+@click.option("--kind", "kinds", type=click.Choice(["image", "video"]), multiple=True, default=["image"], show_default=True)
+@click.option("--count", default=100, show_default=True, help="Number of scenes, and of clips.")
 @click.option("--questions", default=1, show_default=True, help="Questions about each.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--first", default=0, show_default=True, help="Number of the first.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def main(split: str, world: str | None, kind: str, count: int, questions: int, seed: int, first: int, output: Path) -> None:
-    if kind == "video" and world is None:
+def main(
+    split: str, world: str | None, kinds: tuple[str, ...], count: int, questions: int, seed: int, first: int, output: Path
+) -> None:
+    if "video" in kinds and world is None:
         raise click.UsageError("clips need --world, the checkpoint that they are drawn for.")
-    (output / f"{kind}s").mkdir(parents=True, exist_ok=True)
-    numbers = range(first, first + count)
-    rows = [row for index in numbers for row in write_task(output, world, kind, split, seed, index, questions)]
+    rows = []
+    for kind in kinds:
+        (output / f"{kind}s").mkdir(parents=True, exist_ok=True)
+        for index in range(first, first + count):
+            rows += write_task(output, world, kind, split, seed, index, questions)
     (output / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    click.echo(f"{len(rows)} questions about {count} {kind}s in {output}")
+    click.echo(f"{len(rows)} questions about {count} {'s and '.join(kinds)}s in {output}")
 
 
 if __name__ == "__main__":

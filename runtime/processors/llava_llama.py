@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import BundleError, RequestError, VisionShape
+from foveate.runtime.processors.pixels import Normalisation
 from foveate.runtime.types import Layout, Picture, Visual, VisualKind
 
 
@@ -49,11 +50,8 @@ class LlavaLlamaProcessor:
         self.patch_side = self.constants.image_size // self.constants.patch_size
         self.token_side = math.ceil(self.patch_side / self.constants.merge_size)
         self.frame_tokens = self.token_side**2
-        # An 8-bit channel has 256 values, so a table holds every result. float64 before float32 as transformers computes it.
-        levels = (np.arange(256) * self.constants.rescale_factor).astype(np.float32)
-        mean = np.array(self.constants.image_mean, np.float32)
-        std = np.array(self.constants.image_std, np.float32)
-        self._normalised = ((levels[:, None] - mean) / std).T.copy()  # [3, 256]
+        image = self.constants
+        self._normalisation = Normalisation(image.image_mean, image.image_std, image.rescale_factor)
 
     def image(self, image: Image.Image, alone: bool = True) -> Visual:
         """Resizes and normalises an RGB image, bit for bit as transformers' PIL processor of SigLIP does."""
@@ -100,7 +98,9 @@ class LlavaLlamaProcessor:
         tokens = np.arange(len(frames) * self.frame_tokens).reshape(len(frames), *grid).transpose(0, 2, 1)
         shown = zip(resized, tokens, seconds, strict=True)
         pictures = tuple(Picture(self._seen(image), grid, own.flatten(), second) for image, own, second in shown)
-        return Visual({"pixel_values": self._patches(resized)}, ((len(frames), *grid),), pictures, kind)
+        pixels = np.stack([np.asarray(image) for image in resized])
+        patches = self._normalisation.square_patches(pixels, self.patch_side, self.constants.patch_size)
+        return Visual({"pixel_values": patches}, ((len(frames), *grid),), pictures, kind)
 
     def _seen(self, image: Image.Image) -> Image.Image:
         """What the visual tokens tile: an odd grid's last row and column of tokens reach past the patches, into black."""
@@ -108,13 +108,3 @@ class LlavaLlamaProcessor:
         seen = self.patch_side * patch
         side = self.token_side * self.constants.merge_size * patch
         return image.crop((0, 0, seen, seen)).crop((0, 0, side, side))
-
-    def _patches(self, frames: Sequence[Image.Image]) -> np.ndarray:
-        """RGB squares to `[frames, patches, 3 * patch_size ** 2]` float32: normalised, in the order channel, row, column."""
-        side, size = self.patch_side, self.constants.patch_size
-        pixels = np.stack([np.asarray(frame) for frame in frames])[:, : side * size, : side * size]
-        blocks = pixels.reshape(-1, side, size, side, size, 3).transpose(0, 1, 3, 5, 2, 4)
-        patches = np.empty(blocks.shape, np.float32)
-        for channel, table in enumerate(self._normalised):
-            patches[:, :, :, channel] = table[blocks[:, :, :, channel]]
-        return patches.reshape(len(frames), side**2, -1)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from foveate.engines import BundleError, Grid, RequestError, VisionShape
 from foveate.runtime.processors.interpolate import bilinear, single
+from foveate.runtime.processors.pixels import Normalisation
 from foveate.runtime.types import Layout, Picture, Visual, VisualKind
 
 _SHRINK_ABOVE = 1.1
@@ -76,11 +77,8 @@ class LlavaOnevisionProcessor:
         self.grid_size = self.constants.image_size // self.constants.patch_size
         self.patches = self.grid_size**2
         self.pooled_size = math.ceil(self.grid_size / 2)
-        # An 8-bit channel has 256 values, so a table holds every result. float64 before float32 as transformers computes it.
-        levels = (np.arange(256) * self.constants.rescale_factor).astype(np.float32)
-        mean = np.array(self.constants.image_mean, np.float32)
-        std = np.array(self.constants.image_std, np.float32)
-        self._normalised = ((levels[:, None] - mean) / std).T.copy()  # [3, 256]
+        image = self.constants
+        self._normalisation = Normalisation(image.image_mean, image.image_std, image.rescale_factor)
 
     def image(self, image: Image.Image, alone: bool = True) -> Visual:
         """Crops an RGB image, bit for bit as transformers' PIL processor does.
@@ -231,17 +229,9 @@ class LlavaOnevisionProcessor:
         kind: VisualKind = "image",
     ) -> Visual:
         indices, weights = (np.concatenate(parts) for parts in zip(*taps, strict=True))
-        feeds = {"pixel_values": self._patches(crops), "gather_indices": indices, "gather_weights": weights}
+        pixel_values = self._normalisation.square_patches(crops, self.grid_size, self.constants.patch_size)
+        feeds = {"pixel_values": pixel_values, "gather_indices": indices, "gather_weights": weights}
         return Visual(feeds, grids, tuple(pictures), kind)
-
-    def _patches(self, crops: np.ndarray) -> np.ndarray:
-        """`[crops, image_size, image_size, 3]` uint8 to `[crops, patches, 3 * patch_size ** 2]` float32, normalised."""
-        grid, size = self.grid_size, self.constants.patch_size
-        blocks = crops[:, : grid * size, : grid * size].reshape(-1, grid, size, grid, size, 3).transpose(0, 1, 3, 5, 2, 4)
-        patches = np.empty(blocks.shape, np.float32)
-        for channel, table in enumerate(self._normalised):
-            patches[:, :, :, channel] = table[blocks[:, :, :, channel]]
-        return patches.reshape(len(crops), self.patches, -1)
 
 
 def _fit(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import BundleError, RequestError, VisionShape
+from foveate.runtime.processors.pixels import Normalisation
 from foveate.runtime.types import Layout, Picture, Visual, VisualKind
 
 _MAX_ASPECT_RATIO = 200
@@ -49,11 +50,8 @@ class Qwen2VLProcessor:
             raise BundleError(
                 f"the manifest's processor constants are not Qwen2-VL's: {error}. Export the bundle again."
             ) from error
-        # An 8-bit channel has 256 values, so a table holds every result. float64 before float32 as transformers computes it.
-        levels = (np.arange(256) * self.constants.rescale_factor).astype(np.float32)
-        mean = np.array(self.constants.image_mean, np.float32)
-        std = np.array(self.constants.image_std, np.float32)
-        self._normalised = ((levels[:, None] - mean) / std).T.copy()  # [3, 256]
+        image = self.constants
+        self._normalisation = Normalisation(image.image_mean, image.image_std, image.rescale_factor)
 
     def image(self, image: Image.Image, alone: bool = True) -> Visual:
         """Resizes and normalises an RGB image and cuts it into patches, bit for bit as transformers' PIL processor does.
@@ -123,8 +121,7 @@ class Qwen2VLProcessor:
                 continue
             blocks = np.asarray(frame).reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
             blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, size * size)
-            for channel, table in enumerate(self._normalised):
-                patches[:, channel, number] = table[blocks[:, channel]]
+            self._normalisation.into(patches[:, :, number], blocks, axis=1)
         return patches.reshape(rows * columns, -1)
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:

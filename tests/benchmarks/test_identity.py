@@ -1,0 +1,43 @@
+"""The trained reference checkpoints answer held-out prompts token for token as their reference implementations do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import foveate
+from benchmarks.identity import REFERENCES, Reference, differing
+from benchmarks.scenes.tasks import KINDS, Kind, sample_task
+from benchmarks.scenes.worlds import WORLDS
+
+MODELS = Path(__file__).parents[2] / "models"
+QUESTIONS = 8
+
+
+@pytest.fixture(scope="module", params=list(WORLDS))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Reference, foveate.Pipeline]:
+    name: str = request.param
+    checkpoint = MODELS / name
+    bundle = tmp_path_factory.mktemp(name) / "x.bundle"
+    foveate.export(checkpoint, bundle, foveate.ExportOptions(scorer=checkpoint / "scorer.safetensors"))
+    return name, REFERENCES[name](checkpoint), foveate.load(bundle)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_are_those_of_the_reference(case: tuple[str, Reference, foveate.Pipeline], kind: Kind) -> None:
+    name, reference, pipe = case
+    assert differing(name, reference, pipe, kind, QUESTIONS) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("keep", [1.0, 0.25])
+def test_most_answers_are_right(case: tuple[str, Reference, foveate.Pipeline], kind: Kind, keep: float) -> None:
+    name, _, pipe = case
+    right = 0
+    for index in range(QUESTIONS):
+        task = sample_task(WORLDS[name], "validation", 0, index, kind, 1)
+        visuals = {"videos": [task.pictures()]} if kind == "video" else {"images": task.pictures()}
+        answer = pipe.generate(foveate.Request.ask(task.questions[0].text, **visuals, keep=keep, max_new_tokens=8))
+        right += answer.text.strip() == task.questions[0].answer
+    assert right >= QUESTIONS - 2

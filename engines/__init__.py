@@ -1,6 +1,6 @@
 """The bundle format, and the backends that run its graphs."""
 
-from foveate.engines.backends import BACKENDS, SessionOptions, decoder_graph, open_session
+from foveate.engines.backends import BACKENDS, STEP_DECODER, SessionOptions, decoder_graph, open_session
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
 from foveate.engines.errors import (
     BackendError,
@@ -33,6 +33,7 @@ __all__ = [
     "BACKENDS",
     "NEIGHBOURS",
     "SCHEMA_VERSION",
+    "STEP_DECODER",
     "Array",
     "BackendError",
     "Bundle",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from foveate.engines import NEIGHBOURS, GraphSpec, TensorSpec
+from foveate.engines import NEIGHBOURS, STEP_DECODER, GraphSpec, TensorSpec
 from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, StandardDecoder, TextDecoder
 from foveate.exporter.prompt import Embed, Score
 from foveate.exporter.scorer.network import Scorer
@@ -40,11 +40,13 @@ def vision_graph(visual: nn.Module, inputs: tuple[TensorSpec, ...], hidden_size:
 
 
 def text_graphs(language_model: TextDecoder, scorer: Scorer | None) -> list[GraphModule]:
-    """`score`, `embed` and both lowerings of the decoder; they share the language model's weights."""
+    """`score`, `embed`, both lowerings of the decoder, and the first once more for steps of one token, which may have weights
+    of another precision; they share the language model's weights."""
     return [
         _score_graph(language_model, scorer),
         _embed_graph(language_model),
-        _decoder_graph(language_model),
+        _decoder_graph(language_model, "decoder"),
+        _decoder_graph(language_model, STEP_DECODER),
         _standard_decoder_graph(language_model),
     ]
 
@@ -73,7 +75,7 @@ def _embed_graph(language_model: TextDecoder) -> GraphModule:
     return _graph("embed", Embed(language_model), inputs, (_inputs_embeds(hidden_size),))
 
 
-def _decoder_graph(language_model: TextDecoder) -> GraphModule:
+def _decoder_graph(language_model: TextDecoder, name: str) -> GraphModule:
     config = language_model.config
     inputs = (
         *_decoder_inputs(config),
@@ -82,7 +84,7 @@ def _decoder_graph(language_model: TextDecoder) -> GraphModule:
         *_cache(config, PAST_PREFIX, "kv_capacity"),
     )
     outputs = (*_next_token(config), *_cache(config, "present.", "kv_capacity"))
-    return _graph("decoder", OnnxRuntimeDecoder(language_model), inputs, outputs)
+    return _graph(name, OnnxRuntimeDecoder(language_model), inputs, outputs)
 
 
 def _standard_decoder_graph(language_model: TextDecoder) -> GraphModule:

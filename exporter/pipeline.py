@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
+import onnx_ir as ir
 
 from foveate.engines import (
     SCHEMA_VERSION,
+    STEP_DECODER,
     Bundle,
     DecoderEntry,
-    ExportError,
     Manifest,
     RetentionPoint,
     ScorerEntry,
@@ -32,12 +33,13 @@ from foveate.exporter.families import read_family
 from foveate.exporter.family import Family
 from foveate.exporter.graphs import GraphModule, text_graphs, vision_graph
 from foveate.exporter.parity import ParityReport, check_parity
+from foveate.exporter.precision import FP32_GRAPHS, describe, plan_precisions
+from foveate.exporter.quantise import quantise_graph
 from foveate.exporter.scorer.file import read_scorer
 from foveate.exporter.scorer.network import Scorer
-from foveate.exporter.trace import write_graph
-from foveate.exporter.weights import Weight, resolve_weights, write_weights
+from foveate.exporter.trace import save_graph, trace_graph
+from foveate.exporter.weights import Weight, Writable, resolve_weights, write_weights
 
-PRECISIONS = ("fp32",)
 # Beside the graphs, because ONNX Runtime refuses external data outside of a graph's folder.
 _WEIGHTS = "graphs/weights.safetensors"
 
@@ -50,7 +52,8 @@ class ExportOptions:
     """How to export.
 
     Attributes:
-        precision: of weights and arithmetic; `fp32`.
+        precision: of weights and arithmetic: `fp32`, `int8` or `int4`; see `plan_precisions`.
+        parts: those of `vision` and `decoder` whose precision is another.
         overwrite: replace a bundle that is already there.
         scorer: file of a trained scorer; None scores by attention.
         check: hold every graph against the checkpoint's own library before the bundle takes its place. It loads the
@@ -58,6 +61,7 @@ class ExportOptions:
     """
 
     precision: str = "fp32"
+    parts: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
     check: bool = True
     scorer: Path | None = None
@@ -94,32 +98,33 @@ def export(
         BundleError: `output` exists.
     """
     options, report = options or ExportOptions(), progress or (lambda step: None)
-    if options.precision not in PRECISIONS:
-        raise ExportError(f"precision '{options.precision}' is not supported. Choose one of {', '.join(PRECISIONS)}.")
+    precisions = plan_precisions(options.precision, options.parts)
     report("reading the checkpoint")
     source = Checkpoint.open(Path(checkpoint))
     family = read_family(source)
     scorer = None if options.scorer is None else _read_scorer(Path(options.scorer), source, family)
-    graphs = build_graphs(family, scorer and scorer.network)
+    graphs = build_graphs(family, scorer and scorer.network, precisions)
     weights = resolve_weights([graph.module for graph in graphs], source, family.checkpoint_keys)
-    manifest = _manifest(family, source, graphs, options.precision, scorer.entry if scorer else ScorerEntry())
+    manifest = _manifest(family, source, graphs, describe(precisions), scorer.entry if scorer else ScorerEntry())
     with new_folder(Path(output), options.overwrite) as folder:
         shutil.copyfile(source.tokenizer, _inside(folder, f"tokenizer/{TOKENIZER}"))
-        _write_graphs(graphs, weights, folder, report)
+        _write_graphs(graphs, weights, precisions, folder, report)
         report("hashing the files")
         write_manifest(folder, msgspec.structs.replace(manifest, files=list_files(folder)))
         network = scorer and scorer.network
-        parity = check_parity(Bundle.open(folder, verify=False), family, network, report) if options.check else None
+        bundle = Bundle.open(folder, verify=False)
+        parity = check_parity(bundle, family, network, precisions, report) if options.check else None
         if calibrate:
             report("measuring the retention curve")
             _store_retention(folder, calibrate(folder))
     return ExportResult(Path(output), parity)
 
 
-def build_graphs(family: Family, scorer: Scorer | None = None) -> list[GraphModule]:
-    """Every graph of a bundle of the family."""
+def build_graphs(family: Family, scorer: Scorer | None = None, names: Collection[str] = FP32_GRAPHS) -> list[GraphModule]:
+    """The graphs of a bundle of the family, those of `names`."""
     vision = vision_graph(family.vision_tower(), family.vision_inputs, family.decoder.hidden_size)
-    return [vision, *text_graphs(TextDecoder(family.decoder), scorer)]
+    graphs = [vision, *text_graphs(TextDecoder(family.decoder), scorer)]
+    return [graph for graph in graphs if graph.spec.name in names]
 
 
 class _TrainedScorer(NamedTuple):
@@ -145,12 +150,29 @@ def _store_retention(folder: Path, retention: Sequence[RetentionPoint]) -> None:
     write_manifest(folder, msgspec.structs.replace(manifest, scorer=scorer))
 
 
-def _write_graphs(graphs: list[GraphModule], weights: dict[str, Weight], folder: Path, report: Progress) -> None:
-    report("writing the weights")
-    stored = write_weights(weights, _inside(folder, _WEIGHTS))
+def _write_graphs(
+    graphs: Sequence[GraphModule],
+    weights: Mapping[str, Weight],
+    precisions: Mapping[str, str],
+    folder: Path,
+    report: Progress,
+) -> None:
+    """The graphs, and the weights that they use in the precision in which they use them."""
+    models: dict[str, ir.Model] = {}
+    needed: dict[str, Writable] = {}
     for graph in graphs:
-        report(f"writing the graph '{graph.spec.name}'")
-        write_graph(graph, stored, _inside(folder, graph.spec.file))
+        name = graph.spec.name
+        report(f"tracing the graph '{name}'")
+        # A decode step is the decoder with other weights, so it is not traced again.
+        models[name] = models["decoder"].clone() if name == STEP_DECODER else trace_graph(graph, weights.keys())
+    for name, model in models.items():
+        if precisions[name] != "fp32":
+            needed |= quantise_graph(model, weights, precisions[name])
+        needed |= {key: weights[key] for key in model.graph.initializers.keys() & weights.keys()}
+    report("writing the weights")
+    stored = write_weights(needed, _inside(folder, _WEIGHTS))
+    for graph in graphs:
+        save_graph(models[graph.spec.name], graph.spec, stored, _inside(folder, graph.spec.file))
 
 
 def _manifest(family: Family, source: Checkpoint, graphs: list[GraphModule], precision: str, scorer: ScorerEntry) -> Manifest:

@@ -19,9 +19,11 @@ import torch
 from foveate.engines import ExportError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WRITTEN_DTYPES = {"F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 32 * 1024 * 1024
 _PAGE_BYTES = 4096
+_ALIGNED_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -98,34 +100,37 @@ def _check_entry(tensor: StoredTensor, file_bytes: int, remedy: str) -> None:
 
 @dataclass(frozen=True)
 class FilePlan:
-    """A float32 safetensors file that is yet to be written: its header and where each tensor will lie."""
+    """A safetensors file that is yet to be written: its header and where each tensor will lie."""
 
     path: Path
     header: bytes
     tensors: dict[str, StoredTensor]
 
     @classmethod
-    def lay_out(cls, path: Path, shapes: Mapping[str, tuple[int, ...]]) -> FilePlan:
-        """Gives each tensor its place.
+    def lay_out(cls, path: Path, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, str] | None = None) -> FilePlan:
+        """Gives each tensor its place; `dtypes` has those that are not `F32`: `I8` or `U8`.
 
         The data starts on a page, and tensors whose size is a multiple of 64 bytes come first, so that all of those lie
         on 64 bytes as runtimes like for memory-mapped weights (the format allows no padding between tensors).
         """
-        names = sorted(shapes, key=lambda name: (math.prod(shapes[name]) % 16 != 0, name))
-        sizes = [4 * math.prod(shapes[name]) for name in names]
+        kinds = {name: (dtypes or {}).get(name, "F32") for name in shapes}
+        bytes_of = {name: math.prod(shapes[name]) * _WRITTEN_DTYPES[kinds[name]].itemsize for name in shapes}
+        names = sorted(shapes, key=lambda name: (bytes_of[name] % _ALIGNED_BYTES != 0, name))
+        sizes = [bytes_of[name] for name in names]
         places = {
-            name: StoredTensor(path, name, "F32", tuple(shapes[name]), begin, size)
+            name: StoredTensor(path, name, kinds[name], tuple(shapes[name]), begin, size)
             for name, begin, size in zip(names, [0, *accumulate(sizes[:-1])], sizes, strict=True)
         }
         header = _encode_header(places)
         return cls(path, header, {name: replace(place, offset=place.offset + len(header)) for name, place in places.items()})
 
-    def write(self, chunks: Iterable[torch.Tensor]) -> None:
-        """Writes the file; `chunks` yields the tensors in the order of `tensors`, each whole or in consecutive rows."""
+    def write(self, tensors: Iterable[Iterable[torch.Tensor]]) -> None:
+        """Writes the file; `tensors` yields each one of `self.tensors`, in its order, whole or in consecutive rows."""
         with self.path.open("wb") as file:
             file.write(self.header)
-            for chunk in chunks:
-                file.write(chunk.to(torch.float32).contiguous().numpy().data)
+            for place, chunks in zip(self.tensors.values(), tensors, strict=True):
+                for chunk in chunks:
+                    file.write(chunk.to(_WRITTEN_DTYPES[place.dtype]).contiguous().numpy().data)
 
 
 def _encode_header(tensors: Mapping[str, StoredTensor]) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from foveate.exporter.graphs import PAST_PREFIX, GraphModule
 from foveate.exporter.quiet import quiet
 from foveate.exporter.safetensors import StoredTensor
 
+_DATA_TYPES = {"F32": ir.DataType.FLOAT, "I8": ir.DataType.INT8, "U8": ir.DataType.UINT8}
 # Any sizes do that are above 1, differ and fit each other: no dimension may look constant, or like another one, in the trace.
 _EXAMPLE_SIZES = {
     "batch": 2,
@@ -33,28 +34,34 @@ _EXAMPLE_SIZES = {
 }
 
 
-def write_graph(graph: GraphModule, weights: Mapping[str, StoredTensor], path: Path) -> None:
-    """Traces a graph and writes it to `path`.
-
-    Args:
-        graph: what to trace.
-        weights: where each parameter of the module lies, by its name; the files are in the folder of `path`, because ONNX
-            Runtime refuses external data outside of it.
-        path: the ONNX file to write.
-    """
+def trace_graph(graph: GraphModule, weights: Set[str]) -> ir.Model:
+    """A graph as ONNX, whose `weights`, named like the parameters of its module, have no values yet."""
     with quiet():
         model = _trace(graph)
         # Without values the weights pass through folding untouched.
-        for name in weights.keys() & model.graph.initializers.keys():
+        for name in weights & model.graph.initializers.keys():
             model.graph.initializers[name].const_value = None
         optimizer.fold_constants(model)
         passes.CommonSubexpressionEliminationPass()(model)
         optimizer.remove_unused_nodes(model)
         # The trace notes the source line of every node, with the paths of this machine.
         passes.ClearMetadataAndDocStringPass()(model)
-    for name in weights.keys() & model.graph.initializers.keys():
-        model.graph.initializers[name].const_value = _external(weights[name])
-    _name_dimensions(model.graph, graph.spec)
+    return model
+
+
+def save_graph(model: ir.Model, spec: GraphSpec, stored: Mapping[str, StoredTensor], path: Path) -> None:
+    """Writes a graph to `path`.
+
+    Args:
+        model: from `trace_graph`.
+        spec: what it takes and gives.
+        stored: where each of its weights lies, by name; the files are in the folder of `path`, because ONNX Runtime refuses
+            external data outside of it.
+        path: the ONNX file to write.
+    """
+    for name in stored.keys() & model.graph.initializers.keys():
+        model.graph.initializers[name].const_value = _external(stored[name])
+    _name_dimensions(model.graph, spec)
     ir.save(model, path)
 
 
@@ -101,7 +108,7 @@ def _external(tensor: StoredTensor) -> ir.ExternalTensor:
         tensor.file.name,
         offset=tensor.offset,
         length=tensor.size_bytes,
-        dtype=ir.DataType.FLOAT,
+        dtype=_DATA_TYPES[tensor.dtype],
         shape=ir.Shape(tensor.shape),
         name=tensor.name,
         base_dir=tensor.file.parent,

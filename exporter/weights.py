@@ -1,4 +1,4 @@
-"""The weights of a bundle: every parameter of its graphs once, in one float32 safetensors file."""
+"""The weights of a bundle: every parameter of its graphs once, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
@@ -25,6 +26,7 @@ class Weight:
     shape: tuple[int, ...]
     source: StoredTensor
     transposed: bool
+    dtype: ClassVar[str] = "F32"
 
     def chunks(self) -> Iterator[Tensor]:
         """The values in the layout of the graphs; what is not transposed comes a few rows at a time."""
@@ -50,10 +52,27 @@ def resolve_weights(
     return weights
 
 
-def write_weights(weights: Mapping[str, Weight], path: Path) -> dict[str, StoredTensor]:
+class Writable(Protocol):
+    """A tensor of the bundle that is made while it is written."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> str:
+        """As safetensors has it: `F32`, `I8` or `U8`."""
+        ...
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The values, whole or in consecutive rows."""
+        ...
+
+
+def write_weights(weights: Mapping[str, Writable], path: Path) -> dict[str, StoredTensor]:
     """Writes every weight to a file, a few at a time, and says where each one lies."""
-    plan = FilePlan.lay_out(path, {name: weight.shape for name, weight in weights.items()})
-    plan.write(chunk for name in plan.tensors for chunk in weights[name].chunks())
+    shapes = {name: weight.shape for name, weight in weights.items()}
+    plan = FilePlan.lay_out(path, shapes, {name: weight.dtype for name, weight in weights.items()})
+    plan.write(weights[name].chunks() for name in plan.tensors)
     return plan.tensors
 
 

@@ -54,12 +54,14 @@ class TextModel:
         embed: the graph `embed`.
         decoder: the graph `decoder` or `decoder_standard`.
         entry: the decoder's sizes.
+        step: what runs decode steps, where the bundle has another graph for them.
     """
 
-    def __init__(self, embed: Session, decoder: Session, entry: DecoderEntry) -> None:
+    def __init__(self, embed: Session, decoder: Session, entry: DecoderEntry, step: Session | None = None) -> None:
         self.entry = entry
         self._embed = embed
         self._decoder = decoder
+        self._step = step or decoder
         self._inputs = {tensor.name: tensor for tensor in decoder.spec.inputs}
         visual_embeds = next(tensor for tensor in embed.spec.inputs if tensor.name == "visual_embeds")
         self._visual_dtype = visual_embeds.dtype
@@ -118,7 +120,8 @@ class TextModel:
     def prefill(self, inputs_embeds: Array, batch: Batch, cache: KVCache) -> NextTokens:
         """Fills an empty cache with the prompts; what comes after their last tokens."""
         width = batch.input_ids.shape[1]
-        found = self._decode(inputs_embeds, batch.position_ids, batch.lengths - 1, cache, batch.lengths, width)
+        last = batch.lengths - 1
+        found = self._decode(self._decoder, inputs_embeds, batch.position_ids, last, cache, batch.lengths, width)
         cache.lengths[:] = batch.lengths
         return found
 
@@ -135,10 +138,11 @@ class TextModel:
         position_ids = np.tile(positions[:, None], (self.entry.position_axes, 1, 1))
         lengths = cache.lengths + np.int32(1)
         looked_at = min(-(-int(lengths.max()) // _CACHE_STEP_TOKENS) * _CACHE_STEP_TOKENS, cache.capacity_tokens)
-        return self._decode(inputs_embeds, position_ids, np.zeros_like(tokens), cache, lengths, looked_at)
+        return self._decode(self._step, inputs_embeds, position_ids, np.zeros_like(tokens), cache, lengths, looked_at)
 
     def _decode(
         self,
+        session: Session,
         inputs_embeds: Array,
         position_ids: np.ndarray,
         last_indices: np.ndarray,
@@ -159,5 +163,5 @@ class TextModel:
             "cache_indices": np.arange(cache_tokens),
         }
         wanted = {name: array for name, array in feeds.items() if name in self._inputs}
-        outputs = self._decoder.run({**wanted, **cache.feeds}, cache.buffers)
+        outputs = session.run({**wanted, **cache.feeds}, cache.buffers)
         return NextTokens(outputs["logits"], np.asarray(outputs["likeliest_tokens"]))

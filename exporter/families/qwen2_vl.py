@@ -213,7 +213,7 @@ class Qwen2VL:
         return convert(values, _ImageConfig, self.checkpoint.path / file)
 
     def _video_config(self) -> _ImageConfig:
-        """From video_preprocessor_config.json or processor_config.json, where transformers 5 may put it; published ones have none.
+        """From video_preprocessor_config.json, or from processor_config.json, where transformers 5 may put it.
 
         Raises:
             ExportError: frames are normalised in another way than images, which the processor does not do.

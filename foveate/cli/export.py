@@ -30,23 +30,34 @@ def load_exporter() -> ModuleType:
 @click.command("export")
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle, e.g. x.bundle.")
-@click.option("--precision", default="fp32", show_default=True, help="Precision of the weights.")
+@click.option("--precision", default="fp32", show_default=True, help="fp32, int8 or int4, for the CPU.")
+@click.option("--vision", help="Precision of the vision tower, where it is another: fp32 or int8.")
+@click.option("--decoder", help="Precision of the decoder, where it is another: fp32, int8 or int4.")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @click.option("--scorer", type=click.Path(path_type=Path), help="A trained scorer, from 'foveate scorer train'.")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Folder of questions to measure the retention curve on.")
 @click.option("--check/--no-check", default=True, show_default=True, help="Compare every graph with transformers.")
 def export_command(
-    checkpoint: Path, output: Path, precision: str, force: bool, scorer: Path | None, calibrate: Path | None, check: bool
+    checkpoint: Path,
+    output: Path,
+    precision: str,
+    vision: str | None,
+    decoder: str | None,
+    force: bool,
+    scorer: Path | None,
+    calibrate: Path | None,
+    check: bool,
 ) -> None:
     """Export CHECKPOINT, a Hugging Face folder, into a bundle of ONNX graphs."""
     exporter = load_exporter()
     measure = None if calibrate is None else _calibration(calibrate)
+    parts = {name: chosen for name, chosen in (("vision", vision), ("decoder", decoder)) if chosen}
     console = Console(stderr=True)
     with console.status("Exporting ...") as status:
         result = exporter.export(
             checkpoint,
             output,
-            exporter.ExportOptions(precision=precision, overwrite=force, check=check, scorer=scorer),
+            exporter.ExportOptions(precision, parts, overwrite=force, check=check, scorer=scorer),
             progress=lambda message: status.update(f"{message} ..."),
             calibrate=measure,
         )
@@ -54,7 +65,7 @@ def export_command(
         worst = result.parity.worst()
         click.echo(
             f"parity: {len(result.parity.rows)} comparisons with transformers passed; closest to its limit: "
-            f"{worst.graph}.{worst.output}, max |diff| {worst.max_abs_diff:.2g} of {worst.tolerance:.2g} allowed",
+            f"{worst.graph}.{worst.output}, {worst.measure} {worst.difference:.2g} of {worst.tolerance:.2g} allowed",
             err=True,
         )
     click.echo(result.bundle)

@@ -21,7 +21,7 @@ from foveate.exporter.families import read_family
 from foveate.exporter.graphs import text_graphs
 from foveate.exporter.parity import ScatterCache, SharedCache
 from foveate.exporter.safetensors import read_header
-from foveate.exporter.trace import write_graph
+from foveate.exporter.trace import save_graph, trace_graph
 
 NEW_TOKENS = 8
 GRAPHS = ("vision", "score", "embed", "decoder", "decoder_standard")
@@ -36,7 +36,8 @@ def write_embed_graph(checkpoint: Path, bundle: Bundle, folder: Path) -> Path:
     (weights,) = bundle.path.rglob("*.safetensors")
     language_model = TextDecoder(read_family(Checkpoint.open(checkpoint)).decoder)
     graph = next(graph for graph in text_graphs(language_model, None) if graph.spec.name == "embed")
-    write_graph(graph, read_header(weights), folder / "embed.onnx")
+    stored = read_header(weights)
+    save_graph(trace_graph(graph, stored.keys()), graph.spec, stored, folder / "embed.onnx")
     return folder / "embed.onnx"
 
 

@@ -21,7 +21,7 @@ SHAPES = {"odd": (3, 5), "even": (4, 16), "vector": (7,), "cube": (2, 2, 16)}
 
 def write(path: Path, tensors: dict[str, torch.Tensor]) -> FilePlan:
     plan = FilePlan.lay_out(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    plan.write(tensors[name] for name in plan.tensors)
+    plan.write([tensors[name]] for name in plan.tensors)
     return plan
 
 

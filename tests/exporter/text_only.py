@@ -26,7 +26,7 @@ from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
 from foveate.exporter.decoder import DecoderConfig, TextDecoder
 from foveate.exporter.graphs import text_graphs
 from foveate.exporter.text_config import read_decoder
-from foveate.exporter.trace import write_graph
+from foveate.exporter.trace import save_graph, trace_graph
 from foveate.exporter.weights import resolve_weights, write_weights
 from foveate.runtime.batch import Batch, Pruned, pad
 from foveate.runtime.decode import Row, decode
@@ -45,7 +45,7 @@ def export_text(checkpoint: Path, folder: Path) -> Bundle:
     weights = resolve_weights([graph.module for graph in graphs], source, _checkpoint_keys)
     stored = write_weights(weights, folder / "graphs" / "weights.safetensors")
     for graph in graphs:
-        write_graph(graph, stored, folder / graph.spec.file)
+        save_graph(trace_graph(graph, stored.keys()), graph.spec, stored, folder / graph.spec.file)
     manifest = Manifest(
         schema_version=SCHEMA_VERSION,
         foveate_version="0",

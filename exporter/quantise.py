@@ -1,0 +1,230 @@
+"""Weights in 8 and 4 bits, and the graphs that compute with them on ONNX Runtime.
+
+`int8` stores a matrix `[in, out]` with one scale per column; activations are rounded to 8 bits as they come (one scale a
+tensor), so products run in integers: fast where many rows meet the matrix, as in a prefill or a vision tower. `int4` stores
+blocks of 32 consecutive weights of a column with a scale each and reads a seventh of the bytes: fast where one row does, as in
+a decode step. Tables that are read by row, or as the output head, have blocks of 32 in 8 bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import onnx_ir as ir
+import torch
+from torch import Tensor
+
+from foveate.exporter.weights import Weight
+
+BLOCK = 32
+"""Weights that share a scale, the size that ONNX Runtime's kernels are made for."""
+_MIDDLE_4, _MIDDLE_8 = 8, 128
+_CONTRIB = "com.microsoft"
+_INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations in 8 bits
+_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
+"""Scales that 4 bits try, as shares of the one that reaches the largest weight of a block."""
+
+
+class Quantised(NamedTuple):
+    """Integers and the scales that make weights of them."""
+
+    values: Tensor
+    scales: Tensor
+
+
+def quantise_columns(weight: Tensor) -> Quantised:
+    """int8 `[in, out]` and float32 `[out]` of a matrix `[in, out]`: `weight ~ values * scales`."""
+    scales = weight.abs().amax(dim=0).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return Quantised((weight / scales).round().to(torch.int8), scales)
+
+
+def quantise_blocks(weight: Tensor) -> Quantised:
+    """4 bits: uint8 `[out, blocks, 16]`, the even weight of two in the low half, and float32 `[out, blocks]` of a matrix
+    `[in, out]`: `weight ~ (values - 8) * scales`.
+
+    The largest weight of a block goes to -8, the end of the range that reaches further. Of a few smaller scales, which clip it,
+    the one with the least squared error is taken.
+    """
+    blocks = _blocks(weight.T)
+    peaks = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
+    best_scales = torch.zeros_like(peaks)
+    best_values = torch.full_like(blocks, _MIDDLE_4)
+    best_error = torch.full_like(peaks, torch.inf)
+    for shrink in _SHRINKS:
+        scales = _nonzero(peaks / -_MIDDLE_4 * shrink)
+        values = (blocks / scales).round().clamp(-_MIDDLE_4, _MIDDLE_4 - 1)
+        error = (values * scales - blocks).square().sum(dim=-1, keepdim=True)
+        better = error < best_error
+        best_scales, best_error = torch.where(better, scales, best_scales), torch.where(better, error, best_error)
+        best_values = torch.where(better, values + _MIDDLE_4, best_values)
+    nibbles = best_values.to(torch.uint8)
+    return Quantised(nibbles[..., 0::2] | nibbles[..., 1::2] << 4, best_scales[..., 0])
+
+
+def quantise_rows(table: Tensor) -> Quantised:
+    """8 bits: uint8 `[rows, blocks, 32]` and float32 `[rows, blocks]` of a table `[rows, width]`:
+    `table ~ (values - 128) * scales`."""
+    blocks = _blocks(table)
+    scales = _nonzero(blocks.abs().amax(dim=-1, keepdim=True) / (_MIDDLE_8 - 1))
+    return Quantised(((blocks / scales).round() + _MIDDLE_8).to(torch.uint8), scales[..., 0])
+
+
+def _blocks(rows: Tensor) -> Tensor:
+    """`[rows, blocks, 32]` of `[rows, width]`, filled up with zeros."""
+    padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % BLOCK))
+    return padded.unflatten(1, (-1, BLOCK))
+
+
+def _nonzero(scales: Tensor) -> Tensor:
+    return torch.where(scales == 0, 1.0, scales)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Integers or scales of a quantised weight, as a tensor of the bundle.
+
+    Attributes:
+        name: of the tensor.
+        weight: what it is made from.
+        shape: of the tensor.
+        dtype: `I8`, `U8` or `F32`, as safetensors has it.
+        quantise: one of the functions of this module.
+        field: which half of what `quantise` gives.
+    """
+
+    name: str
+    weight: Weight
+    shape: tuple[int, ...]
+    dtype: str
+    quantise: Callable[[Tensor], Quantised]
+    field: int
+
+    def chunks(self) -> Iterator[Tensor]:
+        """The values, a few rows at a time where rows are quantised by themselves."""
+        for chunk in self.weight.chunks():
+            yield self.quantise(chunk.float())[self.field]
+
+
+def column_parts(name: str, weight: Weight) -> tuple[Part, Part]:
+    """Of a matrix in int8."""
+    return _parts(f"{name}.int8", weight, weight.shape, weight.shape[1:], "I8", quantise_columns)
+
+
+def block_parts(name: str, weight: Weight) -> tuple[Part, Part]:
+    """Of a matrix in 4 bits."""
+    size, columns = weight.shape
+    scales = (columns, -(-size // BLOCK))
+    return _parts(f"{name}.int4", weight, (*scales, BLOCK // 2), scales, "U8", quantise_blocks)
+
+
+def row_parts(name: str, weight: Weight) -> tuple[Part, Part]:
+    """Of a table in 8 bits."""
+    rows, width = weight.shape
+    scales = (rows, -(-width // BLOCK))
+    return _parts(f"{name}.uint8", weight, (*scales, BLOCK), scales, "U8", quantise_rows)
+
+
+def _parts(
+    name: str,
+    weight: Weight,
+    shape: tuple[int, ...],
+    scales: tuple[int, ...],
+    dtype: str,
+    quantise: Callable[[Tensor], Quantised],
+) -> tuple[Part, Part]:
+    return (
+        Part(name, weight, shape, dtype, quantise, 0),
+        Part(f"{name}_scales", weight, scales, "F32", quantise, 1),
+    )
+
+
+def quantise_graph(model: ir.Model, weights: Mapping[str, Weight], precision: str) -> dict[str, Part]:
+    """Makes a graph compute with quantised weights, which it names but has no values of.
+
+    Args:
+        model: changed in place.
+        weights: those of its initializers that may be quantised, by name; others stay as they are.
+        precision: `int8` or `int4`, of matrices; tables have 8 bits in both.
+
+    Returns:
+        What the graph needs in place of the weights that it no longer has.
+    """
+    graph, parts = model.graph, _Parts(model.graph)
+    for node in list(graph):
+        matrix = {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type)
+        name = None if matrix is None else node.inputs[matrix].name
+        if name not in weights or len(weights[name].shape) != 2:
+            continue
+        weight = weights[name]
+        if node.op_type == "MatMul" and weight.transposed:
+            replacement = _product(node, name, weight, precision, parts)
+        elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
+            replacement = [_nbits(node, weight.shape[::-1], 8, parts.add(row_parts(name, weight)))]
+        elif node.op_type == "Gather":
+            replacement = _lookup(node, weight, parts.add(row_parts(name, weight)))
+        else:
+            continue
+        ir.convenience.replace_nodes_and_values(graph, node, [node], replacement, node.outputs, replacement[-1].outputs)
+    for name in [name for name, value in graph.initializers.items() if not value.uses() and name in weights]:
+        del graph.initializers[name]
+    model.opset_imports[_CONTRIB] = 1
+    return parts.found
+
+
+class _Parts:
+    """The parts that a graph needs, each one initializer of it."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self.found: dict[str, Part] = {}
+
+    def add(self, parts: tuple[Part, Part]) -> list[ir.Value]:
+        """The initializers of two parts, made when they are first asked for."""
+        for part in parts:
+            if part.name not in self.found:
+                self.found[part.name] = part
+                dtype = {"I8": ir.DataType.INT8, "U8": ir.DataType.UINT8, "F32": ir.DataType.FLOAT}[part.dtype]
+                value = ir.Value(name=part.name, shape=ir.Shape(part.shape), type=ir.TensorType(dtype))
+                self._graph.initializers[part.name] = value
+        return [self._graph.initializers[part.name] for part in parts]
+
+
+def _product(node: ir.Node, name: str, weight: Weight, precision: str, parts: _Parts) -> list[ir.Node]:
+    if precision == "int4":
+        return [_nbits(node, weight.shape, 4, parts.add(block_parts(name, weight)))]
+    inputs = [node.inputs[0], *parts.add(column_parts(name, weight))]
+    return [ir.node("DynamicQuantizeMatMul", inputs, domain=_CONTRIB)]
+
+
+def _nbits(node: ir.Node, shape: tuple[int, ...], bits: int, parts: list[ir.Value]) -> ir.Node:
+    """A product with a matrix of `shape`, in and out, in blocks."""
+    attributes = {"K": shape[0], "N": shape[1], "bits": bits, "block_size": BLOCK, "accuracy_level": _INT8_COMPUTE}
+    return ir.node("MatMulNBits", [node.inputs[0], *parts], attributes=attributes, domain=_CONTRIB)
+
+
+def _lookup(node: ir.Node, weight: Weight, parts: list[ir.Value]) -> list[ir.Node]:
+    """Rows of a table: `(values - 128) * scales`, without the zeros that filled a row up."""
+    width = weight.shape[1]
+    constants = {
+        "middle": ir.tensor([float(_MIDDLE_8)], dtype=ir.DataType.FLOAT),
+        "last": ir.tensor([-1], dtype=ir.DataType.INT64),
+        "joined": ir.tensor([0, 0, -1], dtype=ir.DataType.INT64),
+        "start": ir.tensor([0], dtype=ir.DataType.INT64),
+        "end": ir.tensor([width], dtype=ir.DataType.INT64),
+    }
+    nodes = {name: ir.node("Constant", [], attributes={"value": value}) for name, value in constants.items()}
+    out = {name: constant.outputs[0] for name, constant in nodes.items()}
+    made = list(nodes.values())
+
+    def add(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+        made.append(ir.node(op_type, list(inputs), attributes=attributes))
+        return made[-1].outputs[0]
+
+    values = add("Cast", add("Gather", parts[0], node.inputs[1], axis=0), to=int(ir.DataType.FLOAT))
+    scales = add("Unsqueeze", add("Gather", parts[1], node.inputs[1], axis=0), out["last"])
+    rows = add("Reshape", add("Mul", add("Sub", values, out["middle"]), scales), out["joined"])
+    if width % BLOCK:
+        add("Slice", rows, out["start"], out["end"], out["last"])
+    return made

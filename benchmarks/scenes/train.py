@@ -3,9 +3,9 @@
 A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
-same. The Qwen2-VL itself goes through stage `clips`, which teaches it several images and video. Every stage writes its state
-to DIR now and then and continues from it; the batch of a step depends on the seed and the step alone, so an interrupted run
-sees what an uninterrupted one does.
+same. The Qwen2-VL itself learns several images and video in two: `clips` trains its text model, `finish` everything. Every
+stage writes its state to DIR now and then and continues from it; the batch of a step depends on the seed and the step alone,
+so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SAVE_EVERY, REPORT_EVERY = 100, 20
 QUESTIONS = 8
 
 
-LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 5e-4}
+LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.5e-3, "finish": 5e-4}
 """Of each stage."""
 
 
@@ -102,6 +102,7 @@ class Trainer:
             "vision": self.vision_loss,
             "joint": self.joint_loss,
             "clips": self.clips_loss,
+            "finish": self.finish_loss,
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -132,6 +133,12 @@ class Trainer:
         return loss + 0.3 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
 
     def clips_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Questions answered from pixels by the text model; the tower stays as it is."""
+        with torch.no_grad():
+            features = self.learner.see(batch.feeds)
+        return self._answer_loss(batch, features)
+
+    def finish_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels."""
         return self._answer_loss(batch, self.learner.see(batch.feeds))
 
@@ -314,6 +321,8 @@ def main(name: str, work: Path, output: Path | None, start: Path, seed: int, thr
         trainer = Trainer(name, seed, work, start)
         if stage == "joint":
             combine_text_and_vision(trainer, work, seed)
+        if stage == "finish":
+            trainer.load(torch.load(work / "clips.pt", weights_only=True))
         run_stage(trainer, Stage(stage, trainer.learner.stages[stage]), work, seed)
     if output:
         trainer.learner.save(output)

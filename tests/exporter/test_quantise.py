@@ -1,0 +1,214 @@
+"""Quantised weights against the arithmetic they stand for, in the operators that compute with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import foveate
+from foveate.engines import STEP_DECODER, Bundle, ExportError
+from foveate.exporter.precision import describe, plan_precisions
+from foveate.exporter.quantise import (
+    BLOCK,
+    Part,
+    quantise_blocks,
+    quantise_columns,
+    quantise_graph,
+    quantise_rows,
+)
+from foveate.exporter.weights import write_weights
+
+matrices = st.tuples(st.integers(1, 70), st.integers(1, 9), st.integers(0, 2**32 - 1))
+
+
+def random(rows: int, columns: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(rows, columns, generator=generator)
+    return values * torch.rand(columns, generator=generator) * (torch.rand(rows, columns, generator=generator) > 0.1)
+
+
+@given(matrices)
+def test_columns_are_at_most_half_a_step_away(size: tuple[int, int, int]) -> None:
+    weight = random(*size)
+    values, scales = quantise_columns(weight)
+    assert values.dtype == torch.int8
+    assert ((values * scales - weight).abs() <= scales / 2 * 1.001).all()
+
+
+@given(matrices)
+def test_rows_are_at_most_half_a_step_away(size: tuple[int, int, int]) -> None:
+    table = random(size[1], size[0], size[2])
+    values, scales = quantise_rows(table)
+    assert values.dtype == torch.uint8
+    assert values.shape == (size[1], -(-size[0] // BLOCK), BLOCK)
+    blocks = ((values.float() - 128) * scales[..., None]).flatten(1)
+    assert ((blocks[:, : size[0]] - table).abs() <= scales.repeat_interleave(BLOCK, 1)[:, : size[0]] / 2 * 1.001).all()
+    assert (blocks[:, size[0] :] == 0).all()
+
+
+def unpacked(values: torch.Tensor, scales: torch.Tensor, size: int) -> torch.Tensor:
+    """`[in, out]` of 4-bit blocks."""
+    nibbles = torch.stack([values & 15, values >> 4], dim=-1).flatten(-2).float()
+    return ((nibbles - 8) * scales[..., None]).flatten(1)[:, :size].T
+
+
+@given(matrices)
+def test_blocks_are_no_worse_than_plain_rounding(size: tuple[int, int, int]) -> None:
+    weight = random(*size)
+    values, scales = quantise_blocks(weight)
+    assert values.shape == (size[1], -(-size[0] // BLOCK), BLOCK // 2)
+    found = unpacked(values, scales, size[0])
+    padded = torch.nn.functional.pad(weight.T, (0, -size[0] % BLOCK)).unflatten(1, (-1, BLOCK))
+    steps = padded.abs().amax(dim=-1, keepdim=True) / 8
+    plain = ((padded / torch.where(steps == 0, 1, steps)).round().clamp(-8, 7) * steps).flatten(1)[:, : size[0]].T
+    assert (found - weight).square().sum() <= (plain - weight).square().sum() * 1.001 + 1e-12
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A weight that is there already."""
+
+    values: torch.Tensor
+    transposed: bool = True
+    dtype: str = "F32"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        yield self.values
+
+
+def model_of(op_type: str, weight: Plain, order: tuple[int, int], **attributes: int) -> ir.Model:
+    """One operator on an input and a weight; `order` is where each of the two stands."""
+    dtype = ir.DataType.INT64 if op_type == "Gather" else ir.DataType.FLOAT
+    x = ir.Value(name="x", shape=ir.Shape(["rows"] if op_type == "Gather" else ["rows", weight.shape[order[1] != 1]]))
+    x.type = ir.TensorType(dtype)
+    w = ir.Value(name="w", shape=ir.Shape(weight.shape), type=ir.TensorType(ir.DataType.FLOAT))
+    pair = [x, w] if order == (0, 1) else [w, x]
+    node = ir.node(op_type, pair, attributes=attributes)
+    output = node.outputs[0]
+    output.name, output.type = "y", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph([x], [output], nodes=[node], opset_imports={"": 21})
+    graph.initializers["w"] = w
+    return ir.Model(graph, ir_version=10)
+
+
+def run(model: ir.Model, parts: dict[str, Part], folder: Path, x: np.ndarray) -> np.ndarray:
+    """The quantised graph in ONNX Runtime, its weights read from the file that an export writes."""
+    stored = write_weights(parts, folder / "w.safetensors")
+    for name, tensor in stored.items():
+        kind = {"F32": np.float32, "I8": np.int8, "U8": np.uint8}[tensor.dtype]
+        values = np.fromfile(tensor.file, kind, tensor.size_bytes // np.dtype(kind).itemsize, offset=tensor.offset)
+        model.graph.initializers[name].const_value = ir.tensor(values.reshape(tensor.shape), name=name)
+    content = ir.to_proto(model).SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": x})
+    return np.asarray(found)
+
+
+@settings(max_examples=10)
+@given(st.sampled_from([32, 64, 96]), st.sampled_from([16, 24]), st.sampled_from(["int8", "int4"]), st.integers(0, 99))
+def test_products(tmp_path_factory: pytest.TempPathFactory, size: int, columns: int, precision: str, seed: int) -> None:
+    weight = random(size, columns, seed)
+    model = model_of("MatMul", Plain(weight), (0, 1))
+    parts = quantise_graph(model, {"w": Plain(weight)}, precision)  # type: ignore[dict-item]
+    assert "w" not in model.graph.initializers
+    x = np.random.default_rng(seed).standard_normal((5, size), dtype=np.float32)
+    found = run(model, parts, tmp_path_factory.mktemp("product"), x)
+    values, scales = quantise_columns(weight) if precision == "int8" else quantise_blocks(weight)
+    exact = values * scales if precision == "int8" else unpacked(values, scales, size)
+    expected = x @ exact.numpy()
+    step = (x.max() - x.min()) / 255  # activations in 8 bits
+    assert np.abs(found - expected).max() <= step * exact.abs().sum(dim=0).max().item() * 0.51 + 1e-4
+
+
+def test_tables(tmp_path: Path) -> None:
+    table = random(40, 96, 3)
+    values, scales = quantise_rows(table)
+    exact = ((values.float() - 128) * scales[..., None]).flatten(1)
+    rows = model_of("Gather", Plain(table, transposed=False), (1, 0), axis=0)
+    parts = quantise_graph(rows, {"w": Plain(table, transposed=False)}, "int8")  # type: ignore[dict-item]
+    ids = np.array([[3, 0], [39, 3]])
+    rows.graph.inputs[0].shape = ir.Shape([2, 2])
+    np.testing.assert_allclose(run(rows, parts, tmp_path, ids), exact[ids], rtol=1e-6)
+    head = model_of("Gemm", Plain(table, transposed=False), (0, 1), transB=1)
+    head.graph.inputs[0].shape = ir.Shape(["rows", 96])
+    again = quantise_graph(head, {"w": Plain(table, transposed=False)}, "int4")  # type: ignore[dict-item]
+    assert again.keys() == parts.keys()  # one table for both
+    x = np.random.default_rng(0).standard_normal((3, 96), dtype=np.float32)
+    found = run(head, again, tmp_path, x)
+    step = np.abs(x).max() / 127
+    assert np.abs(found - x @ exact.numpy().T).max() <= step * exact.abs().sum(dim=1).max().item()
+
+
+def test_what_is_no_weight_stays() -> None:
+    model = model_of("MatMul", Plain(torch.ones(4, 4)), (0, 1))
+    assert quantise_graph(model, {}, "int8") == {}
+    assert [node.op_type for node in model.graph] == ["MatMul"]
+    assert "w" in model.graph.initializers
+
+
+def test_plans() -> None:
+    assert plan_precisions("fp32", {}).keys() == {"vision", "score", "embed", "decoder", "decoder_standard"}
+    mixed = plan_precisions("int4", {"vision": "fp32"})
+    assert mixed == {"vision": "fp32", "score": "fp32", "embed": "int8", "decoder": "int8", STEP_DECODER: "int4"}
+    assert [describe(plan_precisions(name, {})) for name in ("fp32", "int8")] == ["fp32", "int8"]
+    assert describe(mixed) == "vision fp32, decoder int4"
+    assert describe(plan_precisions("int4", {})) == "vision int8, decoder int4"
+
+
+@pytest.mark.parametrize(
+    ("precision", "parts", "message"),
+    [
+        ("fp16", {}, r"precision 'fp16' is not one of a bundle, .* use 'foveate build --precision'"),
+        ("int8", {"vision": "int4"}, r"precision 'int4' of part 'vision' is not supported. Choose one of vision: fp32, int8;"),
+        ("int8", {"score": "int8"}, r"of part 'score' is not supported"),
+    ],
+)
+def test_plans_that_make_no_sense(precision: str, parts: dict[str, str], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        plan_precisions(precision, parts)
+
+
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def bundle(request: pytest.FixtureRequest, reference_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    checkpoint = Path(__file__).parents[2] / "models" / "qwen2-vl-tiny"
+    folder = tmp_path_factory.mktemp("quantised") / "x.bundle"
+    options = foveate.ExportOptions(request.param, scorer=checkpoint / "scorer.safetensors")
+    result = foveate.export(checkpoint, folder, options)
+    assert result.parity is not None
+    assert result.parity.passed
+    return Bundle.open(folder)
+
+
+def test_a_quantised_bundle_answers_like_the_whole_one(bundle: Bundle, reference_bundle: Path) -> None:
+    from benchmarks.scenes.dataset import sample
+    from benchmarks.scenes.render import render
+
+    assert "decoder_standard" not in bundle.manifest.graphs
+    assert (STEP_DECODER in bundle.manifest.graphs) == (bundle.manifest.precision == "vision int8, decoder int4")
+    size, whole = (sum(file.stat().st_size for file in path.rglob("*.safetensors")) for path in (bundle.path, reference_bundle))
+    assert size < 0.4 * whole
+    pipe, reference = foveate.load(bundle.path), foveate.load(reference_bundle)
+    same = 0
+    for index in range(12):
+        scene, (question,) = sample("validation", 0, index)
+        request = foveate.Request.ask(question.text, [render(scene)], keep=0.5, max_new_tokens=8)
+        same += pipe.generate(request).text == reference.generate(request).text
+    assert same >= 10
+
+
+def test_engines_are_built_of_whole_bundles_only(bundle: Bundle) -> None:
+    with pytest.raises(foveate.FoveateError, match=r"has no graph 'decoder_standard'"):
+        bundle.graph("decoder_standard")

@@ -161,7 +161,7 @@ def save_checkpoint(model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer
     )
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     write_json(folder / "preprocessor_config.json", PREPROCESSOR)
-    video = {"video_processor_type": "Qwen2VLVideoProcessor", "do_sample_frames": True}
+    video = {"video_processor_type": "Qwen2VLVideoProcessor"}
     unlike = ("image_processor_type", "processor_class")
     write_json(
         folder / "video_preprocessor_config.json",

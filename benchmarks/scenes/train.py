@@ -35,8 +35,10 @@ SAVE_EVERY, REPORT_EVERY = 100, 20
 QUESTIONS = 8
 
 
-LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.5e-3, "finish": 5e-4}
+LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.5e-3, "finish": 5e-4, "thin": 7e-4}
 """Of each stage."""
+BEFORE = {"finish": "clips", "thin": "joint"}
+"""Stage -> the one whose weights it starts from."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,22 @@ def question_mask(segments: Tensor) -> Tensor:
     return (causal & reachable)[:, None]
 
 
+def drop_visual_tokens(batch: Batch, visual_embeds: Tensor, matter: Tensor, share: float) -> tuple[Batch, Tensor]:
+    """A batch with a share of its visual tokens, each at its old position, and what is left of `visual_embeds [batch, N, D]`.
+
+    Which go is random; those that `matter [batch, N]`, from 0 to 1, mostly stay.
+    """
+    count, total = matter.shape
+    kept = (torch.rand(count, total) + 0.8 * matter).topk(max(8, round(share * total))).indices.sort().values
+    places = torch.arange(batch.visual.shape[1])
+    visual, text = places[batch.visual[0]], places[~batch.visual[0]]
+    left = torch.cat([visual[kept], text.expand(count, -1)], dim=1).sort().values
+    fewer = {name: getattr(batch, name).gather(1, left) for name in ("input_ids", "visual", "labels", "segments")}
+    positions = batch.positions.gather(2, left.expand(len(batch.positions), -1, -1))
+    thinned = dataclasses.replace(batch, **fewer, positions=positions)
+    return thinned, visual_embeds.gather(1, kept[..., None].expand(-1, -1, visual_embeds.shape[2]))
+
+
 class Trainer:
     """The checkpoint, the symbolic vectors and what one stage does with a batch."""
 
@@ -103,6 +121,7 @@ class Trainer:
             "joint": self.joint_loss,
             "clips": self.clips_loss,
             "finish": self.finish_loss,
+            "thin": self.thin_loss,
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -118,7 +137,7 @@ class Trainer:
     def text_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from noisy symbolic vectors."""
         symbols = self.symbolic(self.embeddings, batch.cells)
-        return self._answer_loss(batch, symbols + 0.06 * torch.randn_like(symbols))
+        return self._answer_loss(batch, self.learner.pack(symbols + 0.06 * torch.randn_like(symbols), batch.feeds))
 
     def vision_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """What each feature shows can be read from it."""
@@ -128,19 +147,31 @@ class Trainer:
     def joint_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels; what the features show still counts a little."""
         features = self.learner.see(batch.feeds)
-        loss, facts = self._answer_loss(batch, features)
+        loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
         losses = self.symbolic.reading_loss(features, batch.cells)
         return loss + 0.3 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
 
     def clips_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels by the text model; the tower stays as it is."""
         with torch.no_grad():
-            features = self.learner.see(batch.feeds)
-        return self._answer_loss(batch, features)
+            visual_embeds = self.learner.pack(self.learner.see(batch.feeds), batch.feeds)
+        return self._answer_loss(batch, visual_embeds)
 
     def finish_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels."""
-        return self._answer_loss(batch, self.learner.see(batch.feeds))
+        return self._answer_loss(batch, self.learner.pack(self.learner.see(batch.feeds), batch.feeds))
+
+    def thin_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Questions answered from pixels, half of the time with fewer visual tokens, those without an object dropped first."""
+        features = self.learner.see(batch.feeds)
+        visual_embeds = self.learner.pack(features, batch.feeds)
+        on_object = (batch.cells["shape"] >= 0).float()[..., None].expand_as(features)
+        matter = self.learner.pack(on_object, batch.feeds)[..., 0].detach().clamp(0, 1)
+        share = float(torch.rand(()) * 1.6 + 0.2)  # above 1: all of them
+        thinned, kept_embeds = drop_visual_tokens(batch, visual_embeds, matter, share) if share < 1 else (batch, visual_embeds)
+        loss, facts = self._answer_loss(thinned, kept_embeds)
+        losses = self.symbolic.reading_loss(features, batch.cells)
+        return loss + 0.3 * sum(losses.values()), facts
 
     @torch.no_grad()
     def fit_projection(self, batches: Iterable[Batch]) -> None:
@@ -164,18 +195,18 @@ class Trainer:
         last.weight.copy_(solution[:-1].T)
         last.bias.copy_(solution[-1])
 
-    def answer_logits(self, batch: Batch, features: Tensor) -> Tensor:
-        """`[places, vocabulary]` at the places of `batch.labels` that are to be predicted."""
+    def answer_logits(self, batch: Batch, visual_embeds: Tensor) -> Tensor:
+        """`[places, vocabulary]` at the places of `batch.labels` that are to be predicted; visual tokens `[batch, N, D]`."""
         embeds = self.learner.language_model.embed_tokens(batch.input_ids)
-        embeds = embeds.masked_scatter(batch.visual[..., None], self.learner.pack(features, batch.feeds).float())
+        embeds = embeds.masked_scatter(batch.visual[..., None], visual_embeds)
         positions = batch.positions[0] if len(batch.positions) == 1 else batch.positions
         output = self.learner.language_model(
             inputs_embeds=embeds, attention_mask=question_mask(batch.segments), position_ids=positions, use_cache=False
         )
         return self.learner.lm_head(output.last_hidden_state[batch.labels >= 0])
 
-    def _answer_loss(self, batch: Batch, features: Tensor) -> tuple[Tensor, dict[str, float]]:
-        logits = self.answer_logits(batch, features)
+    def _answer_loss(self, batch: Batch, visual_embeds: Tensor) -> tuple[Tensor, dict[str, float]]:
+        logits = self.answer_logits(batch, visual_embeds)
         loss = F.cross_entropy(logits, batch.labels[batch.labels >= 0])
         hits = question_hits(batch, logits)
         facts = {f"loss-{batch.kind}": loss.item()}
@@ -321,8 +352,8 @@ def main(name: str, work: Path, output: Path | None, start: Path, seed: int, thr
         trainer = Trainer(name, seed, work, start)
         if stage == "joint":
             combine_text_and_vision(trainer, work, seed)
-        if stage == "finish":
-            trainer.load(torch.load(work / "clips.pt", weights_only=True))
+        if stage in BEFORE:
+            trainer.load(torch.load(work / f"{BEFORE[stage]}.pt", weights_only=True))
         run_stage(trainer, Stage(stage, trainer.learner.stages[stage]), work, seed)
     if output:
         trainer.learner.save(output)

@@ -41,7 +41,7 @@ def test_a_batch_is_what_the_saved_checkpoint_sees(trained: tuple[Trainer, Refer
         embeds = torch.cat([reference.visual_embeds(visual.feeds) for visual in visuals])
         torch.testing.assert_close(learner.pack(features, feeds)[0], embeds, atol=1e-4, rtol=1e-4)
         batch = Batch(kind, feeds, {}, *batches.sequences([task], visuals))
-        logits = trainer.answer_logits(batch, features)
+        logits = trainer.answer_logits(batch, learner.pack(features, feeds))
         expected = []
         for question in task.questions:
             parts = [*({"type": visual.kind} for visual in visuals), {"type": "text", "text": question.text}]

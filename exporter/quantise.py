@@ -153,8 +153,7 @@ def quantise_graph(model: ir.Model, weights: Mapping[str, Weight], precision: st
     """
     graph, parts = model.graph, _Parts(model.graph)
     for node in list(graph):
-        matrix = {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type)
-        name = None if matrix is None else node.inputs[matrix].name
+        name = _name(node, {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type))
         if name not in weights or len(weights[name].shape) != 2:
             continue
         weight = weights[name]
@@ -171,6 +170,12 @@ def quantise_graph(model: ir.Model, weights: Mapping[str, Weight], precision: st
         del graph.initializers[name]
     model.opset_imports[_CONTRIB] = 1
     return parts.found
+
+
+def _name(node: ir.Node, index: int | None) -> str:
+    """Of an input of a node; empty where it has none."""
+    value = None if index is None else node.inputs[index]
+    return "" if value is None else str(value.name)
 
 
 class _Parts:
@@ -218,7 +223,7 @@ def _lookup(node: ir.Node, weight: Weight, parts: list[ir.Value]) -> list[ir.Nod
     out = {name: constant.outputs[0] for name, constant in nodes.items()}
     made = list(nodes.values())
 
-    def add(op_type: str, *inputs: ir.Value, **attributes: int) -> ir.Value:
+    def add(op_type: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
         made.append(ir.node(op_type, list(inputs), attributes=attributes))
         return made[-1].outputs[0]
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks.scenes.batches import Batch, Batches, join_feeds
 from benchmarks.scenes.learners import LEARNERS
 from benchmarks.scenes.tasks import KINDS, Kind, sample_task
-from benchmarks.scenes.train import Trainer
+from benchmarks.scenes.train import Trainer, drop_visual_tokens
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.family import Reference
@@ -67,3 +67,23 @@ def test_every_feature_of_a_batch_has_its_label(trained: tuple[Trainer, Referenc
     assert 0.03 < on_object.float().mean().item() < 0.6
     assert torch.equal(on_object, batch.cells["colour"] >= 0)
     assert (batch.cells["centre"] == 1).sum() > 0
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_dropped_visual_tokens_leave_the_rest_as_it_was(trained: tuple[Trainer, Reference], share: float) -> None:
+    learner = trained[0].learner
+    batch = Batches(learner).make(np.random.default_rng(1), "image", 2, pixels=False)
+    count, total = len(batch.visual), int(batch.visual[0].sum())
+    embeds = torch.arange(total, dtype=torch.float32).expand(count, total)[..., None]
+    matter = (torch.arange(total) < 4).float().expand(count, total)
+    fewer, left = drop_visual_tokens(batch, embeds, matter, share)
+    assert fewer.visual.sum(dim=1).tolist() == [round(share * total)] * count
+    assert (left[..., 0].diff(dim=1) > 0).all()
+    for row in range(count):
+        old = batch.positions[:, row, batch.visual[row]]
+        assert torch.equal(fewer.positions[:, row, fewer.visual[row]], old[:, left[row, :, 0].long()])
+        for name in ("input_ids", "labels", "segments"):
+            values = (getattr(one, name)[row, ~one.visual[row]] for one in (fewer, batch))
+            assert torch.equal(*values)
+    if share == 1:
+        assert all(torch.equal(getattr(fewer, name), getattr(batch, name)) for name in ("input_ids", "positions", "labels"))

@@ -95,7 +95,7 @@ class LlavaOnevision:
         inputs: dict[str, Tensor] = {}
         if kind == "video":
             pixels = torch.from_numpy(self.frames(list(pictures), return_tensors="np")["pixel_values"])
-            counts = [len(self.model.model.get_video_features(pixels[None]).pooler_output[0]) + 1]  # and a newline
+            counts = [len(self.model.model.get_video_features(pixels[None]).pooler_output[0])]
             inputs["pixel_values_videos"], name = pixels[None], "video"
         else:
             output = self.processor([list(pictures)], return_tensors="np")

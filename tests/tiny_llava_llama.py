@@ -14,6 +14,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from benchmarks.scenes.checkpoint import build_tokenizer
+from benchmarks.scenes.learners import llava_llama as trained
 from foveate.exporter.families.llava_llama_reference import DownsampleProjector
 
 IMAGE_SIZE, PATCH_SIZE, PATCH_SIDE, TOKEN_SIDE = 72, 14, 5, 3
@@ -82,7 +83,7 @@ def save_tiny(folder: Path, conversation: str, seed: int = 0) -> Path:
     _save_part(
         folder / "mm_projector", {"mm_projector_type": "mlp_downsample", "model_type": "v2l_projector"}, projector.state_dict()
     )
-    _save_part(folder / "llm", _published_llm_config(llm.config), llm.state_dict())
+    _save_part(folder / "llm", trained.published_llm_config(llm.config), llm.state_dict())
     tokenizer.save(str(folder / "llm" / "tokenizer.json"))
     _write(folder / "vision_tower" / "preprocessor_config.json", PREPROCESSOR)
     _write(folder / "config.json", CONFIG)
@@ -97,21 +98,7 @@ PREPROCESSOR = {
     "rescale_factor": 1 / 255,
     "size": {"height": IMAGE_SIZE, "width": IMAGE_SIZE},
 }
-CONFIG = {
-    "architectures": ["LlavaLlamaModel"],
-    "image_aspect_ratio": "resize",
-    "llm_cfg": {"model_type": "llama"},
-    "mm_projector_cfg": {"mm_projector_type": "mlp_downsample"},
-    "mm_use_im_patch_token": False,
-    "mm_use_im_start_end": False,
-    "mm_vision_select_feature": "cls_patch",
-    "mm_vision_select_layer": -2,
-    "model_dtype": "torch.bfloat16",
-    "model_type": "llava_llama",
-    "num_video_frames": 8,
-    "s2": False,
-    "vision_tower_cfg": "./elsewhere/vision_tower",
-}
+CONFIG = {**trained.CONFIG, "model_dtype": "torch.bfloat16", "vision_tower_cfg": "./elsewhere/vision_tower"}
 
 
 def _vision_config() -> SiglipVisionConfig:
@@ -138,13 +125,6 @@ def _llm_config(tokenizer: Tokenizer) -> LlamaConfig:
         eos_token_id=tokenizer.token_to_id("</s>") or tokenizer.token_to_id("<|end_of_text|>"),
         pad_token_id=None,
     )
-
-
-def _published_llm_config(config: LlamaConfig) -> dict[str, Any]:
-    """As transformers 4 wrote it."""
-    values = config.to_dict()
-    rope = values.pop("rope_parameters")
-    return {**values, "rope_theta": rope["rope_theta"], "rope_scaling": None}
 
 
 def _initialise(module: nn.Module) -> None:

@@ -13,20 +13,10 @@ from tokenizers import Tokenizer
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from benchmarks.scenes.checkpoint import build_tokenizer
+from benchmarks.scenes.learners.llava_onevision import CHAT_TEMPLATE
 
 IMAGE_SIZE, PATCH_SIZE, GRID_SIZE = 72, 14, 5
 PINPOINTS = [[IMAGE_SIZE * rows, IMAGE_SIZE * columns] for rows, columns in (*product((1, 2, 3), repeat=2), (1, 5), (6, 1))]
-# The published one: images of a message first, then its videos, then its text.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + ' '}}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}{{ '<image>' }}{% endfor %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'video') %}{{ '<video>' }}{% endfor %}"
-    "{% if message['role'] != 'assistant' %}"
-    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ '\n' + content['text'] }}{% endfor %}"
-    "{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
-    "{% generation %}{{ '\n' + content['text'] }}{% endgeneration %}{% endfor %}{% endif %}"
-    "{{'<|im_end|>'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 PREPROCESSOR = {
     "image_processor_type": "LlavaOnevisionImageProcessor",
     "image_grid_pinpoints": PINPOINTS,

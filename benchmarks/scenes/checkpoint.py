@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from benchmarks.scenes.world import COLOURS, LETTERS, PLURALS, SHAPES, WORDS
 
@@ -139,10 +140,22 @@ def build_model(config: Qwen2VLConfig, seed: int) -> Qwen2VLForConditionalGenera
 def save_checkpoint(model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes a folder that `from_pretrained` loads: config, fp16 safetensors, tokenizer, template, preprocessor."""
     folder.mkdir(parents=True, exist_ok=True)
-    eos = tokenizer.token_to_id("<|im_end|>")
-    pad = tokenizer.token_to_id("<|endoftext|>")
-    half = Qwen2VLForConditionalGeneration(model.config).to(torch.float16)
+    save_model(model, tokenizer, folder, SPECIAL_TOKENS[1:])
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
+    video = {"video_processor_type": "Qwen2VLVideoProcessor"}
+    unlike = ("image_processor_type", "processor_class")
+    write_json(
+        folder / "video_preprocessor_config.json",
+        video | {name: value for name, value in PREPROCESSOR.items() if name not in unlike},
+    )
+
+
+def save_model(model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, special_tokens: Sequence[str]) -> None:
+    """Weights in fp16, how to generate, and a tokenizer of the Qwen2 kind."""
+    half = type(model)(model.config).to(torch.float16)
     half.load_state_dict(model.state_dict())
+    eos, pad = (tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
     half.generation_config.update(do_sample=False, eos_token_id=eos, pad_token_id=pad, bos_token_id=pad)
     half.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -156,16 +169,8 @@ def save_checkpoint(model: Qwen2VLForConditionalGeneration, tokenizer: Tokenizer
             "bos_token": None,
             "model_max_length": 4096,
             "clean_up_tokenization_spaces": False,
-            "additional_special_tokens": list(SPECIAL_TOKENS[1:]),
+            "additional_special_tokens": list(special_tokens),
         },
-    )
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    write_json(folder / "preprocessor_config.json", PREPROCESSOR)
-    video = {"video_processor_type": "Qwen2VLVideoProcessor"}
-    unlike = ("image_processor_type", "processor_class")
-    write_json(
-        folder / "video_preprocessor_config.json",
-        video | {name: value for name, value in PREPROCESSOR.items() if name not in unlike},
     )
 
 

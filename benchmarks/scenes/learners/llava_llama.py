@@ -114,7 +114,7 @@ class LlavaLlamaLearner(Learner):
             self.projector.state_dict(),
         )
         llm = {name: value for name, value in self.llm.state_dict().items() if name != "lm_head.weight"}
-        _save_part(folder / "llm", _published_llm_config(self.llm.config), llm)
+        _save_part(folder / "llm", published_llm_config(self.llm.config), llm)
         self.tokenizer.save(str(folder / "llm" / "tokenizer.json"))
         write_json(
             folder / "llm" / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 4096}
@@ -153,7 +153,7 @@ def _llm_config(tokenizer: Tokenizer) -> LlamaConfig:
     )
 
 
-def _published_llm_config(config: LlamaConfig) -> dict[str, Any]:
+def published_llm_config(config: LlamaConfig) -> dict[str, Any]:
     """As transformers 4 wrote it."""
     values = config.to_dict()
     rope = values.pop("rope_parameters")

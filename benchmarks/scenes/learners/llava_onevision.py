@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
 from benchmarks.scenes.cells import View
-from benchmarks.scenes.checkpoint import build_tokenizer, write_json
+from benchmarks.scenes.checkpoint import build_tokenizer, save_model, write_json
 from benchmarks.scenes.learners.learner import (
     Learner,
     SiglipFeatures,
@@ -113,26 +113,7 @@ class LlavaOnevisionLearner(Learner):
         return [[whole, *crops]]
 
     def save(self, folder: Path) -> None:
-        half = LlavaOnevisionForConditionalGeneration(self.model.config).to(torch.float16)
-        half.load_state_dict(self.model.state_dict())
-        eos, pad = (self.tokenizer.token_to_id(token) for token in ("<|im_end|>", "<|endoftext|>"))
-        half.generation_config.update(do_sample=False, eos_token_id=eos, pad_token_id=pad, bos_token_id=pad)
-        half.save_pretrained(folder)
-        self.tokenizer.save(str(folder / "tokenizer.json"))
-        write_json(
-            folder / "tokenizer_config.json",
-            {
-                "tokenizer_class": "Qwen2Tokenizer",
-                "processor_class": "LlavaOnevisionProcessor",
-                "eos_token": "<|im_end|>",
-                "pad_token": "<|endoftext|>",
-                "unk_token": None,
-                "bos_token": None,
-                "model_max_length": 4096,
-                "clean_up_tokenization_spaces": False,
-                "additional_special_tokens": ["<|im_start|>", "<|im_end|>", "<image>", "<video>"],
-            },
-        )
+        save_model(self.model, self.tokenizer, folder, ("<|im_start|>", "<|im_end|>", "<image>", "<video>"))
         (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
         write_json(folder / "preprocessor_config.json", PREPROCESSOR)
 

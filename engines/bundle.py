@@ -75,7 +75,9 @@ class Bundle:
             BundleError: the bundle has no such graph.
         """
         if name not in self.manifest.graphs:
-            raise BundleError(f"{self.path} has no graph '{name}', it has {', '.join(self.manifest.graphs)}. Export it again.")
+            precision = self.manifest.precision
+            remedy = "Export it again" if precision == "fp32" else f"It is {precision}, for ONNX Runtime's CPU: export in fp32"
+            raise BundleError(f"{self.path} has no graph '{name}', it has {', '.join(self.manifest.graphs)}. {remedy}.")
         return self.manifest.graphs[name]
 
     def verify(self) -> None:

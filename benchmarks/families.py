@@ -1,6 +1,6 @@
 """What fewer visual tokens cost in each family, images and video: the tables of docs/retention.md.
 
-    python -m benchmarks.families models/qwen2-vl-tiny models/llava-onevision-tiny models/vila1.5-tiny --work out/families
+    python -m benchmarks.families models/llava-onevision-tiny models/vila1.5-tiny --work out/families
 
 Writes held-out scenes and clips of each checkpoint's world, labels them for the oracle, exports the checkpoint with its scorer
 and asks every question with every selector. Every step goes on where it stopped; a finished one is not run again.
@@ -142,7 +142,7 @@ def draw(found: Mapping[Case, Results]) -> None:
     first.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.supxlabel("visual tokens kept", fontsize=10)
     figure.supylabel("right answers", fontsize=10)
-    figure.legend(*first.get_legend_handles_labels(), loc="outside lower center", ncols=len(lines), frameon=False)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=len(lines), frameon=False)
     figure.savefig(CHART, dpi=140)
 
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.scenes.checkpoint import PREPROCESSOR
 from foveate.engines import RequestError
 from foveate.runtime import Budget, Pipeline, Request, open_video
 from tests.runtime.clips import encode, grey, moving_square
 from tests.runtime.test_pipeline import NEW_TOKENS, QUESTION, picture
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
-LIMITS = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
-"""Of a frame: the defaults of transformers' Qwen2VLVideoProcessor."""
+LIMITS = {"shortest_edge": PREPROCESSOR["min_pixels"], "longest_edge": PREPROCESSOR["max_pixels"]}
+"""Of frames, as the checkpoint's video_preprocessor_config.json has them."""
 
 
 def chat(*parts: Any) -> list[dict[str, Any]]:

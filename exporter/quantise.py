@@ -44,16 +44,16 @@ def quantise_blocks(weight: Tensor) -> Quantised:
     """4 bits: uint8 `[out, blocks, 16]`, the even weight of two in the low half, and float32 `[out, blocks]` of a matrix
     `[in, out]`: `weight ~ (values - 8) * scales`.
 
-    The largest weight of a block goes to -8, the end of the range that reaches further. Of a few smaller scales, which clip it,
-    the one with the least squared error is taken.
+    The range from -8 to 7 reaches further on one side, and a smaller scale clips the largest weights to be finer on the rest: of
+    both signs and a few sizes of the scale the one with the least squared error is taken.
     """
     blocks = _blocks(weight.T)
-    peaks = blocks.gather(-1, blocks.abs().argmax(dim=-1, keepdim=True))
+    peaks = blocks.abs().amax(dim=-1, keepdim=True)
     best_scales = torch.zeros_like(peaks)
     best_values = torch.full_like(blocks, _MIDDLE_4)
     best_error = torch.full_like(peaks, torch.inf)
-    for shrink in _SHRINKS:
-        scales = _nonzero(peaks / -_MIDDLE_4 * shrink)
+    for share in (sign * shrink for sign in (1, -1) for shrink in _SHRINKS):
+        scales = _nonzero(peaks / _MIDDLE_4 * share)
         values = (blocks / scales).round().clamp(-_MIDDLE_4, _MIDDLE_4 - 1)
         error = (values * scales - blocks).square().sum(dim=-1, keepdim=True)
         better = error < best_error

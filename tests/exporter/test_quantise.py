@@ -61,6 +61,7 @@ def unpacked(values: torch.Tensor, scales: torch.Tensor, size: int) -> torch.Ten
     return ((nibbles - 8) * scales[..., None]).flatten(1)[:, :size].T
 
 
+@settings(max_examples=500)
 @given(matrices)
 def test_blocks_are_no_worse_than_plain_rounding(size: tuple[int, int, int]) -> None:
     weight = random(*size)

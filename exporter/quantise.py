@@ -24,7 +24,7 @@ _MIDDLE_4, _MIDDLE_8 = 8, 128
 _CONTRIB = "com.microsoft"
 _INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations in 8 bits
 _SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
-"""Scales that 4 bits try, as shares of the one that reaches the largest weight of a block."""
+"""Sizes of the scale that 4 bits try, as shares of the one that reaches the largest weight of a block."""
 
 
 class Quantised(NamedTuple):
@@ -44,8 +44,8 @@ def quantise_blocks(weight: Tensor) -> Quantised:
     """4 bits: uint8 `[out, blocks, 16]`, the even weight of two in the low half, and float32 `[out, blocks]` of a matrix
     `[in, out]`: `weight ~ (values - 8) * scales`.
 
-    The range from -8 to 7 reaches further on one side, and a smaller scale clips the largest weights to be finer on the rest: of
-    both signs and a few sizes of the scale the one with the least squared error is taken.
+    The range from -8 to 7 reaches further on one side, and a smaller scale clips the largest weights to be finer on the rest:
+    of both signs and a few sizes of the scale the one with the least squared error is taken.
     """
     blocks = _blocks(weight.T)
     peaks = blocks.abs().amax(dim=-1, keepdim=True)

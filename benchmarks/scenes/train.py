@@ -3,9 +3,9 @@
 A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
-same. The Qwen2-VL itself learns several images and video in two: `clips` trains its text model, `finish` everything. Every
-stage writes its state to DIR now and then and continues from it; the batch of a step depends on the seed and the step alone,
-so an interrupted run sees what an uninterrupted one does.
+same. The Qwen2-VL itself learns several images and video in one, `clips`. Every stage writes its state to DIR now and then
+and continues from it; the batch of a step depends on the seed and the step alone, so an interrupted run sees what an
+uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ SAVE_EVERY, REPORT_EVERY = 100, 20
 QUESTIONS = 8
 
 
-LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.5e-3, "finish": 5e-4, "thin": 7e-4}
+LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.2e-3, "thin": 7e-4}
 """Of each stage."""
-BEFORE = {"finish": "clips", "thin": "joint"}
+BEFORE = {"thin": "joint"}
 """Stage -> the one whose weights it starts from."""
 
 
@@ -120,7 +120,6 @@ class Trainer:
             "vision": self.vision_loss,
             "joint": self.joint_loss,
             "clips": self.clips_loss,
-            "finish": self.finish_loss,
             "thin": self.thin_loss,
         }
 
@@ -152,12 +151,6 @@ class Trainer:
         return loss + 0.3 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
 
     def clips_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Questions answered from pixels by the text model; the tower stays as it is."""
-        with torch.no_grad():
-            visual_embeds = self.learner.pack(self.learner.see(batch.feeds), batch.feeds)
-        return self._answer_loss(batch, visual_embeds)
-
-    def finish_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels."""
         return self._answer_loss(batch, self.learner.pack(self.learner.see(batch.feeds), batch.feeds))
 

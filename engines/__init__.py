@@ -2,6 +2,7 @@
 
 from foveate.engines.backends import BACKENDS, STEP_DECODER, SessionOptions, decoder_graph, open_session
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
+from foveate.engines.environment import describe_environment, usable_cpus
 from foveate.engines.errors import (
     BackendError,
     BundleError,
@@ -16,7 +17,10 @@ from foveate.engines.files import replace_file
 from foveate.engines.manifest import (
     SCHEMA_VERSION,
     DecoderEntry,
+    Environment,
     FileEntry,
+    LatencyEntry,
+    LatencyPoint,
     Manifest,
     PromptEntry,
     RetentionPoint,
@@ -26,6 +30,7 @@ from foveate.engines.manifest import (
 from foveate.engines.memory import Array, HostMemory, Memory
 from foveate.engines.neighbours import NEIGHBOURS, Grid, find_neighbours
 from foveate.engines.profiles import GraphProfile, Range, ShapeProfile, VisionShape
+from foveate.engines.resident import reset_peak, resident_bytes
 from foveate.engines.session import FakeSession, Session
 from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds
 
@@ -39,6 +44,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "DecoderEntry",
+    "Environment",
     "ExportError",
     "FakeSession",
     "FileEntry",
@@ -48,6 +54,8 @@ __all__ = [
     "Grid",
     "HostMemory",
     "LabelError",
+    "LatencyEntry",
+    "LatencyPoint",
     "Manifest",
     "Memory",
     "ParityError",
@@ -66,11 +74,15 @@ __all__ = [
     "check_buffers",
     "check_feeds",
     "decoder_graph",
+    "describe_environment",
     "find_neighbours",
     "hash_file",
     "list_files",
     "new_folder",
     "open_session",
     "replace_file",
+    "reset_peak",
+    "resident_bytes",
+    "usable_cpus",
     "write_manifest",
 ]

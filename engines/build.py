@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from foveate.engines.bundle import Bundle
 from foveate.engines.errors import BackendError
 from foveate.engines.profiles import ShapeProfile
+from foveate.engines.resident import reset_peak, resident_bytes
 from foveate.engines.spec import GraphSpec
 from foveate.engines.store import BuildFacts, EngineKey, EngineStore, Entry
 
@@ -168,23 +168,9 @@ def _build_one(
     def write(folder: Path) -> BuildFacts:
         nonlocal fresh
         fresh = True
-        _reset_peak()
+        reset_peak()
         start = time.perf_counter()
         details = builder.build(bundle, bundle.graph(key.graph), key.target, folder, partial(progress, title))
-        return BuildFacts(time.perf_counter() - start, _peak_bytes(), details)
+        return BuildFacts(time.perf_counter() - start, resident_bytes().peak or 0, details)
 
     return Built(store.put(key, write, protect=digests), fresh)
-
-
-def _reset_peak() -> None:
-    """Starts the process's peak memory anew; only Linux can."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_bytes() -> int:
-    """Peak resident memory of this process since `_reset_peak`; 0 = unknown."""
-    with suppress(OSError, ValueError):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
-    return 0

@@ -88,7 +88,37 @@ class ScorerEntry(_Strict, frozen=True):
     """Measured at export, by the bundle's own scores."""
 
 
-class Manifest(_Strict, frozen=True):
+class Environment(_Strict, frozen=True):
+    """What graphs run on, and how. Latencies are those of one environment."""
+
+    device: str
+    """The CPU or GPU as it calls itself."""
+    cpus: Size
+    """That the process may use."""
+    backend: str
+    """Name and version."""
+    options: dict[str, str]
+    """Those of the session that are not the default."""
+
+
+class LatencyPoint(_Strict, frozen=True):
+    """Median milliseconds of a stage at a number of tokens."""
+
+    tokens: Size
+    ms: NonNegative
+
+
+class LatencyEntry(_Strict, frozen=True):
+    """What the stages that depend on the budget took in one environment, as `foveate profile --save` measured them."""
+
+    environment: Environment
+    score: tuple[LatencyPoint, ...]
+    """Scoring and selecting, by visual tokens before pruning."""
+    prefill: tuple[LatencyPoint, ...]
+    """Embedding and prefill, by tokens of the pruned prompt."""
+
+
+class Manifest(_Strict, frozen=True, omit_defaults=True):
     """The whole of `manifest.json`. Paths in `graphs` and `files` are relative to the bundle and use `/`."""
 
     schema_version: int
@@ -103,6 +133,8 @@ class Manifest(_Strict, frozen=True):
     """Constants of the family's processor; the processor checks its own keys."""
     scorer: ScorerEntry
     files: dict[str, FileEntry]
+    latency: tuple[LatencyEntry, ...] = ()
+    """One for each environment that was measured."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

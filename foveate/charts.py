@@ -12,7 +12,7 @@ from foveate.engines.errors import RequestError
 
 try:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
 except ModuleNotFoundError as error:
@@ -20,12 +20,12 @@ except ModuleNotFoundError as error:
         raise
     raise RequestError("the package 'matplotlib' is not installed. Run: pip install 'foveate[report]'") from error
 
-_COLOURS = (
+COLOURS = (
     *("#d62839", "#1d5fbf", "#2a9d5c", "#8e44ad", "#e07a1f", "#0e9aa7"),
     *("#c2185b", "#7a5c3e", "#8a9a1b", "#5d6d7e", "#2b2d42", "#b8860b"),
 )
 _MARKERS = "osD^vPXph<d>"
-_INK, _MUTED, _RULE = "#22262b", "#666c73", "#e4e6e9"
+INK, MUTED, RULE = "#22262b", "#666c73", "#e4e6e9"
 _LABEL_POINTS = 10.5
 _LABEL_GAP = 1.35
 """Distance of two labels, in heights of their font."""
@@ -33,7 +33,7 @@ _LEADER = {"arrowstyle": "-", "linewidth": 0.7, "alpha": 0.7, "shrinkA": 0, "shr
 _TICK_SHARE = 0.08
 """Least distance of two tick labels, as a share of the axis."""
 _INCHES = (10.0, 5.6)
-_DPI = 160
+DPI = 160
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ def accuracy_chart(curves: Sequence[Curve], whole: float, ticks: Mapping[float, 
         ticks: labels of the x axis by keep ratio, at least two.
         note: small text below the title.
     """
-    figure = Figure(_INCHES, dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2))
+    figure = Figure(_INCHES, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2))
     axes = figure.subplots()
     for index, curve in reversed(list(enumerate(curves))):
-        _draw(axes, curve, _COLOURS[index % len(_COLOURS)], _MARKERS[index % len(_MARKERS)], front=index == 0)
-    axes.axhline(whole, color=_MUTED, linestyle=(0, (5, 3)), linewidth=1.2, zorder=2)
+        _draw(axes, curve, COLOURS[index % len(COLOURS)], _MARKERS[index % len(_MARKERS)], front=index == 0)
+    axes.axhline(whole, color=MUTED, linestyle=(0, (5, 3)), linewidth=1.2, zorder=2)
     _dress(axes, ticks, note)
     _label(axes, curves, whole, min(ticks), min(ticks) * (min(ticks) / max(ticks)) ** 0.045)
     return _png(figure)
@@ -81,20 +81,20 @@ def learning_curve(losses: Sequence[tuple[float, float]], best: int) -> bytes:
         losses: training and validation loss of each epoch.
         best: the epoch that was kept, counted from 0.
     """
-    figure = Figure((8.0, 4.6), dpi=_DPI, layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2))
+    figure = Figure((8.0, 4.6), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.2, h_pad=0.2))
     axes = figure.subplots()
     epochs = np.arange(1, len(losses) + 1)
-    for name, values, colour in zip(("training", "validation"), np.transpose(losses), _COLOURS[1::-1], strict=True):
+    for name, values, colour in zip(("training", "validation"), np.transpose(losses), COLOURS[1::-1], strict=True):
         axes.plot(epochs, values, color=colour, linewidth=2.4, label=name, marker="o" if len(losses) == 1 else "")
     kept = losses[best][1]
-    axes.plot(best + 1, kept, marker="o", color=_COLOURS[0], markersize=9, markeredgecolor="white")
-    axes.vlines(best + 1, 0, kept, color=_MUTED, linestyle=(0, (5, 3)), linewidth=1.2, zorder=1)
+    axes.plot(best + 1, kept, marker="o", color=COLOURS[0], markersize=9, markeredgecolor="white")
+    axes.vlines(best + 1, 0, kept, color=MUTED, linestyle=(0, (5, 3)), linewidth=1.2, zorder=1)
     axes.set_xlim(0.5, len(losses) + 0.5)
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.legend(facecolor="white", edgecolor="white", framealpha=1, fontsize=11, labelcolor="linecolor", loc="upper right")
     note = f"kept: epoch {best + 1} of {len(losses)}, validation {kept:.3f} nats"
-    _frame(axes, "Learning curve", "epoch", "KL divergence to the labels, nats", note)
+    frame(axes, "Learning curve", "epoch", "KL divergence to the labels, nats", note)
     return _png(figure)
 
 
@@ -127,21 +127,21 @@ def _dress(axes: Axes, ticks: Mapping[float, str], note: str) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(list(ticks), labels=_readable(ticks))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-    _frame(axes, "Accuracy with fewer visual tokens", "visual tokens kept: share and mean number", "right answers", note)
+    frame(axes, "Accuracy with fewer visual tokens", "visual tokens kept: share and mean number", "right answers", note)
 
 
-def _frame(axes: Axes, title: str, across: str, up: str, note: str) -> None:
+def frame(axes: Axes, title: str, across: str, up: str, note: str = "") -> None:
     """What every chart has: title, note below it, names of the axes, a quiet grid."""
-    axes.set_xlabel(across, color=_MUTED, fontsize=11, labelpad=8)
-    axes.set_ylabel(up, color=_MUTED, fontsize=11)
-    axes.tick_params(colors=_INK, length=0, labelsize=11)
-    axes.grid(axis="y", color=_RULE, linewidth=1)
+    axes.set_xlabel(across, color=MUTED, fontsize=11, labelpad=8)
+    axes.set_ylabel(up, color=MUTED, fontsize=11)
+    axes.tick_params(colors=INK, length=0, labelsize=11)
+    axes.grid(axis="y", color=RULE, linewidth=1)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(_RULE)
-    axes.set_title(title, loc="left", color=_INK, fontsize=16, fontweight="bold", pad=28)
+    axes.spines["bottom"].set_color(RULE)
+    axes.set_title(title, loc="left", color=INK, fontsize=16, fontweight="bold", pad=28)
     axes.annotate(
-        note, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points", va="bottom", color=_MUTED, fontsize=10.5
+        note, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points", va="bottom", color=MUTED, fontsize=10.5
     )
 
 
@@ -159,7 +159,7 @@ def _label(axes: Axes, curves: Sequence[Curve], whole: float, edge: float, besid
     """Names the lines that end at `edge`, moved apart where the names would overlap; the names stand at `beside`."""
     ends = [curve.values[-1] for curve in curves] + [whole]
     names = [curve.name for curve in curves] + ["all tokens"]
-    colours = [_COLOURS[index % len(_COLOURS)] for index in range(len(curves))] + [_MUTED]
+    colours = [COLOURS[index % len(COLOURS)] for index in range(len(curves))] + [MUTED]
     low, high = axes.get_ylim()
     axes_points = 0.72 * 72 * _INCHES[1]  # the axes take about this share of the height; 72 points are an inch
     places = spread(ends, (high - low) * _LABEL_GAP * _LABEL_POINTS / axes_points)

@@ -13,12 +13,14 @@ from foveate.engines import RequestError
 
 @dataclass(frozen=True)
 class Budget:
-    """At most one of three limits; none keeps every visual token. At least one token stays.
+    """At most one of four limits; none keeps every visual token. At least one token stays.
 
     Attributes:
         ratio: share of the tokens, 0 < ratio <= 1, rounded half up: `floor(ratio * N + 0.5)`.
         tokens: number of tokens, at least 1; a number above N keeps all.
         mass: the smallest number of tokens whose normalised scores sum to this share, 0 < mass <= 1.
+        ttft_ms: as many tokens as let the first one of the answer come within so many milliseconds, as far as the bundle's
+            measured latencies predict; the time starts with the preprocessing.
 
     Raises:
         RequestError: a value out of its range, or two limits at once.
@@ -27,6 +29,7 @@ class Budget:
     ratio: float | None = None
     tokens: int | None = None
     mass: float | None = None
+    ttft_ms: float | None = None
 
     def __post_init__(self) -> None:
         chosen = [entry.name for entry in fields(self) if getattr(self, entry.name) is not None]
@@ -40,13 +43,16 @@ class Budget:
         if self.tokens is not None and (not _is_number(self.tokens, Integral) or self.tokens < 1):
             raise RequestError(f"the budget keeps {self.tokens!r} tokens, expected a whole number of at least 1. Raise it.")
 
+        if self.ttft_ms is not None and (not _is_number(self.ttft_ms, Real) or not 0 < self.ttft_ms < math.inf):
+            raise RequestError(f"the budget is {self.ttft_ms!r} ms, expected a number above 0. Use 300 for 0.3 seconds.")
+
     def keeps_all(self, num_visual_tokens: int) -> str | None:
         """Why every token stays whatever the scores say; None where the scores matter."""
         if num_visual_tokens == 0:
             return "the request has no image"
         if self == Budget():
             return "no budget was set"
-        if self.mass is None and self._fixed_count(num_visual_tokens) == num_visual_tokens:
+        if self.mass is None and self.ttft_ms is None and self._fixed_count(num_visual_tokens) == num_visual_tokens:
             limit = f"{self.tokens} tokens" if self.tokens is not None else f"ratio {self.ratio:g}"
             return f"the budget ({limit}) covers all {num_visual_tokens} visual tokens"
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -16,16 +17,19 @@ from foveate.engines import (
     Bundle,
     BundleError,
     Manifest,
+    Memory,
     RequestError,
     Session,
     SessionOptions,
     decoder_graph,
+    describe_environment,
     find_neighbours,
     open_session,
 )
 from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
 from foveate.runtime.images import ImageLimits
+from foveate.runtime.latency import LatencyModel, Sizes, find_model, plan
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
 from foveate.runtime.select import Custom, Policy, Relevance, Selection, Selector, keep_everything, open_selector, select
@@ -79,7 +83,9 @@ def load(
     if graphs["decoder"] == "decoder" and STEP_DECODER in bundle.manifest.graphs:
         graphs[STEP_DECODER] = STEP_DECODER
     sessions = {name: open_session(bundle, graph, backend, options) for name, graph in graphs.items()}
-    return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes)
+    environment = describe_environment(backend, options, sessions["vision"].memory)
+    latency = find_model(bundle.manifest.latency, environment)
+    return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes, latency)
 
 
 class Pipeline:
@@ -94,9 +100,11 @@ class Pipeline:
         limits: see `load`.
         video_limits: see `load`.
         vision_cache_bytes: see `load`.
+        latency: what stages take where the sessions run, if it was measured.
 
     Attributes:
         vision_cache: what it keeps of images and videos; `vision_cache.stats` says how it does.
+        latency: what budgets in milliseconds are planned with; None where nothing was measured in this environment.
 
     Raises:
         BundleError: unknown family, processor constants or chat template.
@@ -112,18 +120,25 @@ class Pipeline:
         limits: ImageLimits | None = None,
         video_limits: VideoLimits | None = None,
         vision_cache_bytes: int = DEFAULT_BYTES,
+        latency: LatencyModel | None = None,
     ) -> None:
         self.manifest = manifest
+        self.latency = latency
         self.vision_cache = VisionCache(vision_cache_bytes)
         self._tokenizer = tokenizer
         self._sessions = sessions
         self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
-        self._wait = sessions["vision"].memory.synchronize
+        self._wait = self.memory.synchronize
         step = sessions.get(STEP_DECODER)
         self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder, step)
         limit = min(manifest.decoder.max_position_embeddings, self._text_model.capacity_tokens or sys.maxsize)
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)
+
+    @property
+    def memory(self) -> Memory:
+        """Where the arrays of its graphs lie."""
+        return self._sessions["vision"].memory
 
     def stream(self, request: Request) -> Stream:
         """Answers a request token by token; iterate over what it returns.
@@ -202,6 +217,14 @@ class Pipeline:
         selector = self.selector(request.select)
         encoded = encoded or self.encode(request)
         prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
+        sizes = Sizes(
+            prepared.num_visual_tokens,
+            prepared.num_text_tokens,
+            sum(encoded.stage_ms.values()),
+            bool(selector.needs & SCORES),
+        )
+        planned = plan(request.budget, sizes, self.latency)
+        request = replace(request, budget=planned.budget)
         stopwatch = Stopwatch()
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
         with stopwatch("score_ms"):
@@ -209,6 +232,8 @@ class Pipeline:
             relevance = None if bypass else self.score(prepared, visual_embeds, selector.needs)
         with stopwatch("select_ms"):
             selection = self.select(request, prepared, relevance)
+            if planned.reason:
+                selection = replace(selection, reason=planned.reason)
             check_floor(request.min_retained, selection, self.manifest.scorer)
             if relevance is not None:
                 visual_embeds = self._text_model.bring(selector.embeds(relevance, selection.keep_indices))
@@ -216,7 +241,7 @@ class Pipeline:
         max_new_tokens = self._max_new_tokens(request)
         self._check_length(len(prompt.input_ids), max_new_tokens)
         stage_ms = {**encoded.stage_ms, **stopwatch.stage_ms}
-        return Job(request, prompt, selection, prepared, max_new_tokens, stage_ms)
+        return Job(request, prompt, selection, prepared, max_new_tokens, stage_ms, planned.predicted_ttft_ms)
 
     def prepare(self, request: Request) -> Prepared:
         """Images and videos to patches, messages to token ids and positions.
@@ -328,7 +353,8 @@ class Pipeline:
         stream = TextStream(self._tokenizer, job.request.stop)
         sampling = job.request.sampling
         sampler = sampling.sampler() if sampling.temperature else None
-        return Row(index, sampler, stream, self.manifest.prompt.eos_token_ids, job.max_new_tokens)
+        eos_token_ids = () if job.request.ignore_eos else self.manifest.prompt.eos_token_ids
+        return Row(index, sampler, stream, eos_token_ids, job.max_new_tokens)
 
 
 def _load_tokenizer(bundle: Bundle) -> Tokenizer:

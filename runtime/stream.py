@@ -16,7 +16,8 @@ from foveate.runtime.types import Answer, Chunk, Prepared, Request, Timings
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A request that is ready for the text model; `stage_ms` has what its own stages took."""
+    """A request that is ready for the text model; `stage_ms` has what its own stages took, `predicted_ttft_ms` what was
+    expected where its budget is in milliseconds."""
 
     request: Request
     prompt: Pruned
@@ -24,6 +25,7 @@ class Job:
     prepared: Prepared
     max_new_tokens: int
     stage_ms: Mapping[str, float]
+    predicted_ttft_ms: float | None = None
 
     @property
     def cache_tokens(self) -> int:
@@ -61,6 +63,7 @@ class Stream:
             timings=Timings(**job.stage_ms, **self._stage_ms, decode_ms=tuple(row.decode_ms)),
             kv_bytes=self._kv_bytes,
             pictures=job.prepared.pictures,
+            predicted_ttft_ms=job.predicted_ttft_ms,
         )
 
 

@@ -42,6 +42,7 @@ class Request:
         explain: score the visual tokens even where all stay, so that `Answer.explain` can show the scores.
         max_new_tokens: most tokens to generate; None takes the bundle's default.
         stop: strings that end the answer; they are not part of it.
+        ignore_eos: draw `max_new_tokens` tokens whatever they are, to measure how long that takes.
 
     Raises:
         RequestError: `max_new_tokens`, `stop`, `fps` or `max_frames` is unusable.
@@ -59,6 +60,7 @@ class Request:
     videos: Sequence[VideoSource] = ()
     fps: float = 1.0
     max_frames: int = 32
+    ignore_eos: bool = False
 
     def __post_init__(self) -> None:
         check_sampling(self.fps, self.max_frames)
@@ -82,6 +84,7 @@ class Request:
         keep: float | None = None,
         keep_tokens: int | None = None,
         mass: float | None = None,
+        ttft_ms: float | None = None,
         **options: Any,
     ) -> Request:
         """A question about images and videos, which stand before it in this order.
@@ -94,6 +97,7 @@ class Request:
             keep: `Budget.ratio`.
             keep_tokens: `Budget.tokens`.
             mass: `Budget.mass`.
+            ttft_ms: `Budget.ttft_ms`.
             **options: other fields of `Request`.
 
         Raises:
@@ -106,7 +110,7 @@ class Request:
         content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
         content += [{"type": "text", "text": question}] if question else []
         messages = ({"role": "user", "content": content},)
-        return cls(messages, tuple(images), Budget(keep, keep_tokens, mass), videos=tuple(videos), **options)
+        return cls(messages, tuple(images), Budget(keep, keep_tokens, mass, ttft_ms), videos=tuple(videos), **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -286,6 +290,7 @@ class Answer:
         timings: wall time per stage.
         kv_bytes: allocated for this request's KV cache.
         pictures: the images and frames as the model saw them.
+        predicted_ttft_ms: what `Timings.ttft_ms` was expected to be; None where the budget is not in milliseconds.
     """
 
     text: str
@@ -297,6 +302,7 @@ class Answer:
     timings: Timings
     kv_bytes: int
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
+    predicted_ttft_ms: float | None = None
 
     def explain(self) -> Image.Image:
         """A picture of what was decided: each image and frame, its scores as a heat map, and the visual tokens that stayed.
@@ -325,4 +331,5 @@ class Answer:
                 "tpot_ms": self.timings.tpot_ms,
             },
             "kv_bytes": self.kv_bytes,
+            "predicted_ttft_ms": self.predicted_ttft_ms,
         }

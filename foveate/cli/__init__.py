@@ -17,6 +17,7 @@ _COMMANDS = {
     "check": "foveate.cli.check:check_command",
     "generate": "foveate.cli.generate:generate_command",
     "scorer": "foveate.cli.scorer:scorer_command",
+    "profile": "foveate.cli.profile:profile_command",
     "evaluate": "foveate.cli.evaluate:evaluate_command",
     "demo": "foveate.cli.demo:demo_command",
 }

@@ -32,6 +32,7 @@ class _Limits(TypedDict, total=False):
 @click.option("--keep", type=float, help="Share of the visual tokens to keep, 0 < keep <= 1. 1 skips the scorer.  [default: 1]")
 @click.option("--keep-tokens", type=int, help="Number of visual tokens to keep.")
 @click.option("--mass", type=float, help="Keep the fewest tokens whose scores sum to this share, 0 < mass <= 1.")
+@click.option("--ttft-ms", type=float, help="Keep as many as let the answer begin in time, by what 'profile --save' measured.")
 @click.option("--select", metavar="NAME", help=f"How to choose them: {', '.join(SELECTORS)}.  [default: the bundle's scorer]")
 @click.option("--min-retained", type=float, help="Refuse to keep so few that less than this share of the right answers stays.")
 @click.option("--explain", metavar="FILE", type=click.Path(path_type=Path), help="Draw scores and kept tokens, e.g. heat.png.")
@@ -55,6 +56,7 @@ def generate_command(
     keep: float | None,
     keep_tokens: int | None,
     mass: float | None,
+    ttft_ms: float | None,
     select: str | None,
     min_retained: float | None,
     explain: Path | None,
@@ -85,6 +87,7 @@ def generate_command(
         keep=keep,
         keep_tokens=keep_tokens,
         mass=mass,
+        ttft_ms=ttft_ms,
         select=select,
         min_retained=min_retained,
         explain=explain is not None,
@@ -148,9 +151,10 @@ def _figures(answer: Answer) -> str:
     """What was kept and why, how long it took and what the cache needs, in one line."""
     timings, selection = answer.timings, answer.selection
     reason = f" ({selection.reason})" if selection.reason else ""
+    predicted = "" if answer.predicted_ttft_ms is None else f", predicted {answer.predicted_ttft_ms:.0f}"
     decode = f", then {timings.tpot_ms:.1f} ms a token" if timings.decode_ms else ""
     return (
         f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}, "
         f"first token {timings.ttft_ms:.0f} ms (vision {timings.vision_ms:.0f}, score {timings.score_ms:.1f}, "
-        f"prefill {timings.prefill_ms:.0f}){decode}, KV cache {answer.kv_bytes / 1024:.0f} KiB"
+        f"prefill {timings.prefill_ms:.0f}{predicted}){decode}, KV cache {answer.kv_bytes / 1024:.0f} KiB"
     )

@@ -1,0 +1,156 @@
+"""The charts of a profile, as SVG to stand in a page."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from foveate.charts import COLOURS, INK, MUTED, RULE, Figure, frame
+from foveate.profile.results import STAGES, LoadRun, Profile
+
+_STAGE_COLOURS = dict(zip(STAGES, ("#9aa3ad", "#1d5fbf", "#e07a1f", "#f3b562", "#8fd0a9", "#2a9d5c"), strict=True))
+_WIDE, _NARROW = (10.0, 4.2), (5.6, 4.0)
+_MIB = 2**20
+
+
+def stages_chart(profile: Profile) -> str:
+    """Time to first token by keep ratio, its stages one after the other."""
+    runs = profile.keeps[::-1]
+    figure = _figure(_WIDE)
+    axes = figure.subplots()
+    places, starts = np.arange(len(runs)), np.zeros(len(runs))
+    for name, colour in _STAGE_COLOURS.items():
+        widths = np.array([run.stage(name) for run in runs])
+        axes.barh(places, widths, left=starts, height=0.62, color=colour, label=name.removesuffix("_ms"))
+        starts += widths
+    for place, end in zip(places, starts, strict=True):
+        axes.annotate(f"{_ms(end)} ms", (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
+    axes.set_yticks(places, [f"keep {run.keep:g}\n{run.kept_tokens} tokens" for run in runs])
+    axes.set_xlim(0, 1.12 * starts.max())
+    frame(axes, "Time to first token", "milliseconds, medians", "")
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=RULE, linewidth=1)
+    axes.legend(ncols=len(STAGES), loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handlelength=1, columnspacing=1.4)
+    return _svg(figure)
+
+
+def speedup_chart(profile: Profile) -> str:
+    """Speed-up of everything that pruning can shorten, beside the ideal, and what is retained, over the same keep ratios."""
+    figure = _figure(_WIDE)
+    axes = figure.subplots()
+    keeps = [run.keep for run in profile.keeps]
+    ideal = [profile.ideal_speedup(run) for run in profile.keeps]
+    axes.plot(keeps, ideal, color=MUTED, linestyle=(0, (5, 3)), label="ideal: time as tokens of the prompt, scoring free")
+    lines = {
+        "score to prefill": (COLOURS[1], [profile.speedup(run) for run in profile.keeps]),
+        "time to first token, with vision": (
+            COLOURS[4],
+            [profile.whole.ttft.median / run.ttft.median for run in profile.keeps],
+        ),
+    }
+    for name, (colour, values) in lines.items():
+        axes.plot(keeps, values, color=colour, marker="o", linewidth=2.6, label=name)
+        axes.annotate(
+            f"{values[-1]:.2g}x", (keeps[-1], values[-1]), (8, 0), textcoords="offset points", va="center", color=colour
+        )
+    axes.set_xlim(1.03, max(0.0, min(keeps) - 0.09))
+    axes.set_ylim(0, 1.08 * max(ideal))
+    frame(axes, "Speed-up", "share of visual tokens kept", "against keep 1")
+    if profile.retention:
+        _draw_retention(axes.twinx(), profile)
+    axes.legend(loc="upper left", frameon=False)
+    return _svg(figure)
+
+
+def _draw_retention(axes, profile: Profile) -> None:  # type: ignore[no-untyped-def]
+    """On a second axis, from 0 to 100 %."""
+    points = sorted([(1.0, 1.0, 1.0, 1.0), *((p.keep, p.retained, p.low, p.high) for p in profile.retention)], reverse=True)
+    keeps, retained, low, high = zip(*points, strict=True)
+    axes.fill_between(keeps, low, high, color=COLOURS[0], alpha=0.15, linewidth=0)
+    axes.plot(keeps, retained, color=COLOURS[0], marker="s", linewidth=2.2)
+    axes.set_ylim(0, 1.08)
+    axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0f} %" for share in np.linspace(0, 100, 6)], color=COLOURS[0])
+    axes.set_ylabel("right answers retained", color=COLOURS[0])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def decode_chart(profile: Profile) -> str:
+    """Milliseconds between tokens: middle half, median, and what lies within the whiskers."""
+    runs = [run for run in profile.keeps if run.decode_ms]
+    figure = _figure(_NARROW)
+    axes = figure.subplots()
+    axes.boxplot(
+        [run.decode_ms for run in runs],
+        tick_labels=[f"{run.keep:g}" for run in runs],
+        patch_artist=True,
+        widths=0.55,
+        showfliers=False,
+        boxprops={"facecolor": "#cfe0f7", "edgecolor": COLOURS[1]},
+        medianprops={"color": COLOURS[0], "linewidth": 2},
+        whiskerprops={"color": COLOURS[1]},
+        capprops={"color": COLOURS[1]},
+    )
+    axes.set_ylim(bottom=0)
+    frame(axes, "Inter-token latency", "keep", "milliseconds")
+    return _svg(figure)
+
+
+def memory_chart(profile: Profile) -> str:
+    """Peak resident memory and bytes of the KV cache by keep ratio."""
+    figure = _figure(_NARROW)
+    panels = [("KV cache", COLOURS[1], [run.kv_bytes / _MIB for run in profile.keeps])]
+    peaks = [run.peak_bytes for run in profile.keeps]
+    if all(peaks):
+        panels.insert(0, ("peak resident memory", COLOURS[3], [(peak or 0) / _MIB for peak in peaks]))
+    for axes, (title, colour, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        places = np.arange(len(values))
+        axes.bar(places, values, color=colour, width=0.62)
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(_ms(value), (place, value), (0, 3), textcoords="offset points", ha="center", fontsize=9, color=INK)
+        axes.set_xticks(places, [f"{run.keep:g}" for run in profile.keeps])
+        frame(axes, "", "keep", "MiB")
+        axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=12)
+    return _svg(figure)
+
+
+def load_chart(profile: Profile) -> str:
+    """Requests a second, and time to first token of the middle and of the slow requests, by clients."""
+    figure = _figure(_WIDE)
+    rate, wait = figure.subplots(1, 2)
+    for number, keep in enumerate(dict.fromkeys(run.keep for run in profile.load)):
+        runs = [run for run in profile.load if run.keep == keep]
+        clients = [run.clients for run in runs]
+        colour = COLOURS[1 - number]
+        rate.plot(clients, [run.requests_per_second for run in runs], color=colour, marker="o", label=f"keep {keep:g}")
+        wait.plot(clients, _percentiles(runs, 0.5), color=colour, marker="o", label=f"keep {keep:g}, half of them")
+        wait.plot(clients, _percentiles(runs, 0.95), color=colour, marker="^", linestyle=":", label=f"keep {keep:g}, 95 %")
+    for axes, title, up in ((rate, "Throughput", "requests a second"), (wait, "Time to first token", "milliseconds")):
+        axes.set_ylim(bottom=0)
+        axes.set_xticks(sorted({run.clients for run in profile.load}))
+        frame(axes, title, "clients at once", up)
+        axes.legend(frameon=False, fontsize=9)
+    return _svg(figure)
+
+
+def _percentiles(runs: Sequence[LoadRun], share: float) -> list[float]:
+    return [run.percentile(share) for run in runs]
+
+
+def _figure(inches: tuple[float, float]) -> Figure:
+    return Figure(inches, layout="constrained")
+
+
+def _svg(figure: Figure) -> str:
+    """The drawing alone, without the head of a file."""
+    image = io.StringIO()
+    figure.savefig(image, format="svg", metadata={"Date": None})
+    drawing = image.getvalue()
+    return drawing[drawing.index("<svg") :]
+
+
+def _ms(value: float) -> str:
+    """Three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

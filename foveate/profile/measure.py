@@ -1,0 +1,310 @@
+"""`profile_bundle`: one image, one question, over keep ratios, sizes and clients."""
+
+from __future__ import annotations
+
+import io
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from importlib.metadata import version
+from itertools import chain, count
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from foveate.engines import (
+    Bundle,
+    Environment,
+    LatencyPoint,
+    RequestError,
+    SessionOptions,
+    describe_environment,
+    hash_file,
+    usable_cpus,
+)
+from foveate.engines.bundle import MANIFEST
+from foveate.profile.memory import Footprint, Task, measure_footprint
+from foveate.profile.results import STAGES, KeepRun, LoadRun, Profile, Setting
+from foveate.runtime import Answer, Pipeline, Request, load
+from foveate.runtime.types import Encoded
+
+QUESTION = "What is in the picture? Name the objects from the left to the right, their colours, and how many there are of each."
+OTHER_QUESTION = "Which of the objects is the largest, and what stands beside it? Answer in one short sentence, please."
+AREAS = (0.5, 0.2, 0.08, 0.03)
+"""Shares of the image's area at which stages are measured as well, for what they take at fewer tokens."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ProfilePlan:
+    """What to measure.
+
+    Attributes:
+        keeps: shares of the visual tokens; 1 is always measured.
+        image_size: width and height in pixels of an image of noise; what it shows changes nothing.
+        new_tokens: of each answer.
+        repeats: of each measurement, after one that warms up.
+        clients: numbers of clients at once; none measures no load.
+        requests: of each client.
+        memory: measure it too, in a process for each keep ratio that opens the bundle anew.
+
+    Raises:
+        RequestError: a value that nothing can be measured with.
+    """
+
+    keeps: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.1)
+    image_size: tuple[int, int] = (1008, 672)
+    new_tokens: int = 16
+    repeats: int = 5
+    clients: tuple[int, ...] = (1, 2, 4)
+    requests: int = 3
+    memory: bool = True
+
+    def __post_init__(self) -> None:
+        wanted = {
+            "keep": all(0 < keep <= 1 for keep in self.keeps),
+            "image_size": min(self.image_size) >= 1,
+            "new_tokens": self.new_tokens >= 2,
+            "repeats": self.repeats >= 1,
+            "concurrency": all(number >= 1 for number in self.clients),
+            "requests": self.requests >= 1,
+        }
+        for name, usable in wanted.items():
+            if not usable:
+                raise RequestError(
+                    f"{name} has a value that is too small or too large. Expected keep ratios above 0 and up to 1, at least "
+                    "2 new tokens, and at least 1 of everything else."
+                )
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """Descending, with keep 1."""
+        return tuple(sorted({1.0, *self.keeps}, reverse=True))
+
+    @property
+    def load_keeps(self) -> tuple[float, ...]:
+        """Keep 1, and of the others the one next to a quarter."""
+        return tuple(dict.fromkeys((1.0, min(self.ratios, key=lambda keep: abs(keep - 0.25)))))
+
+    @property
+    def steps(self) -> int:
+        """Of the progress."""
+        rounds, loads = self.repeats + 1, len(self.clients) * len(self.load_keeps)
+        return rounds * (1 + len(self.ratios) + 2 * len(AREAS)) + len(self.ratios) * self.memory + loads
+
+
+def profile_bundle(
+    bundle: Path,
+    plan: ProfilePlan,
+    backend: str = "onnxruntime",
+    options: SessionOptions | None = None,
+    progress: Progress | None = None,
+) -> Profile:
+    """Measures a bundle where it runs. Repeats of what is compared take turns, so that a slow moment of the machine meets all.
+
+    Raises:
+        BundleError: the bundle can't be read or trusted.
+        BackendError: the backend is missing or refuses a graph.
+        RequestError: the image is too large for the model, or the plan makes no sense.
+    """
+    options = options or SessionOptions()
+    retention = list(Bundle.open(bundle).manifest.scorer.retention)
+    step, image = _counter(plan.steps, progress), _noise(plan.image_size)
+    # First, so that two copies of the bundle are never in memory together.
+    task = Task(bundle, backend, options, _png(image), QUESTION, plan.new_tokens)
+    footprints = {keep: step(partial(measure_footprint, task, keep)) for keep in plan.ratios if plan.memory}
+    start = perf_counter()
+    with closing(load(bundle, backend, options, verify=False)) as pipe:
+        load_seconds = perf_counter() - start
+        pipe.latency = None  # what was measured earlier shall decide nothing
+        subject = _Subject(pipe, plan, image, step)
+        encoded = subject.encode()
+        answers = subject.answer(encoded[-1])
+        second_question = subject.ask_again()
+        sizes = subject.shrink()
+        load_runs = [subject.serve(clients, keep) for keep in plan.load_keeps for clients in plan.clients]
+        setting = _setting(bundle, pipe, plan, encoded[-1], describe_environment(backend, options, pipe.memory), options)
+    keeps = [_keep_run(keep, answers[keep], encoded, footprints.get(keep)) for keep in plan.ratios]
+    whole = footprints.get(1.0)
+    return Profile(
+        setting,
+        keeps,
+        second_question,
+        _median_points((answer.selection.num_visual_tokens, _score_ms(answer)) for answer in _scored(answers, sizes)),
+        _median_points((answer.prompt_tokens, _prefill_ms(answer)) for found in (*answers.values(), sizes) for answer in found),
+        whole.loaded_bytes if whole else None,
+        whole.load_seconds if whole else load_seconds,
+        load_runs,
+        retention,
+    )
+
+
+class _Subject:
+    """A loaded bundle and what it is asked.
+
+    Args:
+        pipe: the bundle.
+        plan: what to measure.
+        image: RGB.
+        step: runs a measurement and counts it.
+    """
+
+    def __init__(self, pipe: Pipeline, plan: ProfilePlan, image: np.ndarray, step: Callable[[Callable[[], Any]], Any]) -> None:
+        self._pipe, self._plan, self._image, self._step = pipe, plan, image, step
+        self._numbers = count(1)
+
+    def encode(self) -> list[Encoded]:
+        """The image up to the vision graph."""
+        return self._repeat(lambda: self._pipe.encode(self._ask(1.0, image=self._new_image())))
+
+    def answer(self, encoded: Encoded) -> dict[float, list[Answer]]:
+        """The answers at every keep ratio, which take turns."""
+        ratios = self._plan.ratios
+        rounds = [[self._step(partial(self._pipe.generate, self._ask(keep), encoded)) for keep in ratios] for _ in self._rounds]
+        return {keep: [answers[place] for answers in rounds[1:]] for place, keep in enumerate(ratios)}
+
+    def ask_again(self) -> dict[str, float]:
+        """Milliseconds to the first token of another question about an image that was seen before, by keep ratio."""
+        found = {}
+        for keep in self._plan.load_keeps:
+            self._pipe.generate(self._ask(keep, new_tokens=1))
+            again = [self._pipe.generate(self._ask(keep, OTHER_QUESTION, new_tokens=1)) for _ in range(self._plan.repeats)]
+            found[f"{keep:g}"] = median(answer.timings.ttft_ms for answer in again)
+        return found
+
+    def shrink(self) -> list[Answer]:
+        """Scored and unscored answers about smaller images."""
+        answers = []
+        for area in AREAS:
+            height, width = (max(1, round(side * area**0.5)) for side in self._image.shape[:2])
+            encoded = self._pipe.encode(self._ask(1.0, image=self._image[:height, :width]))
+            for keep in (1.0, 0.5):
+                request = self._ask(keep, new_tokens=1)
+                answers += self._repeat(partial(self._pipe.generate, request, encoded))
+        return answers
+
+    def serve(self, clients: int, keep: float) -> LoadRun:
+        """Several clients with a request after the other, each with a new image."""
+
+        def client(_: int) -> list[Answer]:
+            return [self._pipe.generate(self._ask(keep, image=self._new_image())) for _ in range(self._plan.requests)]
+
+        def run() -> LoadRun:
+            start = perf_counter()
+            with ThreadPoolExecutor(clients) as pool:
+                answers = list(chain.from_iterable(pool.map(client, range(clients))))
+            tokens = sum(len(answer.tokens) for answer in answers)
+            return LoadRun(clients, keep, perf_counter() - start, [answer.timings.ttft_ms for answer in answers], tokens)
+
+        found: LoadRun = self._step(run)
+        return found
+
+    def _ask(self, keep: float, question: str = QUESTION, image: np.ndarray | None = None, new_tokens: int = 0) -> Request:
+        image = self._image if image is None else image
+        return Request.ask(question, image, keep=keep, max_new_tokens=new_tokens or self._plan.new_tokens, ignore_eos=True)
+
+    def _new_image(self) -> np.ndarray:
+        """One that no cache knows: moved on by a row."""
+        return np.roll(self._image, next(self._numbers), axis=0)
+
+    @property
+    def _rounds(self) -> range:
+        """One that warms up, and the repeats."""
+        return range(self._plan.repeats + 1)
+
+    def _repeat(self, run: Callable[[], Any]) -> list[Any]:
+        return [self._step(run) for _ in self._rounds][1:]
+
+
+def _counter(steps: int, progress: Progress | None) -> Callable[[Callable[[], Any]], Any]:
+    """Runs things and says how many of them are done."""
+    done = 0
+
+    def step(run: Callable[[], Any]) -> Any:
+        nonlocal done
+        found = run()
+        done += 1
+        if progress:
+            progress(done, steps)
+        return found
+
+    return step
+
+
+def _noise(size: tuple[int, int]) -> np.ndarray:
+    width, height = size
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _png(image: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG")
+    return content.getvalue()
+
+
+def _setting(
+    bundle: Path, pipe: Pipeline, plan: ProfilePlan, encoded: Encoded, environment: Environment, options: SessionOptions
+) -> Setting:
+    manifest = pipe.manifest
+    return Setting(
+        bundle.name,
+        hash_file(bundle / MANIFEST),
+        sum(entry.size_bytes for entry in manifest.files.values()),
+        manifest.source.name,
+        manifest.precision,
+        plan.image_size,
+        encoded.prepared.num_visual_tokens,
+        encoded.prepared.num_text_tokens,
+        plan.new_tokens,
+        plan.repeats,
+        environment,
+        options.threads or usable_cpus(),
+        {"foveate": version("foveate"), "Python": platform.python_version(), "system": platform.platform(terse=True)},
+        date.today().isoformat(),
+    )
+
+
+def _keep_run(keep: float, answers: Sequence[Answer], encoded: Sequence[Encoded], footprint: Footprint | None) -> KeepRun:
+    own = {name: [getattr(answer.timings, name) for answer in answers] for name in STAGES[2:]}
+    shared = {name: [each.stage_ms[name] for each in encoded] for name in STAGES[:2]}
+    return KeepRun(
+        keep,
+        len(answers[0].selection.keep_indices),
+        answers[0].prompt_tokens,
+        {**shared, **own},
+        list(chain.from_iterable(answer.timings.decode_ms for answer in answers)),
+        answers[0].kv_bytes,
+        footprint.peak_bytes if footprint else None,
+        answers[0].selection.reason if keep < 1 else "",
+    )
+
+
+def _scored(answers: Mapping[float, Sequence[Answer]], sizes: Sequence[Answer]) -> Iterator[Answer]:
+    """Those that were scored."""
+    return (
+        answer for answer in chain(*answers.values(), sizes) if answer.timings.score_ms and answer.selection.selector != "all"
+    )
+
+
+def _score_ms(answer: Answer) -> float:
+    return answer.timings.score_ms + answer.timings.select_ms
+
+
+def _prefill_ms(answer: Answer) -> float:
+    return answer.timings.embed_ms + answer.timings.prefill_ms
+
+
+def _median_points(measured: Iterable[tuple[int, float]]) -> list[LatencyPoint]:
+    by_tokens: dict[int, list[float]] = {}
+    for tokens, ms in measured:
+        by_tokens.setdefault(tokens, []).append(ms)
+    return [LatencyPoint(tokens, median(times)) for tokens, times in sorted(by_tokens.items())]

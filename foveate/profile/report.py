@@ -1,0 +1,200 @@
+"""A profile as a page, as JSON and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+from jinja2 import Environment
+
+from foveate.engines import RequestError, replace_file
+from foveate.profile.results import STAGES, KeepRun, Profile
+
+_MIB, _GIB = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page, as text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A figure that stands out."""
+
+    figure: str
+    caption: str
+
+
+def write_reports(
+    profile: Profile, page: Path | None = None, json_file: Path | None = None, csv_file: Path | None = None
+) -> None:
+    """Writes what was asked for, each file whole or not at all.
+
+    Raises:
+        RequestError: a file can't be written, or matplotlib is missing.
+    """
+    makers = {page: make_page, json_file: make_json, csv_file: make_csv}
+    contents = {path: make(profile) for path, make in makers.items() if path is not None}
+    for path, content in contents.items():
+        try:
+            replace_file(path.resolve(), content)
+        except OSError as error:
+            raise RequestError(f"{path} can't be written: {error.strerror or error}. Choose another file.") from error
+
+
+def make_json(profile: Profile) -> bytes:
+    """Everything that was measured."""
+    return msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
+
+
+def make_csv(profile: Profile) -> bytes:
+    """A line for each keep ratio: medians in milliseconds, sizes in bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = ("ttft_ms", "ttft_low_ms", "ttft_high_ms", "speedup", "ideal_speedup", "itl_ms", "kv_bytes", "peak_bytes")
+    writer.writerow(("keep", "kept_tokens", "prompt_tokens", *STAGES, *names))
+    for run in profile.keeps:
+        ttft, decode = run.ttft, run.decode
+        stages = [f"{run.stage(name):.4f}" for name in STAGES]
+        times = [f"{value:.4f}" for value in (ttft.median, ttft.low, ttft.high, profile.speedup(run))]
+        rest = (
+            f"{profile.ideal_speedup(run):.4f}",
+            f"{decode.median:.4f}" if decode else "",
+            run.kv_bytes,
+            run.peak_bytes or "",
+        )
+        writer.writerow((run.keep, run.kept_tokens, run.prompt_tokens, *stages, *times, *rest))
+    return text.getvalue().encode()
+
+
+def make_page(profile: Profile) -> bytes:
+    """One HTML file that needs no other."""
+    from foveate.profile import charts
+
+    template = files("foveate.profile").joinpath("template.html").read_text()
+    drawings = {
+        "stages": charts.stages_chart(profile),
+        "speedup": charts.speedup_chart(profile),
+        "decode": charts.decode_chart(profile),
+        "memory": charts.memory_chart(profile),
+        "load": charts.load_chart(profile) if profile.load else "",
+    }
+    page = Environment(autoescape=True).from_string(template)
+    text = page.render(
+        setting=profile.setting,
+        tiles=_tiles(profile),
+        charts=drawings,
+        break_even=break_even_remark(profile),
+        tables=list(_tables(profile)),
+        facts=_facts(profile),
+    )
+    return text.encode()
+
+
+def break_even_remark(profile: Profile) -> str:
+    """From how many visual tokens on scoring pays."""
+    tokens = {run.keep: profile.break_even_tokens(run.keep) for run in profile.keeps if run.keep < 1}
+    paying = ", ".join(f"{count} at keep {keep:g}" for keep, count in tokens.items() if count)
+    never = ", ".join(f"{keep:g}" for keep, count in tokens.items() if not count)
+    sentences = [f"Scoring takes less time than it saves from so many visual tokens on: {paying}."] if paying else []
+    if never:
+        sentences.append(f"At keep {never} it does not pay up to {profile.setting.visual_tokens} visual tokens.")
+    return " ".join(sentences)
+
+
+def _tiles(profile: Profile) -> list[Tile]:
+    whole, fewest = profile.whole, min(profile.keeps, key=lambda run: abs(run.keep - 0.25))
+    tiles = [
+        Tile(f"{whole.ttft.median:,.0f} ms", "from pixels to the first token, all visual tokens"),
+        Tile(f"{fewest.ttft.median:,.0f} ms", f"the same at keep {fewest.keep:g}"),
+        Tile(f"{profile.speedup(fewest):.1f}x", f"faster from score to prefill at keep {fewest.keep:g}"),
+        Tile(f"{fewest.kv_bytes / whole.kv_bytes:.0%}".replace("%", " %"), f"of the KV cache at keep {fewest.keep:g}"),
+    ]
+    if whole.decode:
+        tiles.append(Tile(f"{1e3 / whole.decode.median:,.1f}", "tokens a second while decoding, all visual tokens"))
+    if profile.loaded_bytes:
+        tiles.append(
+            Tile(_size(profile.loaded_bytes), f"resident once loaded; the bundle has {_size(profile.setting.bundle_bytes)}")
+        )
+    return tiles
+
+
+def _tables(profile: Profile) -> Iterator[Table]:
+    columns = (
+        "keep",
+        "tokens",
+        *(name.removesuffix("_ms") for name in STAGES),
+        "first token",
+        "quartiles",
+        "speed-up",
+        "ideal",
+    )
+    columns += ("between tokens", "KV MiB", "peak MiB")
+    note = "Milliseconds, medians. Speed-up: of score to prefill, against keep 1. Ideal: as the tokens, scoring free."
+    rows = tuple(_keep_row(profile, run) for run in profile.keeps)
+    reasons = "; ".join(f"keep {run.keep:g}: {run.reason}" for run in profile.keeps if run.reason)
+    yield Table("Keep ratios", columns, rows, f"{note} {reasons}".strip())
+    if profile.load:
+        heads = ("clients", "keep", "requests a second", "tokens a second", "first token, half", "90 %", "95 %", "requests")
+        yield Table(
+            "Clients at once", heads, tuple(_load_rows(profile)), "Milliseconds to the first token, from handing it in."
+        )
+    again = tuple((f"keep {keep}", f"{ms:,.1f}") for keep, ms in profile.second_question.items())
+    yield Table(
+        "Another question about the same image", ("", "first token, ms"), again, "Its visual tokens come from the cache."
+    )
+
+
+def _keep_row(profile: Profile, run: KeepRun) -> tuple[str, ...]:
+    ttft, decode = run.ttft, run.decode
+    return (
+        f"{run.keep:g}",
+        f"{run.kept_tokens}",
+        *(f"{run.stage(name):,.1f}" for name in STAGES),
+        f"{ttft.median:,.1f}",
+        f"{ttft.low:,.1f} to {ttft.high:,.1f}",
+        f"{profile.speedup(run):.2f}x",
+        f"{profile.ideal_speedup(run):.2f}x",
+        f"{decode.median:,.2f}" if decode else "-",
+        f"{run.kv_bytes / _MIB:,.1f}",
+        f"{run.peak_bytes / _MIB:,.0f}" if run.peak_bytes else "-",
+    )
+
+
+def _load_rows(profile: Profile) -> Iterator[tuple[str, ...]]:
+    for run in profile.load:
+        rates = (f"{run.requests_per_second:.2f}", f"{run.tokens_per_second:.1f}")
+        waits = (f"{run.percentile(share):,.1f}" for share in (0.5, 0.9, 0.95))
+        yield (f"{run.clients}", f"{run.keep:g}", *rates, *waits, f"{len(run.ttft_ms)}")
+
+
+def _facts(profile: Profile) -> dict[str, str]:
+    setting = profile.setting
+    options = ", ".join(f"{name} {value}" for name, value in setting.environment.options.items())
+    return {
+        "device": f"{setting.environment.device}, {setting.environment.cpus} CPUs",
+        "backend": setting.environment.backend,
+        "options": options or "the defaults",
+        "threads": str(setting.threads),
+        "versions": ", ".join(f"{name} {value}" for name, value in setting.versions.items()),
+        "bundle": f"{setting.bundle}, {_size(setting.bundle_bytes)}, manifest {setting.bundle_sha256[:16]}",
+        "opening it": f"{profile.load_seconds:.2f} s",
+        "method": f"medians of {setting.repeats} repeats after one that warms up; compared settings take turns; "
+        f"answers of {setting.new_tokens} tokens",
+        "date": setting.date,
+    }
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / _GIB:.2f} GiB" if nbytes >= _GIB else f"{nbytes / _MIB:.0f} MiB"

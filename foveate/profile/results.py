@@ -1,0 +1,203 @@
+"""What a profile measured, as plain values, and what follows from them."""
+
+from __future__ import annotations
+
+from itertools import chain
+from statistics import median, quantiles
+
+import msgspec
+import numpy as np
+
+from foveate.engines import Environment, LatencyEntry, LatencyPoint, RetentionPoint
+from foveate.runtime import Budget
+from foveate.runtime.latency import LatencyModel
+
+STAGES = ("preprocess_ms", "vision_ms", "score_ms", "select_ms", "embed_ms", "prefill_ms")
+"""Of the time to first token, in their order."""
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """Median and quartiles of repeats."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        """Of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, _, high = quantiles(values, n=4, method="inclusive")
+        return cls(median(values), low, high)
+
+
+class KeepRun(msgspec.Struct, frozen=True):
+    """One keep ratio.
+
+    Attributes:
+        keep: share of the visual tokens that stay.
+        kept_tokens: how many that are.
+        prompt_tokens: tokens that the prefill saw.
+        stages: milliseconds of each of `STAGES`, a repeat each.
+        decode_ms: milliseconds of every token after the first: inter-token latency.
+        kv_bytes: of the cache, allocated.
+        peak_bytes: most resident memory of a process that answers one question like this; None where it is not known.
+        reason: why nothing was pruned; empty where something was.
+    """
+
+    keep: float
+    kept_tokens: int
+    prompt_tokens: int
+    stages: dict[str, list[float]]
+    decode_ms: list[float]
+    kv_bytes: int
+    peak_bytes: int | None
+    reason: str = ""
+
+    def stage(self, name: str) -> float:
+        """Median milliseconds of a stage."""
+        return median(self.stages[name])
+
+    @property
+    def ttft(self) -> Spread:
+        """Milliseconds from pixels to the first token."""
+        return Spread.of([sum(parts) for parts in zip(*(self.stages[name] for name in STAGES), strict=True)])
+
+    @property
+    def llm_ms(self) -> float:
+        """What the number of visual tokens decides: score, select, embed and prefill."""
+        return sum(self.stage(name) for name in STAGES[2:])
+
+    @property
+    def decode(self) -> Spread | None:
+        """Milliseconds between tokens; None where an answer is one token."""
+        return Spread.of(self.decode_ms) if self.decode_ms else None
+
+
+class LoadRun(msgspec.Struct, frozen=True):
+    """Several clients at once, each with one request after the other.
+
+    Attributes:
+        clients: how many.
+        keep: share of the visual tokens that stay.
+        seconds: from the first request to the last answer.
+        ttft_ms: of every request, from handing it in.
+        tokens: drawn in all.
+    """
+
+    clients: int
+    keep: float
+    seconds: float
+    ttft_ms: list[float]
+    tokens: int
+
+    @property
+    def requests_per_second(self) -> float:
+        return len(self.ttft_ms) / self.seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds to first token that this share of the requests stays within, by the nearest rank."""
+        ordered = sorted(self.ttft_ms)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+class Setting(msgspec.Struct, frozen=True):
+    """What was run, and where.
+
+    Attributes:
+        bundle: its name.
+        bundle_sha256: of its manifest, which has the hashes of its files.
+        bundle_bytes: of all its files.
+        model: the checkpoint that it was made from.
+        precision: of its graphs.
+        image_size: width and height in pixels.
+        visual_tokens: of that image.
+        text_tokens: of the prompt beside them.
+        new_tokens: of each answer.
+        repeats: of each measurement, after one that warms up.
+        environment: device, backend and options.
+        threads: of the CPU, that graphs run on.
+        versions: of foveate, Python and the operating system.
+        date: day, as YYYY-MM-DD.
+    """
+
+    bundle: str
+    bundle_sha256: str
+    bundle_bytes: int
+    model: str
+    precision: str
+    image_size: tuple[int, int]
+    visual_tokens: int
+    text_tokens: int
+    new_tokens: int
+    repeats: int
+    environment: Environment
+    threads: int
+    versions: dict[str, str]
+    date: str
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Everything that one profile measured.
+
+    Attributes:
+        setting: of all measurements.
+        keeps: one run each, descending; the first is keep 1.
+        second_question: keep ratio -> milliseconds to the first token of another question about the same image.
+        score: milliseconds of scoring and selecting, by visual tokens.
+        prefill: milliseconds of embedding and prefill, by tokens of the prompt.
+        loaded_bytes: resident memory of a process that has opened the bundle; None where it is not known.
+        load_seconds: what opening took.
+        load: with several clients.
+        retention: the bundle's curve; empty where it was not measured.
+    """
+
+    setting: Setting
+    keeps: list[KeepRun]
+    second_question: dict[str, float]
+    score: list[LatencyPoint]
+    prefill: list[LatencyPoint]
+    loaded_bytes: int | None
+    load_seconds: float
+    load: list[LoadRun]
+    retention: list[RetentionPoint]
+
+    @property
+    def whole(self) -> KeepRun:
+        """Keep 1."""
+        return self.keeps[0]
+
+    @property
+    def latency(self) -> LatencyEntry:
+        """What budgets in milliseconds are planned with."""
+        return LatencyEntry(self.setting.environment, tuple(self.score), tuple(self.prefill))
+
+    def speedup(self, run: KeepRun) -> float:
+        """Of everything that hangs on the number of visual tokens, against keep 1."""
+        return self.whole.llm_ms / run.llm_ms
+
+    def ideal_speedup(self, run: KeepRun) -> float:
+        """As if time went with the tokens of the prompt, and scoring were free."""
+        return self.whole.prompt_tokens / run.prompt_tokens
+
+    def break_even_tokens(self, keep: float) -> int | None:
+        """The fewest visual tokens from which scoring takes less time than pruning to `keep` saves; None where even the
+        largest number that was measured is too few."""
+        model, text = LatencyModel(self.latency), self.setting.text_tokens
+        most = max(chain((point.tokens for point in self.score), [1]))
+
+        def pays(tokens: int) -> bool:
+            kept = Budget(ratio=keep).count(np.empty(tokens))
+            return model.score_ms(tokens) < model.prefill_ms(text + tokens) - model.prefill_ms(text + kept)
+
+        paying = 0
+        for tokens in range(most, 0, -1):
+            if not pays(tokens):
+                break
+            paying = tokens
+        return paying or None

@@ -1,0 +1,132 @@
+"""Budgets in milliseconds: from the latencies that were measured where the bundle runs now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from foveate.engines import Environment, LatencyEntry, LatencyPoint, RequestError
+from foveate.runtime.budget import Budget
+
+
+class LatencyModel:
+    """Predicts stages that hang on the number of tokens: straight lines between the measured medians, on with the last slope.
+
+    Args:
+        entry: the measurement.
+    """
+
+    def __init__(self, entry: LatencyEntry) -> None:
+        self._score = _Line(entry.score)
+        self._prefill = _Line(entry.prefill)
+
+    def score_ms(self, visual_tokens: int) -> float:
+        """Scoring and selecting."""
+        return self._score(visual_tokens)
+
+    def prefill_ms(self, prompt_tokens: int) -> float:
+        """Embedding and prefill."""
+        return self._prefill(prompt_tokens)
+
+    def most_tokens(self, text_tokens: int, visual_tokens: int, ms: float) -> int:
+        """How many visual tokens a prefill of `ms` takes beside the text, at most `visual_tokens`; -1 if not even the text."""
+        low, high = -1, visual_tokens
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.prefill_ms(text_tokens + middle) <= ms else (low, middle - 1)
+        return low
+
+
+class _Line:
+    """A function of tokens through measured points, made to rise: a median that is lower at more tokens is noise."""
+
+    def __init__(self, points: Sequence[LatencyPoint]) -> None:
+        ordered = sorted(points, key=lambda point: point.tokens)
+        self._tokens = np.array([point.tokens for point in ordered], float)
+        self._ms = np.maximum.accumulate([point.ms for point in ordered])
+        # One point says no more than that the time is proportional.
+        tokens, ms = (self._tokens, self._ms) if len(ordered) > 1 else (np.append(0, self._tokens), np.append(0, self._ms))
+        self._slope = float((ms[-1] - ms[-2]) / (tokens[-1] - tokens[-2]))
+
+    def __call__(self, tokens: int) -> float:
+        beyond = max(0.0, tokens - float(self._tokens[-1]))
+        return float(np.interp(tokens, self._tokens, self._ms)) + beyond * self._slope
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a budget comes to, before anything is scored.
+
+    Attributes:
+        budget: without milliseconds.
+        reason: why everything stays although the request asked for less; empty where that is not so.
+        predicted_ttft_ms: None where nobody asked.
+    """
+
+    budget: Budget
+    reason: str = ""
+    predicted_ttft_ms: float | None = None
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A request before its budget: tokens of its prompt, what it took so far, and whether its selector wants scores."""
+
+    visual_tokens: int
+    text_tokens: int
+    spent_ms: float
+    needs_scores: bool
+
+    @property
+    def all_tokens(self) -> int:
+        return self.visual_tokens + self.text_tokens
+
+
+def plan(budget: Budget, sizes: Sizes, model: LatencyModel | None) -> Plan:
+    """Turns milliseconds into tokens, and keeps everything where scoring would take longer than pruning saves.
+
+    Args:
+        budget: of the request.
+        sizes: of the request.
+        model: latencies measured in this environment, if there are any.
+
+    Raises:
+        RequestError: the budget is in milliseconds, and there is no model or no time.
+    """
+    if budget.ttft_ms is not None:
+        return _plan_milliseconds(budget.ttft_ms, sizes, model)
+    if model is None or budget.mass is not None or budget.keeps_all(sizes.visual_tokens) or not sizes.needs_scores:
+        return Plan(budget)
+    kept = budget.count(np.empty(sizes.visual_tokens))
+    score_ms = model.score_ms(sizes.visual_tokens)
+    saved_ms = model.prefill_ms(sizes.all_tokens) - model.prefill_ms(sizes.text_tokens + kept)
+    if score_ms < saved_ms:
+        return Plan(budget)
+    return Plan(Budget(), f"scoring takes about {score_ms:.1f} ms and would save {saved_ms:.1f} ms of prefill")
+
+
+def _plan_milliseconds(ttft_ms: float, sizes: Sizes, model: LatencyModel | None) -> Plan:
+    if model is None:
+        raise RequestError(
+            f"the budget is {ttft_ms:g} ms, and this bundle has no latencies of this machine and these options. "
+            "Measure them with 'foveate profile BUNDLE --save', or set keep."
+        )
+    whole_ms = sizes.spent_ms + model.prefill_ms(sizes.all_tokens)
+    if whole_ms <= ttft_ms or not sizes.visual_tokens:
+        return Plan(Budget(), f"all tokens fit into {ttft_ms:g} ms" if whole_ms <= ttft_ms else "", whole_ms)
+    before_ms = sizes.spent_ms + (model.score_ms(sizes.visual_tokens) if sizes.needs_scores else 0.0)
+    kept = model.most_tokens(sizes.text_tokens, sizes.visual_tokens - 1, ttft_ms - before_ms)
+    if kept < 1:
+        least_ms = before_ms + model.prefill_ms(sizes.text_tokens + 1)
+        raise RequestError(
+            f"the budget is {ttft_ms:g} ms, and with a single visual token the answer begins after about {least_ms:.0f} ms, "
+            f"{sizes.spent_ms:.0f} ms of them before scoring. Raise it, or use smaller images."
+        )
+    return Plan(Budget(tokens=kept), predicted_ttft_ms=before_ms + model.prefill_ms(sizes.text_tokens + kept))
+
+
+def find_model(entries: Sequence[LatencyEntry], environment: Environment) -> LatencyModel | None:
+    """That of the environment, if it was measured."""
+    return next((LatencyModel(entry) for entry in entries if entry.environment == environment), None)

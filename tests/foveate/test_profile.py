@@ -1,0 +1,199 @@
+"""`foveate profile`: every figure is there, consistent, and what is saved plans budgets in milliseconds."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foveate.engines import Bundle, Environment, LatencyPoint
+from foveate.profile import Profile, ProfilePlan, profile_bundle, write_reports
+from foveate.profile.report import break_even_remark
+from foveate.profile.results import STAGES, KeepRun, LoadRun, Setting, Spread
+from tests.foveate.conftest import SCENES, Run
+from tests.foveate.test_cli import assert_one_clear_line
+
+PLAN = ProfilePlan(keeps=(0.5, 0.25), image_size=(448, 336), new_tokens=3, repeats=2, clients=(1, 2), requests=2)
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[tuple[int, int]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def profile(reference_bundle: Path, steps: list[tuple[int, int]]) -> Profile:
+    return profile_bundle(reference_bundle, PLAN, progress=lambda done, total: steps.append((done, total)))
+
+
+def test_every_keep_ratio_has_every_stage(profile: Profile) -> None:
+    assert [run.keep for run in profile.keeps] == [1.0, 0.5, 0.25]
+    assert [run.kept_tokens for run in profile.keeps] == [192, 96, 48]
+    for run in profile.keeps:
+        assert run.prompt_tokens == run.kept_tokens + profile.setting.text_tokens
+        assert set(run.stages) == set(STAGES)
+        assert all(len(values) == PLAN.repeats for values in run.stages.values())
+        assert len(run.decode_ms) == PLAN.repeats * (PLAN.new_tokens - 1)
+        assert (run.stage("score_ms") > 0.1) == (run.keep < 1)
+        assert run.peak_bytes is not None
+        assert profile.loaded_bytes is not None
+        assert run.peak_bytes >= profile.loaded_bytes > profile.setting.bundle_bytes
+
+
+def test_the_cache_holds_prompt_and_answer(profile: Profile, reference_bundle: Path) -> None:
+    decoder = Bundle.open(reference_bundle).manifest.decoder
+    token_bytes = 2 * 4 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim
+    for run in profile.keeps:
+        tokens = -(-(run.prompt_tokens + PLAN.new_tokens) // 16) * 16
+        assert run.kv_bytes == tokens * token_bytes
+
+
+def test_clients_at_once(profile: Profile) -> None:
+    assert [(run.keep, run.clients, len(run.ttft_ms)) for run in profile.load] == [
+        *((1.0, clients, 2 * clients) for clients in (1, 2)),
+        *((0.25, clients, 2 * clients) for clients in (1, 2)),
+    ]
+    assert all(run.tokens == 3 * len(run.ttft_ms) and run.seconds > 0 for run in profile.load)
+
+
+def test_another_question_does_not_pay_for_the_vision(profile: Profile) -> None:
+    assert set(profile.second_question) == {"1", "0.25"}
+    assert all(0 < ms < profile.whole.ttft.high for ms in profile.second_question.values())
+
+
+def test_stages_are_measured_at_several_sizes(profile: Profile) -> None:
+    tokens = [point.tokens for point in profile.score]
+    assert tokens == sorted(set(tokens))
+    assert len(tokens) >= 3
+    assert max(tokens) == profile.setting.visual_tokens
+    assert {run.prompt_tokens for run in profile.keeps} <= {point.tokens for point in profile.prefill}
+
+
+def test_progress_ends_with_the_last_step(profile: Profile, steps: list[tuple[int, int]]) -> None:
+    assert steps == [(done, PLAN.steps) for done in range(1, PLAN.steps + 1)]
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href") and tag != "use"]
+
+
+def test_the_page_needs_no_other_file(profile: Profile, tmp_path: Path) -> None:
+    write_reports(profile, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    page = _Page()
+    page.feed(text)
+    assert page.links == []
+    assert page.tags.count("svg") == 5
+    assert "script" not in page.tags
+    for part in (profile.setting.bundle, profile.setting.environment.device, profile.setting.bundle_sha256[:16]):
+        assert part in text
+
+
+def test_json_and_csv_have_what_was_measured(profile: Profile, tmp_path: Path) -> None:
+    write_reports(profile, None, tmp_path / "p.json", tmp_path / "p.csv")
+    assert msgspec.json.decode((tmp_path / "p.json").read_bytes(), type=Profile) == profile
+    rows = list(csv.DictReader((tmp_path / "p.csv").read_text().splitlines()))
+    assert [float(row["keep"]) for row in rows] == [1.0, 0.5, 0.25]
+    for row, run in zip(rows, profile.keeps, strict=True):
+        assert float(row["ttft_ms"]) == pytest.approx(run.ttft.median, abs=1e-3)
+        assert int(row["kv_bytes"]) == run.kv_bytes
+
+
+def test_a_name_with_markup_stays_text(profile: Profile, tmp_path: Path) -> None:
+    setting = msgspec.structs.replace(profile.setting, bundle="<script>alert(1)</script>")
+    write_reports(msgspec.structs.replace(profile, setting=setting), tmp_path / "report.html")
+    assert "<script" not in (tmp_path / "report.html").read_text()
+
+
+def test_save_makes_milliseconds_a_budget(run: Run, reference_bundle: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "tiny.bundle"
+    shutil.copytree(reference_bundle, bundle)
+    scene = SCENES / "images" / "000004.png"
+    refused = run("generate", bundle, "-i", scene, "What colour is the circle?", "--ttft-ms", "1000")
+    assert_one_clear_line(refused, "foveate profile BUNDLE --save")
+    small = ("--image-size", "448x336", "--keep", "0.5", "--repeats", "1", "--no-memory", "--concurrency", "")
+    for _ in range(2):  # the second takes the place of the first
+        saved = run("profile", bundle, *small, "--save")
+        assert saved.exit_code == 0, saved.stderr
+    (entry,) = Bundle.open(bundle).manifest.latency
+    assert {point.tokens for point in entry.score} > {192}
+    answer = run("generate", bundle, "-i", scene, "What colour is the circle?", "--ttft-ms", "60000", "--json")
+    facts = json.loads(answer.stdout)
+    assert facts["selection"]["reason"] == "all tokens fit into 60000 ms"
+    assert facts["predicted_ttft_ms"] > 0
+    assert "predicted" in run("generate", bundle, "-i", scene, "What colour is it?", "--ttft-ms", "60000").stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--image-size", "1008"), "--image-size is '1008'"),
+        (("--image-size", "0x5"), "image_size has a value"),
+        (("--keep", "1,a"), "--keep is '1,a'"),
+        (("--keep", "1.5"), "keep has a value"),
+        (("--concurrency", "0"), "concurrency has a value"),
+        (("--new-tokens", "1"), "new_tokens has a value"),
+        (("--repeats", "0"), "repeats has a value"),
+        (("-o", "nowhere/report.html"), "in a folder that does not exist"),
+    ],
+)
+def test_bad_options(run: Run, reference_bundle: Path, options: tuple[str, ...], part: str) -> None:
+    assert_one_clear_line(run("profile", reference_bundle, *options), part)
+
+
+def invented(score: dict[int, float], prefill: dict[int, float], text: int, visual: int) -> Profile:
+    """A profile with these latencies."""
+    setting = Setting(
+        "x", "0" * 64, 1, "m", "fp32", (1, 1), visual, text, 2, 1, Environment("c", 1, "b", {}), 1, {}, "2026-01-01"
+    )
+    stages = {key: [1.0] for key in STAGES}
+    keeps = [
+        KeepRun(keep, math.ceil(keep * visual), text + math.ceil(keep * visual), stages, [], 1, None) for keep in (1.0, 0.5)
+    ]
+    lines = [[LatencyPoint(tokens, ms) for tokens, ms in line.items()] for line in (score, prefill)]
+    return Profile(setting, keeps, {}, *lines, None, 1.0, [], [])
+
+
+@given(st.floats(0, 300), st.integers(2, 400))
+def test_break_even_is_where_scoring_begins_to_pay(score_ms: float, visual: int) -> None:
+    profile = invented({1: score_ms, visual: score_ms}, {1: 1.0, 1000: 1000.0}, 20, visual)
+    found = profile.break_even_tokens(0.5)
+
+    def saved(tokens: int) -> int:
+        return tokens - (tokens + 1) // 2
+
+    if found is None:
+        assert saved(visual) <= score_ms + 1e-6
+    else:
+        assert saved(found) > score_ms - 1e-6
+        assert found == 1 or saved(found - 1) <= score_ms + 1e-6
+
+
+def test_what_is_said_of_break_even() -> None:
+    paying = invented({1: 5.0, 100: 5.0}, {1: 1.0, 1000: 1000.0}, 20, 100)
+    assert break_even_remark(paying) == "Scoring takes less time than it saves from so many visual tokens on: 12 at keep 0.5."
+    never = invented({1: 50.0, 100: 50.0}, {1: 1.0, 1000: 1000.0}, 20, 100)
+    assert break_even_remark(never) == "At keep 0.5 it does not pay up to 100 visual tokens."
+
+
+def test_spread_and_percentiles() -> None:
+    assert Spread.of([3.0]) == Spread(3.0, 3.0, 3.0)
+    assert Spread.of([1.0, 2.0, 3.0, 4.0, 5.0]) == Spread(3.0, 2.0, 4.0)
+    load = LoadRun(2, 1.0, 2.0, [float(ms) for ms in range(1, 11)], 30)
+    assert (load.percentile(0.5), load.percentile(0.95), load.percentile(1.0)) == (6.0, 10.0, 10.0)
+    assert (load.requests_per_second, load.tokens_per_second) == (5.0, 15.0)

@@ -3,9 +3,9 @@
 A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
-same. The Qwen2-VL itself learns several images and video in one, `clips`. Every stage writes its state to DIR now and then
-and continues from it; the batch of a step depends on the seed and the step alone, so an interrupted run sees what an
-uninterrupted one does.
+same. The Qwen2-VL itself learns several images and video in two: `clips` mostly from clips, `finish` mostly from images, which
+it would forget otherwise. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends
+on the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -35,9 +35,11 @@ SAVE_EVERY, REPORT_EVERY = 100, 20
 QUESTIONS = 8
 
 
-LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.2e-3, "thin": 7e-4}
+LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.2e-3, "finish": 6e-4, "thin": 7e-4}
 """Of each stage."""
-BEFORE = {"thin": "joint"}
+SHARES = {"clips": (0.3, 0.2, 0.5), "finish": (0.5, 0.25, 0.25)}
+"""Of images, several images and clips in stages that differ from the world's."""
+BEFORE = {"thin": "joint", "finish": "clips"}
 """Stage -> the one whose weights it starts from."""
 
 
@@ -66,7 +68,7 @@ class Steps(Dataset):
     def __getitem__(self, index: int) -> Batch:
         numbers = [0, self.seed, 1 + list(LEARNING_RATES).index(self.stage.name), self.first + index]
         rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(1,)))
-        kind = KINDS[int(rng.choice(len(KINDS), p=self.batches.world.shares))]
+        kind = KINDS[int(rng.choice(len(KINDS), p=SHARES.get(self.stage.name, self.batches.world.shares)))]
         return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text")
 
 
@@ -119,7 +121,8 @@ class Trainer:
             "text": self.text_loss,
             "vision": self.vision_loss,
             "joint": self.joint_loss,
-            "clips": self.clips_loss,
+            "clips": self.pixels_loss,
+            "finish": self.pixels_loss,
             "thin": self.thin_loss,
         }
 
@@ -150,7 +153,7 @@ class Trainer:
         losses = self.symbolic.reading_loss(features, batch.cells)
         return loss + 0.3 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
 
-    def clips_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def pixels_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels."""
         return self._answer_loss(batch, self.learner.pack(self.learner.see(batch.feeds), batch.feeds))
 

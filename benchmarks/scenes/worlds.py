@@ -31,7 +31,7 @@ WORLDS = {
         frames=(5, 8),
         types=QUESTION_TYPES,
         texts=(DIGITS, LETTERS, WORDS),
-        shares=(0.3, 0.2, 0.5),
+        shares=(0.4, 0.15, 0.45),
     ),
     "vila1.5-tiny": World(
         grids=((7, 8), (8, 7), (8, 8), (8, 9), (9, 8)),

@@ -10,14 +10,18 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from foveate.cli.export import load_exporter
+from foveate.cli.export import calibration, load_exporter
+from foveate.cli.progress import Bar
 from foveate.demo import KEEPS, Outcome, run
 from foveate.engines import RequestError
+from foveate.profile import ProfilePlan, profile_bundle, write_reports
 from foveate.runtime import Answer
 from foveate.samples import QUESTIONS, read_samples
 
 SCORER = "scorer.safetensors"
 """Where a checkpoint's scorer lies, if it has one."""
+REPORT = "report.html"
+_PROFILE = ProfilePlan(keeps=KEEPS, image_size=(448, 448), new_tokens=8, repeats=10, clients=(1, 2), requests=5)
 
 
 @click.command("demo")
@@ -25,7 +29,7 @@ SCORER = "scorer.safetensors"
 @click.option("--data", type=click.Path(path_type=Path), default=Path("models/demo-scenes"), show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
 def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
-    """Export the reference checkpoint and ask about a few scenes with fewer and fewer visual tokens."""
+    """Export the reference checkpoint, ask about a few scenes with fewer and fewer visual tokens, and measure what it takes."""
     if not (data / QUESTIONS).is_file():
         raise RequestError(f"there is no {data / QUESTIONS}. Run the demo from a clone of the project, or pass --data FOLDER.")
     console, samples, exporter = Console(), read_samples(data), load_exporter()
@@ -36,11 +40,14 @@ def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
 
         scorer = checkpoint / SCORER
         options = exporter.ExportOptions(overwrite=True, scorer=scorer if scorer.is_file() else None)
-        bundle = exporter.export(checkpoint, output / "tiny.bundle", options, progress).bundle
+        bundle = exporter.export(checkpoint, output / "tiny.bundle", options, progress, calibration(data)).bundle
         outcomes = run(bundle, samples, output, progress)
+    with Bar("Measuring") as bar:
+        write_reports(profile_bundle(bundle, _PROFILE, progress=bar.show), output / REPORT)
     console.print(_answers_table(outcomes))
     console.print(_figures_table(outcomes))
-    console.print(f"Bundle: {bundle}\nPictures (kept tokens bright, dropped ones dimmed): {output}/*.png", soft_wrap=True)
+    pictures = f"Pictures (kept tokens bright, dropped ones dimmed): {output}/*.png"
+    console.print(f"Bundle: {bundle}\n{pictures}\nWhere time and memory go: {output / REPORT}", soft_wrap=True)
 
 
 def _answers_table(outcomes: list[Outcome]) -> Table:

@@ -50,7 +50,7 @@ def export_command(
 ) -> None:
     """Export CHECKPOINT, a Hugging Face folder, into a bundle of ONNX graphs."""
     exporter = load_exporter()
-    measure = None if calibrate is None else _calibration(calibrate)
+    measure = None if calibrate is None else calibration(calibrate)
     parts = {name: chosen for name, chosen in (("vision", vision), ("decoder", decoder)) if chosen}
     console = Console(stderr=True)
     with console.status("Exporting ...") as status:
@@ -71,7 +71,7 @@ def export_command(
     click.echo(result.bundle)
 
 
-def _calibration(data: Path) -> Callable[[Path], list[RetentionPoint]]:
+def calibration(data: Path) -> Callable[[Path], list[RetentionPoint]]:
     """Measures the retention curve of a bundle on the questions of a folder, which are read at once."""
     from foveate.evaluate import evaluate, retention_curve
     from foveate.runtime import load

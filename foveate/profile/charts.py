@@ -42,7 +42,7 @@ def speedup_chart(profile: Profile) -> str:
     axes = figure.subplots()
     keeps = [run.keep for run in profile.keeps]
     ideal = [profile.ideal_speedup(run) for run in profile.keeps]
-    axes.plot(keeps, ideal, color=MUTED, linestyle=(0, (5, 3)), label="ideal: time as tokens of the prompt, scoring free")
+    axes.plot(keeps, ideal, color=MUTED, linestyle=(0, (5, 3)), label="ideal: as the tokens, scoring free")
     lines = {
         "score to prefill": (COLOURS[1], [profile.speedup(run) for run in profile.keeps]),
         "time to first token, with vision": (
@@ -60,7 +60,7 @@ def speedup_chart(profile: Profile) -> str:
     frame(axes, "Speed-up", "share of visual tokens kept", "against keep 1")
     if profile.retention:
         _draw_retention(axes.twinx(), profile)
-    axes.legend(loc="upper left", frameon=False)
+    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
     return _svg(figure)
 
 

@@ -95,7 +95,7 @@ def make_page(profile: Profile) -> bytes:
         setting=profile.setting,
         tiles=_tiles(profile),
         charts=drawings,
-        break_even=break_even_remark(profile),
+        remarks=[break_even_remark(profile), retention_remark(profile)],
         tables=list(_tables(profile)),
         facts=_facts(profile),
     )
@@ -111,6 +111,14 @@ def break_even_remark(profile: Profile) -> str:
     if never:
         sentences.append(f"At keep {never} it does not pay up to {profile.setting.visual_tokens} visual tokens.")
     return " ".join(sentences)
+
+
+def retention_remark(profile: Profile) -> str:
+    """What the curve of retained answers is worth."""
+    if not profile.retention:
+        return "This bundle has no retention curve: export it with --calibrate DATA."
+    questions = max(point.questions for point in profile.retention)
+    return f"Retained: on {questions} questions, at export; the band is a 95 % interval."
 
 
 def _tiles(profile: Profile) -> list[Tile]:

@@ -58,9 +58,9 @@ SIGLIP = {
 Shapes = dict[str, torch.Size]
 
 
-def write_qwen2_vl(folder: Path, layers: int | None) -> None:
-    """Qwen2-VL-2B: all in one folder, names as published."""
-    tokenizer = build_tokenizer()
+def write_qwen2_vl(folder: Path, layers: int | None, tokenizer: Tokenizer | None = None) -> None:
+    """Qwen2-VL-2B: all in one folder, names as published. Without a tokenizer it gets that of the scenes."""
+    tokenizer = tokenizer or build_tokenizer()
     config = qwen2_vl_config(tokenizer)
     if layers is not None:
         config["num_hidden_layers"] = config["vision_config"]["depth"] = layers

@@ -1,0 +1,1 @@
+"""foveate beside the tools a user would pick instead: same shapes, same machine, one run."""

@@ -1,0 +1,31 @@
+"""foveate on ONNX Runtime; see `worker`. `prefill` includes scoring and dropping visual tokens."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+import foveate
+from benchmarks.peers.worker import QUESTION, Ask, Job, Trace, work
+from foveate.engines import SessionOptions
+
+
+def load(job: Job) -> tuple[Ask, dict[str, Any]]:
+    options = SessionOptions(threads=job.threads)
+    pipe = foveate.load(job.model, options=options, verify=False, vision_cache_bytes=0)
+
+    def ask(image: np.ndarray, keep: float) -> Trace:
+        started = time.perf_counter()
+        stream = pipe.stream(foveate.Request.ask(QUESTION, image, keep=keep, max_new_tokens=job.new_tokens))
+        times = [time.perf_counter() for _ in stream]
+        (answer,) = stream.answers()
+        seen = started + (answer.timings.preprocess_ms + answer.timings.vision_ms) / 1000
+        return Trace(answer.prompt_tokens, started, seen, times)
+
+    return ask, {"vision cache": "off"}
+
+
+if __name__ == "__main__":
+    work(load)

@@ -1,0 +1,55 @@
+"""Fused operators compute what the standard ones do, and hold less."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from foveate.exporter.fuse import fuse_attention
+
+
+def attention(heads: int, head_dim: int, masked: bool = False, **attributes: float) -> ir.Model:
+    """`y` = attention of `q`, `k`, `v` `[batch, heads, tokens, head_dim]`, with a mask or without."""
+    shape = ir.Shape(["batch", heads, "tokens", head_dim])
+    inputs = [ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT)) for name in "qkv"]
+    inputs += [ir.Value(name="mask", type=ir.TensorType(ir.DataType.BOOL))] * masked
+    node = ir.node("Attention", inputs, attributes=attributes)
+    output = node.outputs[0]
+    output.name, output.shape, output.type = "y", shape, ir.TensorType(ir.DataType.FLOAT)
+    return ir.Model(ir.Graph(inputs, [output], nodes=[node], opset_imports={"": 23}), ir_version=10)
+
+
+def run(model: ir.Model, feeds: dict[str, np.ndarray]) -> np.ndarray:
+    session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, feeds)
+    return np.asarray(found)
+
+
+@settings(max_examples=20)
+@given(st.integers(1, 3), st.integers(1, 4), st.integers(1, 70), st.sampled_from([8, 32, 80]), st.sampled_from([None, 0.3]))
+def test_attention_stays_what_it_is(batch: int, heads: int, tokens: int, head_dim: int, scale: float | None) -> None:
+    model = attention(heads, head_dim, **({} if scale is None else {"scale": scale}))
+    assert fuse_attention(model) == 1
+    assert [node.op_type for node in model.graph if node.domain] == ["MultiHeadAttention"]
+    q, k, v = torch.randn(3, batch, heads, tokens, head_dim, generator=torch.Generator().manual_seed(tokens))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    found = run(model, {"q": q.numpy(), "k": k.numpy(), "v": v.numpy()})
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_heads_that_are_not_known_are_an_error() -> None:
+    model = attention(2, 8)
+    model.graph.inputs[0].shape = None
+    with pytest.raises(ValueError, match="expected"):
+        fuse_attention(model)
+
+
+def test_attention_with_a_mask_stays() -> None:
+    model = attention(2, 8, masked=True)
+    assert fuse_attention(model) == 0
+    assert [node.op_type for node in model.graph] == ["Attention"]

@@ -13,7 +13,7 @@ from foveate.engines.device import CudaMemory
 from foveate.engines.manifest import Environment
 from foveate.engines.memory import Memory
 
-_MODULES = {"onnxruntime": "onnxruntime", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+_MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Name of a backend -> its library."""
 _NOT_TIME = frozenset({"engines"})
 """Options that latencies don't hang on."""

@@ -57,6 +57,7 @@ def load(
     verify: bool = True,
     video_limits: VideoLimits | None = None,
     vision_cache_bytes: int = DEFAULT_BYTES,
+    vision_backend: str | None = None,
 ) -> Pipeline:
     """Opens a bundle for answering requests.
 
@@ -70,6 +71,8 @@ def load(
         video_limits: which videos are too large.
         vision_cache_bytes: most memory for the visual tokens of images and videos that were seen before, so that another
             question about them does not run the vision graph; 0 for none.
+        vision_backend: what runs the vision graph, where another backend is faster at it, with as many threads; None for the
+            same.
 
     Raises:
         BundleError: the bundle can't be read or trusted.
@@ -82,8 +85,11 @@ def load(
     graphs = {**{name: name for name in GRAPHS}, "decoder": decoder_graph(backend, options)}
     if graphs["decoder"] == "decoder" and STEP_DECODER in bundle.manifest.graphs:
         graphs[STEP_DECODER] = STEP_DECODER
-    sessions = {name: open_session(bundle, graph, backend, options) for name, graph in graphs.items()}
-    environment = describe_environment(backend, options, sessions["vision"].memory)
+    chosen = dict.fromkeys(graphs, (backend, options))
+    if vision_backend is not None:
+        chosen["vision"] = vision_backend, SessionOptions(threads=options.threads)
+    sessions = {name: open_session(bundle, graph, *chosen[name]) for name, graph in graphs.items()}
+    environment = describe_environment(backend, options, sessions["embed"].memory)
     latency = find_model(bundle.manifest.latency, environment)
     return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes, latency)
 
@@ -137,8 +143,8 @@ class Pipeline:
 
     @property
     def memory(self) -> Memory:
-        """Where the arrays of its graphs lie."""
-        return self._sessions["vision"].memory
+        """Where the arrays of its graphs lie; those of the vision graph may lie elsewhere."""
+        return self._sessions["embed"].memory
 
     def stream(self, request: Request) -> Stream:
         """Answers a request token by token; iterate over what it returns.
@@ -262,7 +268,7 @@ class Pipeline:
             return session.run(feeds)["visual_embeds"]
 
         parts = [self.vision_cache.get(visual.feeds, partial(run, visual.feeds)) for visual in prepared.visuals]
-        return session.memory.concatenate(parts)
+        return self._text_model.bring(session.memory.concatenate(parts))
 
     def score(self, prepared: Prepared, visual_embeds: Array, needs: frozenset[str] = SCORES) -> Relevance:
         """What a selector asks for about the visual tokens: how much each matters for the question, and the question itself.

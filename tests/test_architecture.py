@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDER_OF = SETUPTOOLS["package-dir"]
 ROOMS = ["foveate", "foveate.engines", "foveate.exporter", "foveate.runtime"]
-HEAVY = ["onnx", "onnx_ir", "onnxruntime", "onnxscript", "tensorrt", "torch", "transformers"]
+HEAVY = ["onnx", "onnx_ir", "onnxruntime", "onnxscript", "openvino", "tensorrt", "torch", "transformers"]
 
 
 def packages_on_disk() -> set[str]:
@@ -68,6 +68,7 @@ def test_wheel_holds_one_package(wheel: zipfile.Path) -> None:
     for package in SETUPTOOLS["packages"]:
         assert wheel.joinpath(*package.split("."), "__init__.py").exists()
     assert (wheel / "foveate" / "py.typed").exists()
+    assert (wheel / "foveate" / "profile" / "template.html").exists()
 
 
 def test_wheel_has_the_command_and_the_licence(wheel: zipfile.Path) -> None:

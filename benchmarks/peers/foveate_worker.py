@@ -12,13 +12,13 @@ from benchmarks.peers.worker import QUESTION, Ask, Job, Trace, work
 from foveate.engines import SessionOptions
 
 
-def load(job: Job) -> tuple[Ask, dict[str, Any]]:
+def load(job: Job, vision_backend: str | None = None) -> tuple[Ask, dict[str, Any]]:
     options = SessionOptions(threads=job.threads)
-    pipe = foveate.load(job.model, options=options, verify=False, vision_cache_bytes=0)
+    pipe = foveate.load(job.model, options=options, verify=False, vision_cache_bytes=0, vision_backend=vision_backend)
 
     def ask(image: np.ndarray, keep: float) -> Trace:
         started = time.perf_counter()
-        stream = pipe.stream(foveate.Request.ask(QUESTION, image, keep=keep, max_new_tokens=job.new_tokens))
+        stream = pipe.stream(foveate.Request.ask(QUESTION, image, keep=keep, max_new_tokens=job.new_tokens, ignore_eos=True))
         times = [time.perf_counter() for _ in stream]
         (answer,) = stream.answers()
         seen = started + (answer.timings.preprocess_ms + answer.timings.vision_ms) / 1000

@@ -22,6 +22,7 @@ class Peer:
             environment's programs), `{checkpoint}`, `{precision}` and `{model}`, where the result goes.
         source: the checkpoint it reads: with the vision tower, or the text decoder alone.
         own_environment: False for foveate, which runs where this benchmark runs.
+        models_of: the peer whose models it loads; empty for its own.
     """
 
     title: str
@@ -31,6 +32,7 @@ class Peer:
     convert: tuple[str, ...] = ()
     source: Literal["vlm", "text"] = "vlm"
     own_environment: bool = True
+    models_of: str = ""
 
 
 PEERS = {
@@ -44,6 +46,14 @@ PEERS = {
             *("--scorer", "{checkpoint}/scorer.safetensors"),
         ),
         own_environment=False,
+    ),
+    "foveate_openvino": Peer(
+        "foveate, vision in OpenVINO",
+        precisions=("int8", "int4"),
+        keeps=KEEPS,
+        packages=("foveate", "onnxruntime", "openvino"),
+        own_environment=False,
+        models_of="foveate",
     ),
     "openvino": Peer(
         "OpenVINO GenAI",

@@ -50,6 +50,7 @@ class Workplace:
 
     def model(self, name: str, precision: str) -> Path:
         """What a peer loads."""
+        name = PEERS[name].models_of or name
         peer, checkpoint = PEERS[name], self.checkpoint() / PEERS[name].source
         if not peer.convert:
             return checkpoint

@@ -13,6 +13,7 @@ from foveate.engines.session import Session
 
 BACKENDS = {
     "onnxruntime": "foveate.engines.backends.onnxruntime:open_session",
+    "openvino": "foveate.engines.backends.openvino:open_session",
     "tensorrt": "foveate.engines.tensorrt.open:open_tensorrt",
     "tensorrt-rtx": "foveate.engines.tensorrt.open:open_tensorrt_rtx",
 }
@@ -20,7 +21,13 @@ BACKENDS = {
 
 _OF_ONNX_RUNTIME = frozenset({"threads", "provider", "provider_options"})
 _OF_ENGINES = frozenset({"precision", "engines", "device", "cuda_graphs"})
-OPTIONS = {"onnxruntime": _OF_ONNX_RUNTIME, "tensorrt": _OF_ENGINES, "tensorrt-rtx": _OF_ENGINES}
+_OF_OPENVINO = frozenset({"threads", "precision"})
+OPTIONS = {
+    "onnxruntime": _OF_ONNX_RUNTIME,
+    "openvino": _OF_OPENVINO,
+    "tensorrt": _OF_ENGINES,
+    "tensorrt-rtx": _OF_ENGINES,
+}
 """Name of a backend -> the fields of `SessionOptions` that it heeds."""
 
 FUSED_DECODERS = {("onnxruntime", "cpu"): "decoder", ("onnxruntime", "CPUExecutionProvider"): "decoder"}
@@ -48,7 +55,8 @@ class SessionOptions:
         provider: which execution provider of ONNX Runtime runs the graph, see
             `foveate.engines.backends.onnxruntime.PROVIDERS`; other backends have none.
         provider_options: settings of that provider by its own names: `{"device_id": 1}`.
-        precision: of the engines of a backend that builds some; None takes what was built last.
+        precision: of the engines of a backend that builds some, None takes what was built last; of OpenVINO's arithmetic,
+            None leaves it to OpenVINO.
         engines: folder of these engines; None is the bundle's own.
         device: index of the GPU for a backend that works on one; ONNX Runtime takes `device_id` from the provider options.
         cuda_graphs: launch runs that repeat (decode steps) as CUDA graphs.

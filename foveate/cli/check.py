@@ -28,7 +28,7 @@ _SIDE = 448
 @click.option("--count", default=20, show_default=True, help="Questions of --data to ask.")
 @click.option("--min-cosine", default=0.99, show_default=True, help="Fail where a stage is less similar than this.")
 @click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
-@session_options(backend=None)
+@session_options(backend=None, vision=False)
 def check_command(
     bundle: Path,
     question: str,

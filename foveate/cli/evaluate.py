@@ -68,6 +68,7 @@ def evaluate_command(
             max_new_tokens=max_new_tokens,
             backend=session.backend,
             options=session.options,
+            vision_backend=session.vision_backend,
             force=force,
             progress=bar.show,
         )

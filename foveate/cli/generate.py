@@ -95,7 +95,9 @@ def generate_command(
         max_new_tokens=max_new_tokens,
         stop=stop,
     )
-    with closing(load(bundle, session.backend, session.options, kv_capacity, **_limits(max_pixels))) as pipe:
+    limits = _limits(max_pixels)
+    opened = load(bundle, session.backend, session.options, kv_capacity, vision_backend=session.vision_backend, **limits)
+    with closing(opened) as pipe:
         answer = _print_json(pipe, request) if as_json else _print_stream(pipe, request)
     if explain is not None:
         _write_picture(answer, explain)

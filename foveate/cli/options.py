@@ -20,13 +20,23 @@ class SessionChoice:
 
     backend: str
     options: SessionOptions
+    vision_backend: str | None
 
 
-def session_options(backend: str | None = "onnxruntime") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds the options to a command, which gets them as `session: SessionChoice`; without a default a backend must be given."""
+def session_options(
+    backend: str | None = "onnxruntime", vision: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds the options to a command, which gets them as `session: SessionChoice`.
+
+    Args:
+        backend: the default; without one a backend must be given.
+        vision: the vision graph may have another backend.
+    """
     chosen = {"required": True} if backend is None else {"default": backend, "show_default": True}
+    other = click.option("--vision-backend", help="What runs the vision graph, e.g. openvino.  [default: the backend]")
     options = (
         click.option("--backend", **chosen, help=f"What runs the graphs: {', '.join(BACKENDS)}."),
+        *((other,) if vision else ()),
         click.option("--provider", default="cpu", show_default=True, help="Execution provider of ONNX Runtime: cpu, cuda, ..."),
         click.option("--provider-option", "provider_options", multiple=True, metavar="K=V", help="Its setting; repeatable."),
         click.option("--precision", help="Of the engines, where there are several.  [default: what was built last]"),
@@ -48,11 +58,12 @@ def session_options(backend: str | None = "onnxruntime") -> Callable[[Callable[.
             device: int,
             cuda_graphs: bool,
             threads: int,
+            vision_backend: str | None = None,
             **others: Any,
         ) -> Any:
             settings = dict(_split(option) for option in provider_options)
             session = SessionOptions(threads, provider, settings, precision, engines, device, cuda_graphs)
-            return command(*arguments, session=SessionChoice(backend, session), **others)
+            return command(*arguments, session=SessionChoice(backend, session, vision_backend), **others)
 
         result: Callable[..., Any] = with_session
         for option in reversed(options):

@@ -57,7 +57,7 @@ def profile_command(
     for path in filter(None, (output, json_file, csv_file)):
         _check_writable(path)
     with Bar("Measuring") as bar:
-        profile = profile_bundle(bundle, plan, session.backend, session.options, bar.show)
+        profile = profile_bundle(bundle, plan, session.backend, session.options, session.vision_backend, bar.show)
     write_reports(profile, output, json_file, csv_file)
     if save:
         save_latency(bundle, profile)

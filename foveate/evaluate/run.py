@@ -62,6 +62,7 @@ def evaluate_bundle(
     max_new_tokens: int | None = None,
     backend: str = "onnxruntime",
     options: SessionOptions | None = None,
+    vision_backend: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Results:
@@ -79,6 +80,7 @@ def evaluate_bundle(
         max_new_tokens: as for `evaluate`.
         backend: what runs the graphs.
         options: how the backend runs them.
+        vision_backend: what runs the vision graph, where it is another.
         force: start anew whatever `output` has of an earlier run.
         progress: is told before the first and after each sample.
 
@@ -95,10 +97,10 @@ def evaluate_bundle(
     oracle = None if labels is None else labels_for(data, source, labels)
     plan = Plan.make(keeps, selectors, oracle=oracle, max_new_tokens=max_new_tokens)
     options = options or SessionOptions()
-    run = Run.of(bundle, data, plan, _runner(backend, options))
+    run = Run.of(bundle, data, plan, _runner(backend, options, vision_backend))
     records = [] if force else read_answers(output, run)
     if len(records) < len(samples):
-        with closing(load(bundle, backend, options)) as pipe:
+        with closing(load(bundle, backend, options, vision_backend=vision_backend)) as pipe:
             fresh = ask(pipe, samples, plan, len(records), progress)
             records = [*records, *append_answers(fresh, records, run, output)]
     results = summarise(samples, records, plan)
@@ -106,7 +108,8 @@ def evaluate_bundle(
     return results
 
 
-def _runner(backend: str, options: SessionOptions) -> str:
+def _runner(backend: str, options: SessionOptions, vision_backend: str | None) -> str:
     """What ran the graphs, for the report: answers of another provider or precision are not those of this run."""
     provider = options.provider if options.provider != SessionOptions.provider else None
-    return " ".join(filter(None, (backend, provider, options.precision)))
+    vision = f"vision {vision_backend}" if vision_backend else None
+    return " ".join(filter(None, (backend, provider, options.precision, vision)))

@@ -107,6 +107,7 @@ def profile_bundle(
     plan: ProfilePlan,
     backend: str = "onnxruntime",
     options: SessionOptions | None = None,
+    vision_backend: str | None = None,
     progress: Progress | None = None,
 ) -> Profile:
     """Measures a bundle where it runs. Repeats of what is compared take turns, so that a slow moment of the machine meets all.
@@ -120,10 +121,10 @@ def profile_bundle(
     retention = list(Bundle.open(bundle).manifest.scorer.retention)
     step, image = _counter(plan.steps, progress), _noise(plan.image_size)
     # First, so that two copies of the bundle are never in memory together.
-    task = Task(bundle, backend, options, _png(image), QUESTION, plan.new_tokens)
+    task = Task(bundle, backend, options, vision_backend, _png(image), QUESTION, plan.new_tokens)
     footprints = {keep: step(partial(measure_footprint, task, keep)) for keep in plan.ratios if plan.memory}
     start = perf_counter()
-    with closing(load(bundle, backend, options, verify=False)) as pipe:
+    with closing(load(bundle, backend, options, verify=False, vision_backend=vision_backend)) as pipe:
         load_seconds = perf_counter() - start
         pipe.latency = None  # what was measured earlier shall decide nothing
         subject = _Subject(pipe, plan, image, step)
@@ -132,7 +133,8 @@ def profile_bundle(
         second_question = subject.ask_again()
         sizes = subject.shrink()
         load_runs = [subject.serve(clients, keep) for keep in plan.load_keeps for clients in plan.clients]
-        setting = _setting(bundle, pipe, plan, encoded[-1], describe_environment(backend, options, pipe.memory), options)
+        environment = describe_environment(backend, options, pipe.memory)
+        setting = _setting(bundle, pipe, plan, encoded[-1], environment, options, vision_backend)
     keeps = [_keep_run(keep, answers[keep], encoded, footprints.get(keep)) for keep in plan.ratios]
     whole = footprints.get(1.0)
     return Profile(
@@ -252,7 +254,13 @@ def _png(image: np.ndarray) -> bytes:
 
 
 def _setting(
-    bundle: Path, pipe: Pipeline, plan: ProfilePlan, encoded: Encoded, environment: Environment, options: SessionOptions
+    bundle: Path,
+    pipe: Pipeline,
+    plan: ProfilePlan,
+    encoded: Encoded,
+    environment: Environment,
+    options: SessionOptions,
+    vision_backend: str | None,
 ) -> Setting:
     manifest = pipe.manifest
     return Setting(
@@ -267,6 +275,7 @@ def _setting(
         plan.new_tokens,
         plan.repeats,
         environment,
+        vision_backend,
         options.threads or usable_cpus(),
         {"foveate": version("foveate"), "Python": platform.python_version(), "system": platform.platform(terse=True)},
         date.today().isoformat(),

@@ -23,6 +23,7 @@ class Task:
     bundle: Path
     backend: str
     options: SessionOptions
+    vision_backend: str | None
     image: bytes
     question: str
     new_tokens: int
@@ -45,7 +46,7 @@ def measure_footprint(task: Task, keep: float) -> Footprint:
 
 def _answer(task: Task, keep: float) -> Footprint:
     start = perf_counter()
-    pipe = load(task.bundle, task.backend, task.options, verify=False)
+    pipe = load(task.bundle, task.backend, task.options, verify=False, vision_backend=task.vision_backend)
     seconds = perf_counter() - start
     pipe.latency = None  # what was measured earlier shall decide nothing
     loaded = resident_bytes().now

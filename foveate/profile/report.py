@@ -193,6 +193,7 @@ def _facts(profile: Profile) -> dict[str, str]:
     return {
         "device": f"{setting.environment.device}, {setting.environment.cpus} CPUs",
         "backend": setting.environment.backend,
+        **({"vision graph": setting.vision_backend} if setting.vision_backend else {}),
         "options": options or "the defaults",
         "threads": str(setting.threads),
         "versions": ", ".join(f"{name} {value}" for name, value in setting.versions.items()),

@@ -121,6 +121,7 @@ class Setting(msgspec.Struct, frozen=True):
         new_tokens: of each answer.
         repeats: of each measurement, after one that warms up.
         environment: device, backend and options.
+        vision_backend: what runs the vision graph; None where it is the same.
         threads: of the CPU, that graphs run on.
         versions: of foveate, Python and the operating system.
         date: day, as YYYY-MM-DD.
@@ -137,6 +138,7 @@ class Setting(msgspec.Struct, frozen=True):
     new_tokens: int
     repeats: int
     environment: Environment
+    vision_backend: str | None
     threads: int
     versions: dict[str, str]
     date: str

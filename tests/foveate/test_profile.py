@@ -159,7 +159,7 @@ def test_bad_options(run: Run, reference_bundle: Path, options: tuple[str, ...],
 def invented(score: dict[int, float], prefill: dict[int, float], text: int, visual: int) -> Profile:
     """A profile with these latencies."""
     setting = Setting(
-        "x", "0" * 64, 1, "m", "fp32", (1, 1), visual, text, 2, 1, Environment("c", 1, "b", {}), 1, {}, "2026-01-01"
+        "x", "0" * 64, 1, "m", "fp32", (1, 1), visual, text, 2, 1, Environment("c", 1, "b", {}), None, 1, {}, "2026-01-01"
     )
     stages = {key: [1.0] for key in STAGES}
     keeps = [

@@ -1,0 +1,110 @@
+"""OpenVINO on the CPU, for every graph but the decoder.
+
+Where the CPU has bf16 arithmetic OpenVINO uses it, also in attention, which ONNX Runtime computes in float32: of a vision tower
+that is the larger part. It reads the graphs of a bundle as they are, the quantised ones too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from foveate.engines.backends import SessionOptions
+from foveate.engines.bundle import Bundle
+from foveate.engines.errors import BackendError
+from foveate.engines.memory import Array, HostMemory
+from foveate.engines.session import Arrays
+from foveate.engines.spec import GraphSpec, check_buffers, check_feeds
+
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+"""Of the arithmetic; OpenVINO's own choice otherwise."""
+_WHOLE_ROW = str(2**64 - 1)
+"""Group of activations that share a scale where weights are in 8 bits: a token's. Without a group they are not rounded, and
+products not computed in integers."""
+
+
+def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OpenVinoSession:
+    """Loads a graph of a bundle.
+
+    Raises:
+        BackendError: openvino is not installed, can't read the graph, or has no such precision.
+    """
+    spec = bundle.graph(graph)
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": _WHOLE_ROW}
+    if options.precision is not None:
+        if options.precision not in _PRECISIONS:
+            known = ", ".join(_PRECISIONS)
+            raise BackendError(f"backend 'openvino' has no precision '{options.precision}'. Choose one of {known}.")
+        settings["INFERENCE_PRECISION_HINT"] = _PRECISIONS[options.precision]
+    if options.threads:
+        settings["INFERENCE_NUM_THREADS"] = options.threads
+    ov = _library()
+    try:
+        compiled = ov.Core().compile_model(str(bundle.file(spec.file)), "CPU", settings)
+    except Exception as error:  # openvino raises RuntimeError for whatever is wrong
+        raise BackendError(
+            f"OpenVINO {_version(ov)} can't load graph '{graph}' of {bundle.path}: {_reason(error)}. "
+            "It runs every graph but the decoder: choose it for the vision graph alone (vision_backend)."
+        ) from error
+    return OpenVinoSession(ov, compiled, spec)
+
+
+class OpenVinoSession:
+    """A graph in OpenVINO; see `Session`. Threads may share it.
+
+    Args:
+        ov: the library.
+        compiled: its model.
+        spec: the graph.
+    """
+
+    def __init__(self, ov: Any, compiled: Any, spec: GraphSpec) -> None:
+        self._ov = ov
+        self._compiled = compiled
+        self.spec = spec
+        self.memory = HostMemory()
+
+    def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, Array]:
+        """See `Session.run`. Feeds and buffers are used where they lie; only a strided feed is copied."""
+        buffers = buffers or {}
+        check_buffers(buffers, self.spec, check_feeds(feeds, self.spec))
+        if self._compiled is None:
+            raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
+        # A request holds the arrays of a run, and its results are its own: each run has one.
+        request = self._compiled.create_infer_request()
+        # A tensor does not keep its array alive: the copy of a strided feed has to live here until the run is over.
+        arrays = {name: np.asarray(feed, order="C") for name, feed in feeds.items()}
+        for name, array in arrays.items():
+            request.set_tensor(name, self._tensor(array))
+        for name, buffer in buffers.items():
+            request.set_tensor(name, self._tensor(np.asarray(buffer)))
+        try:
+            request.infer()
+        except Exception as error:
+            raise BackendError(f"OpenVINO failed in graph '{self.spec.name}': {_reason(error)}") from error
+        outputs = {tensor.name: request.get_tensor(tensor.name) for tensor in self.spec.outputs}
+        return {name: buffers[name] if name in buffers else np.array(value.data) for name, value in outputs.items()}
+
+    def close(self) -> None:
+        self._compiled = None
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        return self._ov.Tensor(array, shared_memory=True)
+
+
+def _library() -> Any:
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise BackendError("the package 'openvino' is not installed. Run: pip install 'foveate[openvino]'") from error
+    return openvino
+
+
+def _version(ov: Any) -> str:
+    return str(ov.__version__).partition("-")[0]
+
+
+def _reason(error: Exception) -> str:
+    """The last line, which says what; those before it say where."""
+    return str(error).strip().splitlines()[-1].strip()

@@ -191,21 +191,21 @@ def fastv_table(work: Work) -> Iterator[str]:
 def write_page(work: Work, main: Results, large: Results) -> None:
     """Puts the tables between the marks of the page, and the chart beside it."""
     sections = [
-        "## Goals",
+        "### Goals",
         *goals(work, main, large),
         f"Retained accuracy in per cent with its 95 % interval (paired bootstrap), {main.questions:,} held-out questions, "
         f"{large.questions:,} with 512 - 1,024 visual tokens, seed {SEED}.",
-        "## Every selector",
+        "### Every selector",
         "![Accuracy against kept visual tokens, one line per selector](retention.png)",
         *selectors_table(main, SELECTORS, KEEPS),
         "EVS works between the frames of a video, so it has no row here.",
-        "## By question type",
+        "### By question type",
         *types_table(main, ("learned", "attention", "oracle"), (0.5, 0.25, 0.125)),
         "Accuracy in per cent.",
-        "## Four times the visual tokens",
+        "### Four times the visual tokens",
         *selectors_table(large, ("learned", "learned-mmr", *TRAINING_FREE), LARGE_KEEPS),
         f"Accuracy with all tokens: {percent(large.overall.whole.accuracy)}.",
-        "## FastV",
+        "### FastV",
         *fastv_table(work),
         "FastV runs its first two layers over every token (arXiv 2403.06764), here 2 of 4; at 28 layers 0.30 of the work is "
         "left at keep 0.25. Measured in PyTorch on the first 2,000 questions.",

@@ -34,8 +34,6 @@ def test_tokens_are_those_of_the_reference(case: tuple[str, Reference, foveate.P
 @pytest.mark.parametrize("keep", [1.0, 0.5])
 def test_most_answers_are_right(case: tuple[str, Reference, foveate.Pipeline], kind: Kind, keep: float) -> None:
     name, _, pipe = case
-    if (name, kind) == ("qwen2-vl-tiny", "video"):
-        pytest.skip("was trained on images only")
     right = 0
     for index in range(QUESTIONS):
         task = sample_task(WORLDS[name], "validation", 0, index, kind, 1)

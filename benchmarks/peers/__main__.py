@@ -49,9 +49,10 @@ def write_page(measured: Sequence[Line], records: Sequence[Record], place: Workp
     names = list(dict.fromkeys(line.peer for line in measured))
     shape = "true shape" if place.layers is None else f"{place.layers} layers of the decoder and of the tower only"
     rounds = max(line.rounds for line in measured)
+    spread = " Medians; of TTFT with the smallest and the largest." if rounds > 1 else ""
     sections = [
         f"Measured {max(record['date'] for record in records)} on {processor()}; threads: {threads}; {shape}; "
-        f"rounds: {rounds}; new tokens: {new_tokens}. Medians; of TTFT with the smallest and the largest.",
+        f"rounds: {rounds}; new tokens: {new_tokens}.{spread}",
         *table(measured),
         "![Seconds to the first token and decoded tokens per second of each tool](benchmarks.png)",
         *settings_table(records),

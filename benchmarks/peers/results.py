@@ -90,8 +90,9 @@ def table(measured: Sequence[Line]) -> Iterator[str]:
     yield "|---" * 9 + "|"
     for line in measured:
         vision = "-" if line.vision_s is None else f"{line.vision_s:.2f}"
-        low_high = () if line.ttft_range_s is None else line.ttft_range_s
-        ttft = "-" if line.ttft_s is None else f"{line.ttft_s:.2f} ({' - '.join(f'{end:.2f}' for end in low_high)})"
+        low_high = line.ttft_range_s if line.ttft_range_s and line.rounds > 1 else ()
+        between = f" ({' - '.join(f'{end:.2f}' for end in low_high)})" if low_high else ""
+        ttft = "-" if line.ttft_s is None else f"{line.ttft_s:.2f}{between}"
         yield (
             f"| {PEERS[line.peer].title} | {line.precision} | {line.keep:g} | {line.prompt_tokens} | {vision} | "
             f"{line.prefill_s:.2f} | {ttft} | {line.decode_tokens_per_s:.1f} | {line.peak_rss_bytes / 2**30:.1f} |"

@@ -3,9 +3,10 @@
 A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
-same. The Qwen2-VL itself learns several images and video in two: `clips` mostly from clips, `finish` mostly from images, which
-it would forget otherwise. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends
-on the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
+same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images,
+which it would forget otherwise. `thin` teaches all of them to do with fewer visual tokens. Every stage writes its state to
+DIR now and then and continues from it; the batch of a step depends on the seed and the step alone, so an interrupted run sees
+what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.2e-3
 """Of each stage."""
 SHARES = {"clips": (0.3, 0.2, 0.5), "finish": (0.5, 0.25, 0.25)}
 """Of images, several images and clips in stages that differ from the world's."""
-BEFORE = {"thin": "joint", "finish": "clips"}
-"""Stage -> the one whose weights it starts from."""
+CONTINUES = frozenset({"finish", "thin"})
+"""Stages that start from the weights of the one before."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +167,9 @@ class Trainer:
         share = float(torch.rand(()) * 1.6 + 0.2)  # above 1: all of them
         thinned, kept_embeds = drop_visual_tokens(batch, visual_embeds, matter, share) if share < 1 else (batch, visual_embeds)
         loss, facts = self._answer_loss(thinned, kept_embeds)
-        losses = self.symbolic.reading_loss(features, batch.cells)
-        return loss + 0.3 * sum(losses.values()), facts
+        if "vision" in self.learner.stages:  # what reads the features was trained
+            loss = loss + 0.3 * sum(self.symbolic.reading_loss(features, batch.cells).values())
+        return loss, facts
 
     @torch.no_grad()
     def fit_projection(self, batches: Iterable[Batch]) -> None:
@@ -348,8 +350,9 @@ def main(name: str, work: Path, output: Path | None, start: Path, seed: int, thr
         trainer = Trainer(name, seed, work, start)
         if stage == "joint":
             combine_text_and_vision(trainer, work, seed)
-        if stage in BEFORE:
-            trainer.load(torch.load(work / f"{BEFORE[stage]}.pt", weights_only=True))
+        if stage in CONTINUES:
+            names = list(trainer.learner.stages)
+            trainer.load(torch.load(work / f"{names[names.index(stage) - 1]}.pt", weights_only=True))
         run_stage(trainer, Stage(stage, trainer.learner.stages[stage]), work, seed)
     if output:
         trainer.learner.save(output)

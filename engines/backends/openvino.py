@@ -19,9 +19,10 @@ from foveate.engines.spec import GraphSpec, check_buffers, check_feeds
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """Of the arithmetic; OpenVINO's own choice otherwise."""
-_WHOLE_ROW = str(2**64 - 1)
-"""Group of activations that share a scale where weights are in 8 bits: a token's. Without a group they are not rounded, and
-products not computed in integers."""
+_GROUP = "128"
+"""Activations that share a scale where weights are in 8 bits. Without groups they are not rounded and products are not computed
+in integers: four layers of Qwen2-VL-2B's tower, 3,456 patches, then take 2.1 s in place of 1.7. Nor are they with the largest number,
+which stands for a whole token elsewhere in OpenVINO: 2.5 s."""
 
 
 def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OpenVinoSession:
@@ -31,7 +32,7 @@ def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OpenVin
         BackendError: openvino is not installed, can't read the graph, or has no such precision.
     """
     spec = bundle.graph(graph)
-    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": _WHOLE_ROW}
+    settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP}
     if options.precision is not None:
         if options.precision not in _PRECISIONS:
             known = ", ".join(_PRECISIONS)

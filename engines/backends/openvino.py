@@ -21,8 +21,8 @@ _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """Of the arithmetic; OpenVINO's own choice otherwise."""
 _GROUP = "128"
 """Activations that share a scale where weights are in 8 bits. Without groups they are not rounded and products are not computed
-in integers: four layers of Qwen2-VL-2B's tower, 3,456 patches, then take 2.1 s in place of 1.7. Nor are they with the largest number,
-which stands for a whole token elsewhere in OpenVINO: 2.5 s."""
+in integers: four layers of Qwen2-VL-2B's tower over 3,456 patches then take 2.1 s in place of 1.7. The largest number, which
+stands for a whole token elsewhere in OpenVINO, takes 2.5 s."""
 
 
 def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OpenVinoSession:

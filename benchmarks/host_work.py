@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import cProfile
 import pstats
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -56,6 +57,14 @@ def open_timed(path: Path) -> tuple[Pipeline, dict[str, Timed]]:
     return Pipeline(bundle.manifest, tokenizer, sessions, vision_cache_bytes=0), sessions
 
 
+def take_seconds(sessions: Mapping[str, Timed]) -> float:
+    """What the sessions added up since the last time."""
+    total = sum(session.seconds for session in sessions.values())
+    for session in sessions.values():
+        session.seconds = 0.0
+    return total
+
+
 @click.command(help=__doc__)
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--image-size", default="1120x700", show_default=True, help="WIDTHxHEIGHT in pixels.")
@@ -68,33 +77,32 @@ def main(bundle: Path, image_size: str, keeps: tuple[float, ...], repeats: int, 
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     pipe, sessions = open_timed(bundle)
 
-    def run(keep: float, tokens: int) -> tuple[foveate.Answer, float, float]:
-        """The answer, seconds of everything, and seconds in the graphs."""
-        for session in sessions.values():
-            session.seconds = 0.0
+    def run(keep: float) -> tuple[foveate.Answer, float, float, float, float]:
+        """The answer; seconds to the first token, of them in the graphs; seconds of the others, of them in the graphs."""
         start = perf_counter()
-        answer = pipe.generate(foveate.Request.ask(QUESTION, image, keep=keep, max_new_tokens=tokens, ignore_eos=True))
-        return answer, perf_counter() - start, sum(session.seconds for session in sessions.values())
+        stream = pipe.stream(foveate.Request.ask(QUESTION, image, keep=keep, max_new_tokens=new_tokens, ignore_eos=True))
+        first, inside = perf_counter() - start, take_seconds(sessions)
+        start = perf_counter()
+        (answer,) = stream.answers()
+        return answer, first, inside, perf_counter() - start, take_seconds(sessions)
 
     table = Table("keep", "visual tokens", "first token ms", "in graphs ms", "host ms", "host %", "step ms", "host ms a step")
     for keep in keeps:
-        first = [run(keep, 1) for _ in range(repeats + 1)][1:]
-        whole, inside = (median(found[place] for found in first) for place in (1, 2))
-        _, longer, longer_inside = run(keep, new_tokens)
-        steps = new_tokens - 1
-        selection = first[0][0].selection
+        found = [run(keep) for _ in range(repeats + 1)][1:]
+        first, inside, steps, steps_inside = (median(figures[place] for figures in found) for place in range(1, 5))
+        selection, count = found[0][0].selection, new_tokens - 1
         table.add_row(
             f"{keep:g}",
             f"{len(selection.keep_indices)} of {selection.num_visual_tokens}",
-            *(f"{1e3 * seconds:,.1f}" for seconds in (whole, inside, whole - inside)),
-            f"{100 * (whole - inside) / whole:.2f}",
-            f"{1e3 * (longer - whole) / steps:.2f}",
-            f"{1e3 * ((longer - longer_inside) - (whole - inside)) / steps:.3f}",
+            *(f"{1e3 * seconds:,.1f}" for seconds in (first, inside, first - inside)),
+            f"{100 * (first - inside) / first:.2f}",
+            f"{1e3 * steps / count:.2f}",
+            f"{1e3 * (steps - steps_inside) / count:.3f}",
         )
     Console(width=140).print(table)
     if profile:
         profiler = cProfile.Profile()
-        profiler.runcall(run, keeps[-1], 1)
+        profiler.runcall(run, keeps[-1])
         pstats.Stats(profiler).sort_stats("tottime").print_stats(15)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from foveate.engines.errors import RequestError
 
 try:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -12,6 +14,8 @@ from foveate.cli.tables import make_table, open_console
 from foveate.engines.errors import RequestError
 from foveate.profile import Profile, ProfilePlan, profile_bundle, save_latency, write_reports
 from foveate.profile.report import break_even_remark
+
+_Number = TypeVar("_Number", int, float)
 
 
 @click.command("profile")
@@ -96,7 +100,7 @@ def _print(profile: Profile) -> None:
     console.print(break_even_remark(profile), highlight=False)
 
 
-def _numbers(name: str, text: str, separator: str, kind: type, count: int | None = None) -> list:  # type: ignore[type-arg]
+def _numbers(name: str, text: str, separator: str, kind: Callable[[str], _Number], count: int | None = None) -> list[_Number]:
     """The numbers of an option.
 
     Raises:

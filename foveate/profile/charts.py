@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foveate.charts import COLOURS, INK, MUTED, RULE, Figure, frame
+from foveate.charts import COLOURS, INK, MUTED, RULE, Axes, Figure, frame
 from foveate.profile.results import STAGES, LoadRun, Profile
 
 _STAGE_COLOURS = dict(zip(STAGES, ("#9aa3ad", "#1d5fbf", "#e07a1f", "#f3b562", "#8fd0a9", "#2a9d5c"), strict=True))
@@ -64,7 +64,7 @@ def speedup_chart(profile: Profile) -> str:
     return _svg(figure)
 
 
-def _draw_retention(axes, profile: Profile) -> None:  # type: ignore[no-untyped-def]
+def _draw_retention(axes: Axes, profile: Profile) -> None:
     """On a second axis, from 0 to 100 %."""
     points = sorted([(1.0, 1.0, 1.0, 1.0), *((p.keep, p.retained, p.low, p.high) for p in profile.retention)], reverse=True)
     keeps, retained, low, high = zip(*points, strict=True)

@@ -32,7 +32,7 @@ from foveate.engines import (
 )
 from foveate.engines.bundle import MANIFEST
 from foveate.profile.memory import Footprint, Task, measure_footprint
-from foveate.profile.results import STAGES, KeepRun, LoadRun, Profile, Setting
+from foveate.profile.results import ANSWERING, ENCODING, KeepRun, LoadRun, Profile, Setting
 from foveate.runtime import Answer, Pipeline, Request, load
 from foveate.runtime.types import Encoded
 
@@ -283,8 +283,8 @@ def _setting(
 
 
 def _keep_run(keep: float, answers: Sequence[Answer], encoded: Sequence[Encoded], footprint: Footprint | None) -> KeepRun:
-    own = {name: [getattr(answer.timings, name) for answer in answers] for name in STAGES[2:]}
-    shared = {name: [each.stage_ms[name] for each in encoded] for name in STAGES[:2]}
+    own = {name: [getattr(answer.timings, name) for answer in answers] for name in ANSWERING}
+    shared = {name: [each.stage_ms[name] for each in encoded] for name in ENCODING}
     return KeepRun(
         keep,
         len(answers[0].selection.keep_indices),

@@ -12,7 +12,11 @@ from foveate.engines import Environment, LatencyEntry, LatencyPoint, RetentionPo
 from foveate.runtime import Budget
 from foveate.runtime.latency import LatencyModel
 
-STAGES = ("preprocess_ms", "vision_ms", "score_ms", "select_ms", "embed_ms", "prefill_ms")
+ENCODING = ("preprocess_ms", "vision_ms")
+"""Stages that no budget changes."""
+ANSWERING = ("score_ms", "select_ms", "embed_ms", "prefill_ms")
+"""Stages that hang on the number of visual tokens."""
+STAGES = (*ENCODING, *ANSWERING)
 """Of the time to first token, in their order."""
 
 
@@ -66,8 +70,8 @@ class KeepRun(msgspec.Struct, frozen=True):
 
     @property
     def llm_ms(self) -> float:
-        """What the number of visual tokens decides: score, select, embed and prefill."""
-        return sum(self.stage(name) for name in STAGES[2:])
+        """Of all stages that the budget shortens."""
+        return sum(self.stage(name) for name in ANSWERING)
 
     @property
     def decode(self) -> Spread | None:

@@ -1,6 +1,6 @@
 """The bundle format, and the backends that run its graphs."""
 
-from foveate.engines.backends import BACKENDS, STEP_DECODER, SessionOptions, decoder_graph, open_session
+from foveate.engines.backends import BACKENDS, PREFILL_DECODER, SessionOptions, decoder_graph, open_session
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
 from foveate.engines.environment import describe_environment, usable_cpus
 from foveate.engines.errors import (
@@ -37,8 +37,8 @@ from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_fee
 __all__ = [
     "BACKENDS",
     "NEIGHBOURS",
+    "PREFILL_DECODER",
     "SCHEMA_VERSION",
-    "STEP_DECODER",
     "Array",
     "BackendError",
     "Bundle",

@@ -9,7 +9,7 @@ import msgspec
 from foveate.engines.errors import BundleError
 from foveate.engines.spec import GraphSpec
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 TemplateToken = Literal["bos_token", "eos_token", "pad_token", "unk_token"]
 Size = Annotated[int, msgspec.Meta(ge=1)]

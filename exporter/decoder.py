@@ -73,11 +73,10 @@ class SelfAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
         self.o_proj = Linear(width, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, angles: Tensor, past: Sequence[Tensor], attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
-        query, key = self.query(x, angles), self.key(x, angles)
+    def attend(self, x: Tensor, angles: Tensor, past: Sequence[Tensor], attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
+        """What the heads give, before `o_proj`, and the present key and value."""
         value = self.v_proj(x).unflatten(-1, (-1, self.head_dim))
-        output, present_key, present_value = attend(AttentionInputs(query, key, value, past[0], past[1]))
-        return self.o_proj(output), present_key, present_value
+        return attend(AttentionInputs(self.query(x, angles), self.key(x, angles), value, past[0], past[1]))
 
     def query(self, x: Tensor, angles: Tensor) -> Tensor:
         """Rotated queries `[..., heads, head_dim]` of normed hidden rows `[..., hidden_size]`."""
@@ -111,10 +110,14 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = GatedMLP(config)
 
-    def forward(self, x: Tensor, angles: Tensor, past: Sequence[Tensor], attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
-        output, present_key, present_value = self.self_attn(self.input_layernorm(x), angles, past, attend)
-        x = x + output
-        return x + self.mlp(self.post_attention_layernorm(x)), present_key, present_value
+    def attend(self, x: Tensor, angles: Tensor, past: Sequence[Tensor], attend: Attend) -> tuple[Tensor, Tensor, Tensor]:
+        """See `SelfAttention.attend`."""
+        return self.self_attn.attend(self.input_layernorm(x), angles, past, attend)
+
+    def finish(self, x: Tensor, attended: Tensor) -> Tensor:
+        """What the layer gives, of its input and of `attend`, row by row."""
+        x = x + self.self_attn.o_proj(attended)
+        return x + self.mlp(self.post_attention_layernorm(x))
 
 
 class TextDecoder(nn.Module):
@@ -142,15 +145,24 @@ class TextDecoder(nn.Module):
     ) -> tuple[Tensor, ...]:
         """Logits `[batch, vocab_size]` of the rows `last_indices [batch]`, the likeliest tokens `[batch]`, then present key and
         value of each layer."""
-        angles = self.angles(position_ids)
-        x, presents = inputs_embeds, []
-        for index, layer in enumerate(self.layers):
-            x, *present = layer(x, angles, past[2 * index : 2 * index + 2], attend)
-            presents += present
+        x, attended, *presents = self.fill(inputs_embeds, position_ids, past, attend)
         batch, sequence, _ = x.shape
-        last = self.norm(x.flatten(0, 1).index_select(0, torch.arange(batch) * sequence + last_indices))
-        logits = (self.lm_head or self.embed_tokens).logits(last)
+        rows = torch.arange(batch) * sequence + last_indices
+        last = self.layers[-1].finish(*(tensor.flatten(0, 1).index_select(0, rows) for tensor in (x, attended)))
+        logits = (self.lm_head or self.embed_tokens).logits(self.norm(last))
         return logits, _likeliest(logits), *presents
+
+    def fill(self, inputs_embeds: Tensor, position_ids: Tensor, past: Sequence[Tensor], attend: Attend) -> tuple[Tensor, ...]:
+        """What a cache needs of the tokens: the layers up to the attention of the last one. Of that the input and what its
+        heads give, `[batch, sequence, width]` each, then present key and value of each layer."""
+        angles = self.angles(position_ids)
+        x, attended, presents = inputs_embeds, inputs_embeds, []
+        for index, layer in enumerate(self.layers):
+            if index:
+                x = self.layers[index - 1].finish(x, attended)
+            attended, *present = layer.attend(x, angles, past[2 * index : 2 * index + 2], attend)
+            presents += present
+        return x, attended, *presents
 
 
 def _likeliest(logits: Tensor) -> Tensor:
@@ -194,6 +206,28 @@ class OnnxRuntimeDecoder(nn.Module):
             return _group_query_attention(inputs, seqlens_k, total_sequence_length)
 
         return self.language_model(inputs_embeds, position_ids, last_indices, past, attend)
+
+
+class OnnxRuntimePrefill(nn.Module):
+    """The graph `decoder_prefill`: what `decoder` leaves in the cache, and nothing else."""
+
+    def __init__(self, language_model: TextDecoder) -> None:
+        super().__init__()
+        self.language_model = language_model
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        seqlens_k: Tensor,
+        total_sequence_length: Tensor,
+        past: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]:
+        def attend(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
+            return _group_query_attention(inputs, seqlens_k, total_sequence_length)
+
+        _, _, *presents = self.language_model.fill(inputs_embeds, position_ids, past, attend)
+        return tuple(presents)
 
 
 def _group_query_attention(inputs: AttentionInputs, seqlens_k: Tensor, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from foveate.engines import NEIGHBOURS, STEP_DECODER, GraphSpec, TensorSpec
-from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, StandardDecoder, TextDecoder
+from foveate.engines import NEIGHBOURS, PREFILL_DECODER, GraphSpec, TensorSpec
+from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, OnnxRuntimePrefill, StandardDecoder, TextDecoder
 from foveate.exporter.prompt import Embed, Score
 from foveate.exporter.scorer.network import Scorer
 
 PAST_PREFIX = "past_key_values."
 _NEIGHBOUR_INDICES = TensorSpec("neighbour_indices", "int64", ("visual_tokens", NEIGHBOURS))
+_LAST_INDICES = TensorSpec("last_indices", "int64", ("batch",))
+_LENGTHS = (TensorSpec("seqlens_k", "int32", ("batch",)), TensorSpec("total_sequence_length", "int32", ()))
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,13 @@ def vision_graph(visual: nn.Module, inputs: tuple[TensorSpec, ...], hidden_size:
 
 
 def text_graphs(language_model: TextDecoder, scorer: Scorer | None) -> list[GraphModule]:
-    """`score`, `embed`, both lowerings of the decoder, and the first once more for steps of one token, which may have weights
-    of another precision; they share the language model's weights."""
+    """`score`, `embed`, both lowerings of the decoder, and what fills the cache of the first, which may have weights of another
+    precision; they share the language model's weights."""
     return [
         _score_graph(language_model, scorer),
         _embed_graph(language_model),
-        _decoder_graph(language_model, "decoder"),
-        _decoder_graph(language_model, STEP_DECODER),
+        _decoder_graph(language_model),
+        _prefill_graph(language_model),
         _standard_decoder_graph(language_model),
     ]
 
@@ -75,27 +77,29 @@ def _embed_graph(language_model: TextDecoder) -> GraphModule:
     return _graph("embed", Embed(language_model), inputs, (_inputs_embeds(hidden_size),))
 
 
-def _decoder_graph(language_model: TextDecoder, name: str) -> GraphModule:
+def _decoder_graph(language_model: TextDecoder) -> GraphModule:
     config = language_model.config
-    inputs = (
-        *_decoder_inputs(config),
-        TensorSpec("seqlens_k", "int32", ("batch",)),
-        TensorSpec("total_sequence_length", "int32", ()),
-        *_cache(config, PAST_PREFIX, "kv_capacity"),
-    )
-    outputs = (*_next_token(config), *_cache(config, "present.", "kv_capacity"))
-    return _graph(name, OnnxRuntimeDecoder(language_model), inputs, outputs)
+    inputs = (*_decoder_inputs(config), _LAST_INDICES, *_LENGTHS, *_cache(config, PAST_PREFIX))
+    outputs = (*_next_token(config), *_cache(config, "present."))
+    return _graph("decoder", OnnxRuntimeDecoder(language_model), inputs, outputs)
+
+
+def _prefill_graph(language_model: TextDecoder) -> GraphModule:
+    config = language_model.config
+    inputs = (*_decoder_inputs(config), *_LENGTHS, *_cache(config, PAST_PREFIX))
+    return _graph(PREFILL_DECODER, OnnxRuntimePrefill(language_model), inputs, _cache(config, "present."))
 
 
 def _standard_decoder_graph(language_model: TextDecoder) -> GraphModule:
     config = language_model.config
     inputs = (
         *_decoder_inputs(config),
+        _LAST_INDICES,
         TensorSpec("write_indices", "int64", ("batch",)),
         TensorSpec("cache_indices", "int64", ("cache_tokens",)),
-        *_cache(config, PAST_PREFIX, "kv_capacity"),
+        *_cache(config, PAST_PREFIX),
     )
-    outputs = (*_next_token(config), *_cache(config, "present.", "kv_capacity"))
+    outputs = (*_next_token(config), *_cache(config, "present."))
     return _graph("decoder_standard", StandardDecoder(language_model), inputs, outputs)
 
 
@@ -107,7 +111,6 @@ def _decoder_inputs(config: DecoderConfig) -> tuple[TensorSpec, ...]:
     return (
         _inputs_embeds(config.hidden_size),
         TensorSpec("position_ids", "int64", (config.position_axes, "batch", "sequence")),
-        TensorSpec("last_indices", "int64", ("batch",)),
     )
 
 
@@ -123,7 +126,7 @@ def _next_token(config: DecoderConfig) -> tuple[TensorSpec, ...]:
     return TensorSpec("logits", "float32", ("batch", config.vocab_size)), TensorSpec("likeliest_tokens", "int64", ("batch",))
 
 
-def _cache(config: DecoderConfig, prefix: str, length: str) -> tuple[TensorSpec, ...]:
-    shape = ("batch", config.num_key_value_heads, length, config.head_dim)
+def _cache(config: DecoderConfig, prefix: str) -> tuple[TensorSpec, ...]:
+    shape = ("batch", config.num_key_value_heads, "kv_capacity", config.head_dim)
     names = [f"{prefix}{layer}.{part}" for layer in range(config.num_hidden_layers) for part in ("key", "value")]
     return tuple(TensorSpec(name, "float32", shape) for name in names)

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from foveate.engines import STEP_DECODER, Array, Bundle, ParityError, Session, find_neighbours, open_session
+from foveate.engines import PREFILL_DECODER, Array, Bundle, ParityError, Session, find_neighbours, open_session
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.graphs import PAST_PREFIX
 from foveate.exporter.scorer.features import FirstLayer
@@ -88,7 +88,7 @@ def check_parity(
         ParityError: an output differs by more than its tolerance, or is not a number.
     """
     progress("loading the reference")
-    examples = _Examples(family, family.reference(), scorer, np.random.default_rng(0))
+    examples = _Examples(bundle, family, family.reference(), scorer, np.random.default_rng(0))
     rows: list[ParityRow] = []
     for name, precision in precisions.items():
         progress(f"checking the graph '{name}'")
@@ -128,6 +128,7 @@ def _quantised_rows(graph: str, found: Sequence[_Compared]) -> Iterator[ParityRo
 class _Examples:
     """Random inputs and the reference's answers, all as numpy arrays."""
 
+    bundle: Bundle
     family: Family
     reference: Reference
     scorer: Scorer | None
@@ -228,6 +229,13 @@ def _compare_decoder(
             yield "likeliest_tokens", case, chosen, expected.max(axis=1)
 
 
+def _compare_prefill(examples: _Examples, session: Session) -> Iterator[_Compared]:
+    """By what `decoder` makes of the cache that it filled."""
+    decoder = open_session(examples.bundle, "decoder")
+    yield from _compare_decoder(examples, decoder, partial(PrefilledCache, session))
+    decoder.close()
+
+
 def _step_inputs(embeds: np.ndarray, positions: np.ndarray, lengths: np.ndarray, step: int) -> tuple[np.ndarray, ...]:
     """Embeddings, positions and which tokens are real: the right-padded prompts for step 0, then one token each."""
     if step == 0:
@@ -249,17 +257,35 @@ class SharedCache:
     def __init__(self, session: Session, batch: int, capacity: int) -> None:
         self._session = session
         self._past = _empty_past(session, batch, capacity)
-        self._lengths = np.zeros(batch, dtype=np.int32)
+        self.lengths = np.zeros(batch, dtype=np.int32)
 
     def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> Mapping[str, Array]:
-        self._lengths += real.sum(axis=1, dtype=np.int32)
-        feeds = {
-            **_decoder_feeds(inputs_embeds, position_ids, real),
-            "seqlens_k": self._lengths - 1,
-            "total_sequence_length": np.array(self._lengths.max()),
-            **self._past,
-        }
-        return self._session.run(feeds, _presents(self._past))
+        self.lengths += real.sum(axis=1, dtype=np.int32)
+        return self.run(self._session, _decoder_feeds(inputs_embeds, position_ids, real))
+
+    def run(self, session: Session, feeds: Mapping[str, np.ndarray]) -> Mapping[str, Array]:
+        """Runs a session that leaves `lengths` tokens in the buffer."""
+        lengths = {"seqlens_k": self.lengths - 1, "total_sequence_length": np.array(self.lengths.max())}
+        return session.run({**feeds, **lengths, **self._past}, _presents(self._past))
+
+
+class PrefilledCache:
+    """For `decoder_prefill` and `decoder`: the one takes the prompts but for the last token of the longest, the other the last
+    tokens and what follows; see `SharedCache`."""
+
+    def __init__(self, prefill: Session, decoder: Session, batch: int, capacity: int) -> None:
+        self._prefill = prefill
+        self._decoder = SharedCache(decoder, batch, capacity)
+
+    def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> Mapping[str, Array]:
+        if real.shape[1] == 1:
+            return self._decoder.step(inputs_embeds, position_ids, real)
+        self._decoder.lengths[:] = real[:, :-1].sum(axis=1)
+        self._decoder.run(self._prefill, {"inputs_embeds": inputs_embeds[:, :-1], "position_ids": position_ids[:, :, :-1]})
+        rows, last = np.arange(len(real)), real.sum(axis=1) - 1
+        self._decoder.lengths[:] = last
+        tokens = inputs_embeds[rows, last][:, None], position_ids[:, rows, last][:, :, None]
+        return self._decoder.step(*tokens, np.ones((len(last), 1), dtype=bool))
 
 
 class ScatterCache:
@@ -303,6 +329,6 @@ _COMPARISONS: dict[str, Callable[[_Examples, Session], Iterator[_Compared]]] = {
     "score": _compare_score,
     "embed": _compare_embed,
     "decoder": partial(_compare_decoder, make_cache=SharedCache),
-    STEP_DECODER: partial(_compare_decoder, make_cache=SharedCache),
+    PREFILL_DECODER: _compare_prefill,
     "decoder_standard": partial(_compare_decoder, make_cache=ScatterCache),
 }

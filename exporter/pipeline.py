@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from foveate.engines import (
     SCHEMA_VERSION,
-    STEP_DECODER,
     Bundle,
     DecoderEntry,
     Manifest,
@@ -164,8 +163,7 @@ def _write_graphs(
     for graph in graphs:
         name = graph.spec.name
         report(f"tracing the graph '{name}'")
-        # A decode step is the decoder with other weights, so it is not traced again.
-        models[name] = models["decoder"].clone() if name == STEP_DECODER else trace_graph(graph, weights.keys())
+        models[name] = trace_graph(graph, weights.keys())
     for name, model in models.items():
         if precisions[name] != "fp32":
             fuse_attention(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from foveate.engines import STEP_DECODER, ExportError
+from foveate.engines import PREFILL_DECODER, ExportError
 
 PRECISIONS = ("fp32", "int8", "int4")
 """Of a bundle. fp16 and bf16 are those of engines, which `foveate build` chooses: ONNX Runtime's CPU computes in neither."""
@@ -15,9 +15,9 @@ PARTS = {"vision": ("fp32", "int8"), "decoder": PRECISIONS}
 def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
     """Graph -> precision of its matrices, for every graph of the bundle.
 
-    The decoder in `int4` is two graphs: the prefill, in which many rows meet a matrix, is fastest in `int8`, and a decode step
-    in 4 bits. `score` stays in fp32: it has two small matrices, and which tokens stay hangs on them. A quantised decoder has no
-    graph of standard operators.
+    The decoder in `int4` is two graphs: the prefill, in which many rows meet a matrix, is fastest in `int8`, and what runs one
+    token at a time in 4 bits. `score` stays in fp32: it has two small matrices, and which tokens stay hangs on them. A
+    quantised decoder has no graph of standard operators.
 
     Args:
         precision: of the whole.
@@ -36,16 +36,15 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
             choices = "; ".join(f"{name}: {', '.join(values)}" for name, values in PARTS.items())
             raise ExportError(f"precision '{chosen}' of part '{part}' is not supported. Choose one of {choices}.")
     decoder = parts.get("decoder", precision)
-    integers = "fp32" if decoder == "fp32" else "int8"
     plan = {
         "vision": parts.get("vision", "fp32" if precision == "fp32" else "int8"),
         "score": "fp32",
-        "embed": integers,
-        "decoder": integers,
+        "embed": "fp32" if decoder == "fp32" else "int8",
+        "decoder": decoder,
     }
     if decoder == "fp32":
         return {**plan, "decoder_standard": "fp32"}
-    return {**plan, STEP_DECODER: "int4"} if decoder == "int4" else plan
+    return {**plan, PREFILL_DECODER: "int8"} if decoder == "int4" else plan
 
 
 FP32_GRAPHS = tuple(plan_precisions("fp32", {}))
@@ -54,5 +53,5 @@ FP32_GRAPHS = tuple(plan_precisions("fp32", {}))
 
 def describe(plan: Mapping[str, str]) -> str:
     """`precision` of the manifest: that of all graphs, or of vision and decoder where they differ."""
-    vision, decoder = plan["vision"], plan.get(STEP_DECODER, plan["decoder"])
+    vision, decoder = plan["vision"], plan["decoder"]
     return vision if vision == decoder else f"vision {vision}, decoder {decoder}"

@@ -3,7 +3,10 @@
 `int8` stores a matrix `[in, out]` with one scale per column; activations are rounded to 8 bits as they come (one scale a
 tensor), so products run in integers: fast where many rows meet the matrix, as in a prefill or a vision tower. `int4` stores
 blocks of 32 consecutive weights of a column with a scale each and reads a seventh of the bytes: fast where one row does, as in
-a decode step. Tables that are read by row, or as the output head, have blocks of 32 in 8 bits.
+a decode step. Tables that are read by row, or as the output head, have blocks of 128 in 8 bits.
+
+What they cost SmolLM2-135M, as KL divergence of the next token from fp32, in nats: 4 bits in blocks of 32 0.33, of 64 0.46, of
+128 0.59; the head in 4 bits in blocks of 32 0.12, in 8 bits in blocks of 128 0.0007.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from torch import Tensor
 from foveate.exporter.weights import Weight
 
 BLOCK = 32
-"""Weights that share a scale, the size that ONNX Runtime's kernels are made for."""
+"""Weights of a matrix in 4 bits that share a scale."""
+ROW_BLOCK = 128
+"""Weights of a table in 8 bits that share a scale."""
 _MIDDLE_4, _MIDDLE_8 = 8, 128
 _CONTRIB = "com.microsoft"
 _INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations in 8 bits
@@ -50,7 +55,7 @@ def quantise_blocks(weight: Tensor) -> Quantised:
     of both signs and a few sizes of the scale the one with the least squared error is taken.
     """
     rows = weight.T.split(max(1, _SEARCHED // weight.shape[0]))
-    found = [_search_blocks(_blocks(part)) for part in rows]
+    found = [_search_blocks(_blocks(part, BLOCK)) for part in rows]
     return Quantised(torch.cat([part.values for part in found]), torch.cat([part.scales for part in found]))
 
 
@@ -73,17 +78,17 @@ def _to_4_bits(blocks: Tensor, scales: Tensor) -> Tensor:
 
 
 def quantise_rows(table: Tensor) -> Quantised:
-    """8 bits: uint8 `[rows, blocks, 32]` and float32 `[rows, blocks]` of a table `[rows, width]`:
+    """8 bits: uint8 `[rows, blocks, 128]` and float32 `[rows, blocks]` of a table `[rows, width]`:
     `table ~ (values - 128) * scales`."""
-    blocks = _blocks(table)
+    blocks = _blocks(table, ROW_BLOCK)
     scales = _nonzero(blocks.abs().amax(dim=-1, keepdim=True) / (_MIDDLE_8 - 1))
     return Quantised(((blocks / scales).round() + _MIDDLE_8).to(torch.uint8), scales[..., 0])
 
 
-def _blocks(rows: Tensor) -> Tensor:
-    """`[rows, blocks, 32]` of `[rows, width]`, filled up with zeros."""
-    padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % BLOCK))
-    return padded.unflatten(1, (-1, BLOCK))
+def _blocks(rows: Tensor, size: int) -> Tensor:
+    """`[rows, blocks, size]` of `[rows, width]`, filled up with zeros."""
+    padded = torch.nn.functional.pad(rows.float(), (0, -rows.shape[1] % size))
+    return padded.unflatten(1, (-1, size))
 
 
 def _nonzero(scales: Tensor) -> Tensor:
@@ -146,8 +151,8 @@ def block_parts(name: str, weight: Weight) -> tuple[Part, Part]:
 def row_parts(name: str, weight: Weight) -> tuple[Part, Part]:
     """Of a table in 8 bits."""
     rows, width = weight.shape
-    scales = (rows, -(-width // BLOCK))
-    return _parts(f"{name}.uint8", weight, (*scales, BLOCK), scales, "U8", quantise_rows)
+    scales = (rows, -(-width // ROW_BLOCK))
+    return _parts(f"{name}.uint8", weight, (*scales, ROW_BLOCK), scales, "U8", quantise_rows)
 
 
 def _parts(
@@ -182,7 +187,7 @@ def quantise_graph(model: ir.Model, weights: Mapping[str, Weight], precision: st
         if node.op_type == "MatMul" and weight.transposed:
             replacement = _product(node, name, weight, precision, parts)
         elif node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:
-            replacement = [_nbits(node, weight.shape[::-1], 8, parts.add(row_parts(name, weight)))]
+            replacement = [_nbits(node, weight.shape[::-1], 8, ROW_BLOCK, parts.add(row_parts(name, weight)))]
         elif node.op_type == "Gather":
             replacement = _lookup(node, weight, parts.add(row_parts(name, weight)))
         else:
@@ -220,14 +225,14 @@ class _Parts:
 
 def _product(node: ir.Node, name: str, weight: Weight, precision: str, parts: _Parts) -> list[ir.Node]:
     if precision == "int4":
-        return [_nbits(node, weight.shape, 4, parts.add(block_parts(name, weight)))]
+        return [_nbits(node, weight.shape, 4, BLOCK, parts.add(block_parts(name, weight)))]
     inputs = [node.inputs[0], *parts.add(column_parts(name, weight))]
     return [ir.node("DynamicQuantizeMatMul", inputs, domain=_CONTRIB)]
 
 
-def _nbits(node: ir.Node, shape: tuple[int, ...], bits: int, parts: list[ir.Value]) -> ir.Node:
+def _nbits(node: ir.Node, shape: tuple[int, ...], bits: int, block: int, parts: list[ir.Value]) -> ir.Node:
     """A product with a matrix of `shape`, in and out, in blocks."""
-    attributes = {"K": shape[0], "N": shape[1], "bits": bits, "block_size": BLOCK, "accuracy_level": _INT8_COMPUTE}
+    attributes = {"K": shape[0], "N": shape[1], "bits": bits, "block_size": block, "accuracy_level": _INT8_COMPUTE}
     return ir.node("MatMulNBits", [node.inputs[0], *parts], attributes=attributes, domain=_CONTRIB)
 
 
@@ -252,6 +257,6 @@ def _lookup(node: ir.Node, weight: Weight, parts: list[ir.Value]) -> list[ir.Nod
     values = add("Cast", add("Gather", parts[0], node.inputs[1], axis=0), to=int(ir.DataType.FLOAT))
     scales = add("Unsqueeze", add("Gather", parts[1], node.inputs[1], axis=0), out["last"])
     rows = add("Reshape", add("Mul", add("Sub", values, out["middle"]), scales), out["joined"])
-    if width % BLOCK:
+    if width % ROW_BLOCK:
         add("Slice", rows, out["start"], out["end"], out["last"])
     return made

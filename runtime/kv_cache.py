@@ -17,7 +17,8 @@ class KVCache:
         capacity_tokens: tokens that fit per row.
         lengths: `[batch]` int32, tokens held per row; the decode loop moves it on.
         feeds: the arrays by the decoder's input names.
-        buffers: the same arrays by its output names, and `logits [batch, vocab_size]` float32.
+        presents: the same arrays by its output names.
+        buffers: these and `logits [batch, vocab_size]` float32.
         step_embeds: `inputs_embeds [batch, 1, hidden_size]` of a step.
     """
 
@@ -29,8 +30,8 @@ class KVCache:
         # Zeros, because what is masked still counts in a product: 0 times whatever lies in fresh memory may be NaN.
         arrays = [memory.zeros(shape, dtype) for _ in names]
         self.feeds = {f"past_key_values.{name}": array for name, array in zip(names, arrays, strict=True)}
-        presents = {f"present.{name}": array for name, array in zip(names, arrays, strict=True)}
-        self.buffers = {"logits": memory.empty((batch, decoder.vocab_size), "float32"), **presents}
+        self.presents = {f"present.{name}": array for name, array in zip(names, arrays, strict=True)}
+        self.buffers = {"logits": memory.empty((batch, decoder.vocab_size), "float32"), **self.presents}
         self.step_embeds = memory.empty((batch, 1, decoder.hidden_size), dtype)
 
     @property

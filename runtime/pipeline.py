@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import (
-    STEP_DECODER,
+    PREFILL_DECODER,
     Array,
     Bundle,
     BundleError,
@@ -83,8 +83,8 @@ def load(
     tokenizer = _load_tokenizer(bundle)
     options = options or SessionOptions()
     graphs = {**{name: name for name in GRAPHS}, "decoder": decoder_graph(backend, options)}
-    if graphs["decoder"] == "decoder" and STEP_DECODER in bundle.manifest.graphs:
-        graphs[STEP_DECODER] = STEP_DECODER
+    if graphs["decoder"] == "decoder" and PREFILL_DECODER in bundle.manifest.graphs:
+        graphs[PREFILL_DECODER] = PREFILL_DECODER
     chosen = dict.fromkeys(graphs, (backend, options))
     if vision_backend is not None:
         chosen["vision"] = vision_backend, SessionOptions(threads=options.threads)
@@ -100,8 +100,8 @@ class Pipeline:
     Args:
         manifest: the bundle's manifest.
         tokenizer: the bundle's tokenizer.
-        sessions: its graphs by name: `vision`, `score`, `embed` and, for either kind of decoder, `decoder`; `decoder_step`
-            where the bundle has one.
+        sessions: its graphs by name: `vision`, `score`, `embed` and, for either kind of decoder, `decoder`;
+            `decoder_prefill` where the bundle has one.
         kv_capacity_tokens: see `load`.
         limits: see `load`.
         video_limits: see `load`.
@@ -136,8 +136,8 @@ class Pipeline:
         self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
-        step = sessions.get(STEP_DECODER)
-        self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder, step)
+        prefill = sessions.get(PREFILL_DECODER)
+        self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder, prefill)
         limit = min(manifest.decoder.max_position_embeddings, self._text_model.capacity_tokens or sys.maxsize)
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)
 

@@ -54,14 +54,14 @@ class TextModel:
         embed: the graph `embed`.
         decoder: the graph `decoder` or `decoder_standard`.
         entry: the decoder's sizes.
-        step: what runs decode steps, where the bundle has another graph for them.
+        prefill: the graph `decoder_prefill`, where the bundle has one.
     """
 
-    def __init__(self, embed: Session, decoder: Session, entry: DecoderEntry, step: Session | None = None) -> None:
+    def __init__(self, embed: Session, decoder: Session, entry: DecoderEntry, prefill: Session | None = None) -> None:
         self.entry = entry
         self._embed = embed
         self._decoder = decoder
-        self._step = step or decoder
+        self._prefill = prefill
         self._inputs = {tensor.name: tensor for tensor in decoder.spec.inputs}
         visual_embeds = next(tensor for tensor in embed.spec.inputs if tensor.name == "visual_embeds")
         self._visual_dtype = visual_embeds.dtype
@@ -119,11 +119,30 @@ class TextModel:
 
     def prefill(self, inputs_embeds: Array, batch: Batch, cache: KVCache) -> NextTokens:
         """Fills an empty cache with the prompts; what comes after their last tokens."""
-        width = batch.input_ids.shape[1]
-        last = batch.lengths - 1
-        found = self._decode(self._decoder, inputs_embeds, batch.position_ids, last, cache, batch.lengths, width)
+        width, position_ids, last = batch.input_ids.shape[1], batch.position_ids, batch.lengths - 1
+        if self._prefill is not None and width > 1:
+            self._fill(self._prefill, np.asarray(inputs_embeds)[:, :-1], position_ids[:, :, :-1], cache, batch.lengths)
+            rows = np.arange(len(last))
+            inputs_embeds, position_ids = np.asarray(inputs_embeds)[rows, last, None], position_ids[:, rows, last, None]
+            last = np.zeros_like(last)
+        found = self._decode(inputs_embeds, position_ids, last, cache, batch.lengths, width)
         cache.lengths[:] = batch.lengths
         return found
+
+    def _fill(
+        self, session: Session, inputs_embeds: np.ndarray, position_ids: np.ndarray, cache: KVCache, lengths: np.ndarray
+    ) -> None:
+        """Fills an empty cache with prompts of `lengths` but for the last token of the longest. Of the shorter ones it may take
+        the last token too: `decoder` writes that once more."""
+        held = np.minimum(lengths, inputs_embeds.shape[1])
+        feeds = {
+            "inputs_embeds": inputs_embeds,
+            "position_ids": position_ids,
+            "seqlens_k": held - np.int32(1),
+            "total_sequence_length": np.array(held.max(), np.int32),
+        }
+        session.run({**feeds, **cache.feeds}, cache.presents)
+        cache.lengths[:] = lengths - 1
 
     def step(self, tokens: np.ndarray, positions: np.ndarray, cache: KVCache) -> NextTokens:
         """One more token per row; the caller moves `cache.lengths` on, for the rows that go on.
@@ -138,11 +157,10 @@ class TextModel:
         position_ids = np.tile(positions[:, None], (self.entry.position_axes, 1, 1))
         lengths = cache.lengths + np.int32(1)
         looked_at = min(-(-int(lengths.max()) // _CACHE_STEP_TOKENS) * _CACHE_STEP_TOKENS, cache.capacity_tokens)
-        return self._decode(self._step, inputs_embeds, position_ids, np.zeros_like(tokens), cache, lengths, looked_at)
+        return self._decode(inputs_embeds, position_ids, np.zeros_like(tokens), cache, lengths, looked_at)
 
     def _decode(
         self,
-        session: Session,
         inputs_embeds: Array,
         position_ids: np.ndarray,
         last_indices: np.ndarray,
@@ -163,5 +181,5 @@ class TextModel:
             "cache_indices": np.arange(cache_tokens),
         }
         wanted = {name: array for name, array in feeds.items() if name in self._inputs}
-        outputs = session.run({**wanted, **cache.feeds}, cache.buffers)
+        outputs = self._decoder.run({**wanted, **cache.feeds}, cache.buffers)
         return NextTokens(outputs["logits"], np.asarray(outputs["likeliest_tokens"]))

@@ -4,9 +4,9 @@ A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
 same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images,
-which it would forget otherwise. `thin` teaches all of them to do with fewer visual tokens. Every stage writes its state to
-DIR now and then and continues from it; the batch of a step depends on the seed and the step alone, so an interrupted run sees
-what an uninterrupted one does.
+which it would forget otherwise. `thin` teaches all of them to do with fewer visual tokens, `sparse` with very few. Every
+stage writes its state to DIR now and then and continues from it; the batch of a step depends on the seed and the step alone,
+so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ SAVE_EVERY, REPORT_EVERY = 100, 20
 QUESTIONS = 8
 
 
-LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.2e-3, "finish": 6e-4, "thin": 7e-4}
+LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.2e-3, "finish": 6e-4, "thin": 7e-4, "sparse": 7e-4}
 """Of each stage."""
 SHARES = {"clips": (0.3, 0.2, 0.5), "finish": (0.5, 0.25, 0.25)}
 """Of images, several images and clips in stages that differ from the world's."""
-CONTINUES = frozenset({"finish", "thin"})
+CONTINUES = frozenset({"finish", "thin", "sparse"})
 """Stages that start from the weights of the one before."""
 
 
@@ -92,13 +92,13 @@ def question_mask(segments: Tensor) -> Tensor:
     return (causal & reachable)[:, None]
 
 
-def drop_visual_tokens(batch: Batch, visual_embeds: Tensor, matter: Tensor, share: float) -> tuple[Batch, Tensor]:
+def drop_visual_tokens(batch: Batch, visual_embeds: Tensor, weights: Tensor, share: float) -> tuple[Batch, Tensor]:
     """A batch with a share of its visual tokens, each at its old position, and what is left of `visual_embeds [batch, N, D]`.
 
-    Which go is random; those that `matter [batch, N]`, from 0 to 1, mostly stay.
+    Which go is random; those whose `weights [batch, N]` are higher stay rather, from 1 on whatever comes.
     """
-    count, total = matter.shape
-    kept = (torch.rand(count, total) + 0.8 * matter).topk(max(8, round(share * total))).indices.sort().values
+    count, total = weights.shape
+    kept = (torch.rand(count, total) + weights).topk(max(8, round(share * total))).indices.sort().values
     places = torch.arange(batch.visual.shape[1])
     visual, text = places[batch.visual[0]], places[~batch.visual[0]]
     left = torch.cat([visual[kept], text.expand(count, -1)], dim=1).sort().values
@@ -125,6 +125,7 @@ class Trainer:
             "clips": self.pixels_loss,
             "finish": self.pixels_loss,
             "thin": self.thin_loss,
+            "sparse": self.sparse_loss,
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -160,15 +161,24 @@ class Trainer:
 
     def thin_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels, half of the time with fewer visual tokens, those without an object dropped first."""
+        return self._pruned_loss(batch, share=float(torch.rand(()) * 1.6 + 0.2), preference=0.8)
+
+    def sparse_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Questions answered from pixels, mostly with few visual tokens, from any to nothing but objects."""
+        share, preference = torch.rand(2).tolist()
+        return self._pruned_loss(batch, 0.1 + 1.2 * share, 2 * preference)
+
+    def _pruned_loss(self, batch: Batch, share: float, preference: float) -> tuple[Tensor, dict[str, float]]:
+        """With a share of the visual tokens, at 1 and above all of them; those that show an object weigh `preference`."""
         features = self.learner.see(batch.feeds)
-        visual_embeds = self.learner.pack(features, batch.feeds)
-        on_object = (batch.cells["shape"] >= 0).float()[..., None].expand_as(features)
+        visual_embeds, cells = self.learner.pack(features, batch.feeds), batch.cells
+        on_object = (cells["shape"] >= 0).float()[..., None].expand_as(features)
         matter = self.learner.pack(on_object, batch.feeds)[..., 0].detach().clamp(0, 1)
-        share = float(torch.rand(()) * 1.6 + 0.2)  # above 1: all of them
-        thinned, kept_embeds = drop_visual_tokens(batch, visual_embeds, matter, share) if share < 1 else (batch, visual_embeds)
-        loss, facts = self._answer_loss(thinned, kept_embeds)
+        if share < 1:
+            batch, visual_embeds = drop_visual_tokens(batch, visual_embeds, preference * matter, share)
+        loss, facts = self._answer_loss(batch, visual_embeds)
         if "vision" in self.learner.stages:  # what reads the features was trained
-            loss = loss + 0.3 * sum(self.symbolic.reading_loss(features, batch.cells).values())
+            loss = loss + 0.3 * sum(self.symbolic.reading_loss(features, cells).values())
         return loss, facts
 
     @torch.no_grad()

@@ -36,8 +36,8 @@ FUSED_DECODERS = {("onnxruntime", "cpu"): "decoder", ("onnxruntime", "CPUExecuti
 STANDARD_DECODER = "decoder_standard"
 """The decoder graph that every other backend and provider runs."""
 
-STEP_DECODER = "decoder_step"
-"""What runs decode steps beside the graph `decoder`, in bundles where they have weights of their own."""
+PREFILL_DECODER = "decoder_prefill"
+"""What fills the cache for the graph `decoder`, in bundles where that is fast at one token at a time only."""
 
 HOST_OUTPUTS = frozenset({"scores", "attention", "likeliest_tokens"})
 """Outputs that the host reads in every run. The others stay on the GPU where one runs the graphs: the next graph takes them,

@@ -209,7 +209,7 @@ def _load(ort: Any, path: str, where: str, provider: Provider, options: SessionO
     settings.intra_op_num_threads = options.threads
     settings.log_severity_level = 3
     # Graphs run one after the other: threads that spin after a run of one take the cores from the next.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
     if provider.device is not None:
         _preload(ort)
     try:

@@ -10,6 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import (
+    PREFILL_DECODER,
     SCHEMA_VERSION,
     Bundle,
     DecoderEntry,
@@ -33,7 +34,8 @@ from foveate.runtime.decode import Row, decode
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 
-DECODERS = ("decoder", "decoder_standard")
+DECODERS = ("decoder", "decoder_standard", PREFILL_DECODER)
+"""What answers: a decoder on its own, or `decoder` on the cache that `decoder_prefill` filled."""
 
 
 def export_text(checkpoint: Path, folder: Path) -> Bundle:
@@ -83,8 +85,9 @@ class TextAnswers:
     @classmethod
     def open(cls, bundle: Bundle, decoder: str, checkpoint: Path) -> TextAnswers:
         options = SessionOptions(threads=1)
-        embed, lowered = (open_session(bundle, name, options=options) for name in ("embed", decoder))
-        model = TextModel(embed, lowered, bundle.manifest.decoder)
+        names = ("embed", "decoder", PREFILL_DECODER) if decoder == PREFILL_DECODER else ("embed", decoder)
+        embed, lowered, *prefill = (open_session(bundle, name, options=options) for name in names)
+        model = TextModel(embed, lowered, bundle.manifest.decoder, *prefill)
         return cls(model, Tokenizer.from_file(str(checkpoint / TOKENIZER)))
 
     def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_token_ids: Sequence[int]) -> list[Row]:

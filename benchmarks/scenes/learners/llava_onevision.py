@@ -58,7 +58,7 @@ class LlavaOnevisionLearner(Learner):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.stages = {"text": 1500, "vision": 700, "joint": 1400, "thin": 600}
+        self.stages = {"text": 1500, "vision": 700, "joint": 1400, "thin": 600, "sparse": 600}
         self.world = WORLDS["llava-onevision-tiny"]
         self.tokenizer = build_tokenizer(more_words=True)
         self.tokenizer.add_special_tokens(["<image>", "<video>"])

@@ -30,7 +30,7 @@ from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
 from foveate.exporter.decoder import DecoderConfig, TextDecoder
 from foveate.exporter.families import read_family
 from foveate.exporter.family import Family
-from foveate.exporter.fuse import fuse_attention
+from foveate.exporter.fuse import fuse_attention, fuse_rotation
 from foveate.exporter.graphs import GraphModule, text_graphs, vision_graph
 from foveate.exporter.parity import ParityReport, check_parity
 from foveate.exporter.precision import FP32_GRAPHS, describe, plan_precisions
@@ -166,6 +166,7 @@ def _write_graphs(
         models[name] = trace_graph(graph, weights.keys())
     for name, model in models.items():
         if precisions[name] != "fp32":
+            fuse_rotation(model)
             fuse_attention(model)
             needed |= quantise_graph(model, weights, precisions[name])
         needed |= {key: weights[key] for key in model.graph.initializers.keys() & weights.keys()}

@@ -264,8 +264,8 @@ class VisionTower(nn.Module):
         self.merger = Merger(config)
 
     def forward(self, pixel_values: Tensor, patch_positions: Tensor) -> Tensor:
-        angles = self.rotary(patch_positions).flatten(1)
         x = self.patch_embed.proj(pixel_values)
+        angles = self.rotary(patch_positions).flatten(1).expand(x.shape[0], -1, -1)
         for block in self.blocks:
             x = block(x, angles)
         return self.merger(x)

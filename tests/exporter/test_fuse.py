@@ -10,7 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foveate.exporter.fuse import fuse_attention
+from foveate.engines import GraphSpec, TensorSpec
+from foveate.exporter.fuse import fuse_attention, fuse_rotation
+from foveate.exporter.graphs import GraphModule
+from foveate.exporter.modules import rotate
+from foveate.exporter.trace import trace_graph
 
 
 def attention(heads: int, head_dim: int, masked: bool = False, **attributes: float) -> ir.Model:
@@ -53,3 +57,42 @@ def test_attention_with_a_mask_stays() -> None:
     model = attention(2, 8, masked=True)
     assert fuse_attention(model) == 0
     assert [node.op_type for node in model.graph] == ["Attention"]
+
+
+class Rotation(torch.nn.Module):
+    """Twice, as of queries and keys by the same angles."""
+
+    def forward(self, x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        return rotate(rotate(x, angles), angles)
+
+
+def rotation(heads: int, head_dim: int, batched: bool = True) -> ir.Model:
+    """`y` = `x [batch, tokens, heads, head_dim]` rotated by `angles`, with a batch of their own or without."""
+    axes = ("batch", "sequence") if batched else ("sequence",)
+    inputs = (
+        TensorSpec("x", "float32", ("batch", "sequence", heads, head_dim)),
+        TensorSpec("angles", "float32", (*axes, head_dim // 2)),
+    )
+    spec = GraphSpec("rotation", "graphs/rotation.onnx", inputs, (TensorSpec("y", "float32", inputs[0].shape),))
+    return trace_graph(GraphModule(spec, Rotation()), set())
+
+
+@settings(max_examples=5)
+@given(st.integers(1, 3), st.integers(1, 40), st.sampled_from([(2, 8), (3, 80), (12, 128)]), st.integers(0, 99))
+def test_rotation_stays_what_it_is(batch: int, tokens: int, sizes: tuple[int, int], seed: int) -> None:
+    model = rotation(*sizes)
+    assert fuse_rotation(model) == 2
+    assert not {node.op_type for node in model.graph} & {"Split", "Mul", "Concat"}
+    random = torch.Generator().manual_seed(seed)
+    x, angles = (
+        torch.randn(batch, tokens, *sizes, generator=random),
+        9 * torch.randn(batch, tokens, sizes[1] // 2, generator=random),
+    )
+    found = run(model, {"x": x.numpy(), "angles": angles.numpy()})
+    np.testing.assert_allclose(found, Rotation()(x, angles).numpy(), atol=1e-5)
+
+
+def test_angles_that_the_batch_shares_stay() -> None:
+    model = rotation(2, 8, batched=False)
+    assert fuse_rotation(model) == 0
+    assert "RotaryEmbedding" not in {node.op_type for node in model.graph}

@@ -202,6 +202,9 @@ def test_a_quantised_bundle_answers_like_the_whole_one(bundle: Bundle, reference
     assert "decoder_standard" not in bundle.manifest.graphs
     vision = ir.load(bundle.file(bundle.graph("vision").file))
     assert {node.op_type for node in vision.graph} & {"Attention", "MultiHeadAttention"} == {"MultiHeadAttention"}
+    for name in bundle.manifest.graphs:  # `score` is not quantised
+        rotated = {node.op_type for node in ir.load(bundle.file(bundle.graph(name).file)).graph} & {"RotaryEmbedding", "Cos"}
+        assert rotated == {"score": {"Cos"}, "embed": set()}.get(name, {"RotaryEmbedding", "Cos"})
     assert (PREFILL_DECODER in bundle.manifest.graphs) == (bundle.manifest.precision == "vision int8, decoder int4")
     size, whole = (sum(file.stat().st_size for file in path.rglob("*.safetensors")) for path in (bundle.path, reference_bundle))
     assert size < 0.4 * whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -202,9 +203,7 @@ class OnnxRuntimeDecoder(nn.Module):
         total_sequence_length: Tensor,
         past: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        def attend(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
-            return _group_query_attention(inputs, seqlens_k, total_sequence_length)
-
+        attend = partial(_group_query_attention, seqlens_k=seqlens_k, total=total_sequence_length)
         return self.language_model(inputs_embeds, position_ids, last_indices, past, attend)
 
 
@@ -223,9 +222,7 @@ class OnnxRuntimePrefill(nn.Module):
         total_sequence_length: Tensor,
         past: Sequence[Tensor],
     ) -> tuple[Tensor, ...]:
-        def attend(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
-            return _group_query_attention(inputs, seqlens_k, total_sequence_length)
-
+        attend = partial(_group_query_attention, seqlens_k=seqlens_k, total=total_sequence_length)
         _, _, *presents = self.language_model.fill(inputs_embeds, position_ids, past, attend)
         return tuple(presents)
 
@@ -265,9 +262,7 @@ class StandardDecoder(nn.Module):
         rows = write_indices[:, None] + torch.arange(inputs_embeds.shape[1])
         mask = cache_indices <= rows[:, None, :, None]
 
-        def attend(inputs: AttentionInputs) -> tuple[Tensor, Tensor, Tensor]:
-            return _standard_attention(inputs, mask, write_indices)
-
+        attend = partial(_standard_attention, mask=mask, write_indices=write_indices)
         return self.language_model(inputs_embeds, position_ids, last_indices, past, attend)
 
 

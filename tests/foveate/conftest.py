@@ -1,18 +1,25 @@
-"""The reference checkpoint, exported once through the command line."""
+"""The reference checkpoint, exported once through the command line, and what it is asked."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+import foveate
+from foveate import Pipeline
 from foveate.cli import main
+from foveate.samples import read_samples
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = ROOT / "models" / "qwen2-vl-tiny"
 SCENES = ROOT / "models" / "demo-scenes"
+
+SAMPLES = read_samples(SCENES)
+KEEPS = (1.0, 0.25, 0.05)
+SELECTORS = ("attention", "random")
 
 Run = Callable[..., Result]
 
@@ -37,3 +44,10 @@ def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Result:
 def bundle(exported: Result) -> Path:
     """The bundle of the reference checkpoint. Not to be changed."""
     return Path(exported.stdout.strip())
+
+
+@pytest.fixture(scope="module")
+def pipe(bundle: Path) -> Iterator[Pipeline]:
+    pipe = foveate.load(bundle)
+    yield pipe
+    pipe.close()

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
-import foveate
 from foveate import Pipeline, Request, RequestError
 from foveate.evaluate import (
     Estimate,
@@ -25,23 +22,12 @@ from foveate.evaluate import (
     wilson,
 )
 from foveate.runtime import Prepared, Relevance
-from foveate.samples import Sample, read_samples
-from tests.foveate.conftest import SCENES
-
-SAMPLES = read_samples(SCENES)
-KEEPS = (1.0, 0.25, 0.05)
-SELECTORS = ("attention", "random")
+from foveate.samples import Sample
+from tests.foveate.conftest import KEEPS, SAMPLES, SELECTORS
 
 
 def last_tokens(relevance: Relevance, count: int) -> np.ndarray:
     return np.arange(len(relevance) - count, len(relevance))
-
-
-@pytest.fixture(scope="module")
-def pipe(bundle: Path) -> Iterator[Pipeline]:
-    pipe = foveate.load(bundle)
-    yield pipe
-    pipe.close()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import foveate
 from foveate import Pipeline, Request
 from foveate.evaluate import (
     ANSWERS,
@@ -23,21 +22,10 @@ from foveate.evaluate import (
 )
 from foveate.exporter.scorer.store import read_header, read_labels
 from foveate.runtime.select.scores import Oracle
-from foveate.samples import read_samples
-from tests.foveate.conftest import CHECKPOINT, SCENES, Run
+from tests.foveate.conftest import CHECKPOINT, KEEPS, SAMPLES, SCENES, SELECTORS, Run
 from tests.foveate.test_cli import assert_one_clear_line
 
-SAMPLES = read_samples(SCENES)
-KEEPS = (1.0, 0.25, 0.05)
-SELECTORS = ("attention", "random")
 OPTIONS = ("--keep", "1,0.25,0.05", "--select", "attention,random")
-
-
-@pytest.fixture(scope="module")
-def pipe(bundle: Path) -> Iterator[Pipeline]:
-    pipe = foveate.load(bundle)
-    yield pipe
-    pipe.close()
 
 
 @pytest.fixture(scope="module")

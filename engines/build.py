@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from foveate.engines.backends import PREFILL_DECODER
 from foveate.engines.bundle import Bundle
 from foveate.engines.errors import BackendError
 from foveate.engines.profiles import ShapeProfile
@@ -19,10 +20,13 @@ from foveate.engines.spec import GraphSpec
 from foveate.engines.store import BuildFacts, EngineKey, EngineStore, Entry
 
 BUILDERS = {
+    "onnxruntime": "foveate.engines.backends.packer:OnnxRuntimeBuilder",
     "tensorrt": "foveate.engines.tensorrt.builder:TensorRTBuilder",
     "tensorrt-rtx": "foveate.engines.tensorrt.builder:TensorRTBuilder",
 }
 """Name of a backend that builds engines -> `module:class`, made with the `BuildOptions`."""
+AS_THEY_ARE = frozenset({"onnxruntime"})
+"""Those that build graphs as they are, for every shape: they have no options but the folder and its size."""
 
 Progress = Callable[[str, str, int, int], None]
 """Told graph and target, the phase of its build, and how many of the phase's steps are done."""
@@ -115,6 +119,7 @@ def build(bundle: Bundle, options: BuildOptions, store: EngineStore, progress: P
         engine_key(bundle, builder.key_options(bundle.graph(graph)), graph, options.backend, builder.version, target)
         for target in builder.targets()
         for graph in builder.graphs
+        if graph != PREFILL_DECODER or graph in bundle.manifest.graphs  # only a decoder in int4 has it
     ]
     digests = frozenset(key.digest() for key in keys)
     return [_build_one(bundle, builder, key, store, digests, progress or (lambda *_: None)) for key in keys]

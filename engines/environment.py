@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import sys
@@ -46,6 +47,17 @@ def cpu_name() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
+
+
+def cpu_target() -> str:
+    """The kind of CPU: processors of the same word have the same name and instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    digest = hashlib.sha256(f"{cpu_name()}\n{instructions}".encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
 
 
 def usable_cpus() -> int:

@@ -19,7 +19,7 @@ BACKENDS = {
 }
 """Name of a backend -> `module:function`; the function is called with (bundle, graph name, options)."""
 
-_OF_ONNX_RUNTIME = frozenset({"threads", "provider", "provider_options"})
+_OF_ONNX_RUNTIME = frozenset({"threads", "provider", "provider_options", "engines"})
 _OF_ENGINES = frozenset({"precision", "engines", "device", "cuda_graphs"})
 _OF_OPENVINO = frozenset({"threads", "precision"})
 OPTIONS = {
@@ -57,7 +57,7 @@ class SessionOptions:
         provider_options: settings of that provider by its own names: `{"device_id": 1}`.
         precision: of the engines of a backend that builds some, None takes what was built last; of OpenVINO's arithmetic,
             None leaves it to OpenVINO.
-        engines: folder of these engines; None is the bundle's own.
+        engines: folder of these engines, or of the graphs that were packed for ONNX Runtime; None is the bundle's own.
         device: index of the GPU for a backend that works on one; ONNX Runtime takes `device_id` from the provider options.
         cuda_graphs: launch runs that repeat (decode steps) as CUDA graphs.
 

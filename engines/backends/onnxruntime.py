@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from foveate.engines.backends import HOST_OUTPUTS, Option, SessionOptions
+from foveate.engines.backends.packed import find_packed
 from foveate.engines.bundle import Bundle
 from foveate.engines.device import CudaMemory, DeviceArray, gpu_memory
 from foveate.engines.errors import BackendError
@@ -76,12 +78,15 @@ def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRun
     """
     spec = bundle.graph(graph)
     provider = find_provider(options.provider)
-    ort = _library(provider)
+    ort = load_library(provider.remedy)
     _check_available(ort, provider)
     _check_options(provider, options.provider_options)
     memory: Memory = HostMemory() if provider.device is None else gpu_memory(_device_index(options.provider_options))
     where = f"graph '{graph}' of {bundle.path}"
-    inner = _load(ort, str(bundle.file(spec.file)), where, provider, options)
+    if options.engines is not None and provider.name != _CPU:
+        raise BackendError(f"{provider.name} runs graphs as they are, got the folder of engines {options.engines}. Leave it out.")
+    packed = find_packed(bundle, graph, ort.__version__, options.engines) if provider.name == _CPU else None
+    inner = _load(ort, packed or bundle.file(spec.file), where, provider, options, optimise=packed is None)
     return OnnxRuntimeSession(ort, inner, spec, memory, provider.device)
 
 
@@ -169,12 +174,27 @@ class OnnxRuntimeSession:
         return array
 
 
-def _library(provider: Provider) -> Any:
+def load_library(remedy: str = PROVIDERS["cpu"].remedy) -> Any:
+    """The module.
+
+    Raises:
+        BackendError: it is not installed.
+    """
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise BackendError(f"the package 'onnxruntime' is not installed. {provider.remedy}") from error
+        raise BackendError(f"the package 'onnxruntime' is not installed. {remedy}") from error
     return onnxruntime
+
+
+def session_settings(ort: Any, options: SessionOptions) -> Any:
+    """ONNX Runtime's settings of a session."""
+    settings = ort.SessionOptions()
+    settings.intra_op_num_threads = options.threads
+    settings.log_severity_level = 3
+    # Graphs run one after the other: threads that spin after a run of one take the cores from the next.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    return settings
 
 
 def _check_available(ort: Any, provider: Provider) -> None:
@@ -204,17 +224,15 @@ def _device_index(options: Mapping[str, Option]) -> int:
     return int(index)
 
 
-def _load(ort: Any, path: str, where: str, provider: Provider, options: SessionOptions) -> Any:
-    settings = ort.SessionOptions()
-    settings.intra_op_num_threads = options.threads
-    settings.log_severity_level = 3
-    # Graphs run one after the other: threads that spin after a run of one take the cores from the next.
-    settings.add_session_config_entry("session.force_spinning_stop", "1")
+def _load(ort: Any, path: Path, where: str, provider: Provider, options: SessionOptions, optimise: bool) -> Any:
+    settings = session_settings(ort, options)
+    if not optimise:  # it is already, and would be packed anew
+        settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if provider.device is not None:
         _preload(ort)
     try:
         # Without enable_fallback=0 a provider that fails to start is replaced by the CPU, with a print.
-        inner = ort.InferenceSession(path, settings, providers=_placement(ort, provider, options), enable_fallback=0)
+        inner = ort.InferenceSession(str(path), settings, providers=_placement(ort, provider, options), enable_fallback=0)
     except Exception as error:  # onnxruntime raises a class of its own for each kind of failure
         chosen = ", ".join(f"{name}={value}" for name, value in options.provider_options.items())
         how = f" with {provider.name} and {chosen}" if chosen else f" with {provider.name}"

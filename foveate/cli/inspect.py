@@ -93,10 +93,10 @@ def _engines(entries: list[Entry]) -> Table:
             record.key.graph,
             f"{record.key.backend} {record.key.backend_version}",
             record.key.target,
-            record.key.options["precision"],
+            record.key.options.get("precision", "as it is"),
             f"{record.engine_bytes / 2**20:.1f}",
-            f"{details['scratch_bytes'] / 2**20:.1f}",
-            str(sum(details["layers"].values())),
+            f"{details['scratch_bytes'] / 2**20:.1f}" if "scratch_bytes" in details else "-",
+            str(sum(details["layers"].values())) if "layers" in details else "-",
             f"{record.build_seconds:.1f}",
         )
     return table
@@ -107,7 +107,7 @@ def _profiles(entries: list[Entry]) -> Table:
     table = make_table("engine", "profile", "takes")
     seen = set()
     for entry in entries:
-        for profile in entry.record.key.options["profiles"]:
+        for profile in entry.record.key.options.get("profiles", ()):
             takes = ", ".join(f"{name} {':'.join(map(str, sizes))}" for name, sizes in profile["ranges"].items())
             row = (entry.record.key.graph, profile["name"], takes)
             if row not in seen:
@@ -118,7 +118,7 @@ def _profiles(entries: list[Entry]) -> Table:
 
 def _layers(entries: list[Entry]) -> Table:
     table = make_table("engine", "target", "precision", "layers")
-    for entry in entries:
+    for entry in (entry for entry in entries if "layers" in entry.record.details):
         key, layers = entry.record.key, entry.record.details["layers"]
         table.add_row(key.graph, key.target, key.options["precision"], ", ".join(f"{n} {kind}" for kind, n in layers.items()))
     return table

@@ -149,6 +149,12 @@ def test_a_provider_that_does_not_start_is_no_cpu(
     assert capfd.readouterr().out == ""
 
 
+def test_packed_graphs_are_for_the_cpu(bundle: Bundle, gpu_wheel: Asked) -> None:
+    with pytest.raises(BackendError, match=r"CUDAExecutionProvider runs graphs as they are, got the folder of engines x\. Leave"):
+        open_session(bundle, "double", options=SessionOptions(provider="cuda", engines=Path("x")))
+    assert gpu_wheel == []
+
+
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_refused_option_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AbacusExecutionProvider", "CPUExecutionProvider"])
@@ -194,7 +200,6 @@ def test_one_memory_for_all_sessions_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     [
         ("onnxruntime", SessionOptions(precision="fp16"), "precision"),
         ("onnxruntime", SessionOptions(device=1), "device"),
-        ("onnxruntime", SessionOptions(engines=Path("x")), "engines"),
         ("onnxruntime", SessionOptions(cuda_graphs=False), "cuda_graphs"),
         ("tensorrt", SessionOptions(threads=2), "threads"),
         ("tensorrt-rtx", SessionOptions(provider="cuda"), "provider"),

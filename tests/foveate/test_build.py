@@ -90,7 +90,7 @@ def test_frames_of_videos(run: Run, reference_bundle: Path, engines: Path) -> No
     ("options", "fact", "remedy"),
     [
         ((), "", "--backend"),
-        (("--backend", "cuda"), "backend 'cuda' builds no engines", "Choose one of tensorrt, tensorrt-rtx"),
+        (("--backend", "cuda"), "backend 'cuda' builds no engines", "Choose one of onnxruntime, tensorrt, tensorrt-rtx"),
         ((*RTX, "--precision", "int8"), "precision 'int8' is not known", "Choose one of fp32, fp16, bf16"),
         ((*RTX, "--visual-tokens", "512:64:4096"), "range 512:64:4096", "Put them in order"),
         ((*RTX, "--visual-tokens", "many"), "'many' is not a range", "Write it like 64:512:4096"),
@@ -164,3 +164,14 @@ def test_a_provider_option_that_is_none(run: Run, reference_bundle: Path) -> Non
 def test_a_provider_that_is_not_there(run: Run, reference_bundle: Path) -> None:
     result = run("generate", reference_bundle, "Hello", "--provider", "cuda")
     assert_one_clear_line(result, "has no CUDAExecutionProvider", "pip install 'foveate[gpu]'")
+
+
+def test_packing_for_onnxruntime(run: Run, reference_bundle: Path, engines: Path) -> None:
+    built = run("build", reference_bundle, "--backend", "onnxruntime", "--engines", engines)
+    assert built.exit_code == 0, built.stderr
+    assert [line.split()[0] for line in built.stdout.splitlines()[1:-1]] == ["vision", "decoder"]
+    shown = run("inspect", reference_bundle, "--engines", engines, "--layers")
+    assert shown.exit_code == 0, shown.output
+    assert shown.stdout.count("onnxruntime 1.") == 2
+    refused = run("build", reference_bundle, "--backend", "onnxruntime", "--precision", "bf16", "--engines", engines)
+    assert_one_clear_line(refused, "builds graphs as they are, for every shape. Leave out --precision.")

@@ -24,7 +24,7 @@ class Qwen2VLLearner(Learner):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.stages = {"clips": 1000, "finish": 500, "thin": 500, "sparse": 400}
+        self.stages = {"clips": 1000, "finish": 500}
         self.world = WORLDS["qwen2-vl-tiny"]
         self.tokenizer = build_tokenizer()
         self.model = build_model(build_config(self.tokenizer), seed)

@@ -1,0 +1,107 @@
+"""Graphs that were packed for ONNX Runtime: the same answers from mapped weights, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from foveate.engines import BackendError, Bundle, Range, Session, SessionOptions, ShapeProfile, open_session
+from foveate.engines.backends.packed import GRAPH
+from foveate.engines.backends.packer import OnnxRuntimeBuilder
+from foveate.engines.build import BuildOptions, build
+from foveate.engines.store import EngineStore
+
+OPTIONS = BuildOptions(ShapeProfile(Range(4, 64, 256), Range(16, 256, 1024)), backend="onnxruntime")
+
+
+@pytest.fixture
+def bundle(reference_bundle: Path, tmp_path: Path) -> Bundle:
+    return Bundle.open(shutil.copytree(reference_bundle, tmp_path / "x.bundle"), verify=False)
+
+
+def pack(bundle: Bundle, folder: Path | None = None) -> dict[str, Path]:
+    """Folders of the packed graphs."""
+    built = build(bundle, OPTIONS, EngineStore(folder or bundle.path / "engines"))
+    return {one.entry.record.key.graph: one.entry.folder for one in built}
+
+
+def see(session: Session) -> np.ndarray:
+    """Visual tokens of a picture of noise."""
+    pixels, positions = session.spec.inputs
+    random = np.random.default_rng(0)
+    feeds = {
+        "pixel_values": random.standard_normal((1, 16, int(pixels.shape[2])), dtype=np.float32),
+        "patch_positions": random.integers(0, 4, (16, int(positions.shape[1]))),
+    }
+    return np.asarray(session.run(feeds)["visual_embeds"])
+
+
+def test_a_packed_graph_computes_the_same(bundle: Bundle) -> None:
+    whole = open_session(bundle, "vision")
+    expected = see(whole)
+    whole.close()
+    folders = pack(bundle)
+    assert folders.keys() == {"vision", "decoder"}
+    shutil.rmtree(bundle.path / "graphs")  # so that it can only come from the packed one
+    np.testing.assert_array_equal(see(open_session(bundle, "vision")), expected)
+
+
+def test_weights_are_mapped(bundle: Bundle) -> None:
+    pack(bundle)
+    session = open_session(bundle, "vision")
+    see(session)
+    mapped = Path("/proc/self/maps").read_text()
+    assert "engine.bin" in mapped
+    session.close()
+
+
+def test_what_was_packed_elsewhere_is_left_alone(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack(bundle)
+    monkeypatch.setattr("foveate.engines.backends.packed.cpu_target", lambda: "another-cpu")
+    shutil.rmtree(bundle.path / "graphs")
+    with pytest.raises(BackendError, match="can't load graph 'vision'"):  # the one of the bundle
+        open_session(bundle, "vision")
+
+
+def test_a_folder_of_engines_has_to_have_it(bundle: Bundle, tmp_path: Path) -> None:
+    options = SessionOptions(engines=tmp_path / "other")
+    with pytest.raises(BackendError, match=r"foveate build .*x.bundle --backend onnxruntime .*--engines .*other"):
+        open_session(bundle, "vision", options=options)
+    open_session(bundle, "score", options=options).close()  # is never packed
+    pack(bundle, tmp_path / "other")
+    see(open_session(bundle, "vision", options=options))
+
+
+def cut(folder: Path) -> None:
+    engine = folder / "engine.bin"
+    engine.write_bytes(engine.read_bytes()[:-1])
+
+
+def change(folder: Path) -> None:
+    graph = folder / GRAPH
+    graph.write_bytes(graph.read_bytes() + b"\0")
+
+
+def link(folder: Path) -> None:
+    graph = folder / GRAPH
+    graph.rename(folder.parent / "elsewhere.onnx")
+    graph.symlink_to(folder.parent / "elsewhere.onnx")
+
+
+@pytest.mark.parametrize("damage", [cut, change, link, lambda folder: (folder / GRAPH).unlink()])
+def test_damage_is_an_error(bundle: Bundle, damage: Callable[[Path], object]) -> None:
+    damage(pack(bundle)["vision"])
+    with pytest.raises(BackendError, match=r"was changed or is cut off. Delete it, or run: foveate build"):
+        open_session(bundle, "vision")
+
+
+@pytest.mark.parametrize("field", ["precision", "targets", "strip_weights"])
+def test_options_that_mean_nothing(field: str) -> None:
+    value = {"precision": "fp16", "targets": ("sm89",), "strip_weights": True}[field]
+    with pytest.raises(BackendError, match=f"without '{field}'"):
+        OnnxRuntimeBuilder(replace(OPTIONS, **{field: value}))

@@ -84,7 +84,7 @@ def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRun
     memory: Memory = HostMemory() if provider.device is None else gpu_memory(_device_index(options.provider_options))
     where = f"graph '{graph}' of {bundle.path}"
     if options.engines is not None and provider.name != _CPU:
-        raise BackendError(f"{provider.name} runs graphs as they are, got the folder of engines {options.engines}. Leave it out.")
+        raise BackendError(f"{provider.name} runs graphs as they are, without engines: leave out {options.engines}.")
     packed = find_packed(bundle, graph, ort.__version__, options.engines) if provider.name == _CPU else None
     inner = _load(ort, packed or bundle.file(spec.file), where, provider, options, optimise=packed is None)
     return OnnxRuntimeSession(ort, inner, spec, memory, provider.device)

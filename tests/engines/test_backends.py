@@ -150,7 +150,7 @@ def test_a_provider_that_does_not_start_is_no_cpu(
 
 
 def test_packed_graphs_are_for_the_cpu(bundle: Bundle, gpu_wheel: Asked) -> None:
-    with pytest.raises(BackendError, match=r"CUDAExecutionProvider runs graphs as they are, got the folder of engines x\. Leave"):
+    with pytest.raises(BackendError, match=r"CUDAExecutionProvider runs graphs as they are, without engines: leave out x"):
         open_session(bundle, "double", options=SessionOptions(provider="cuda", engines=Path("x")))
     assert gpu_wheel == []
 

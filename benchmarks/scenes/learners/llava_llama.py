@@ -70,7 +70,7 @@ class LlavaLlamaLearner(Learner):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.stages = {"text": 1500, "vision": 700, "joint": 1200, "thin": 450, "sparse": 600}
+        self.stages = {"text": 1500, "vision": 700, "joint": 1200, "thin": 450}
         self.world = WORLDS["vila1.5-tiny"]
         self.tokenizer = build_tokenizer(more_words=True)
         self.tokenizer.add_special_tokens(list(TOKENS))

@@ -32,7 +32,7 @@ SELECTORS = {
     "image": ("learned", *TRAINING_FREE, "oracle"),
     "video": ("learned", *TRAINING_FREE, "evs", "oracle"),
 }
-SEED = 3  # 0 and 2 showed what stages `thin` and `sparse` of the training are for, so they are not held out any more
+SEED = 3  # 0 and 2 showed what the last stages of the training are for, so they are not held out any more
 PAGE, CHART = Path("docs/retention.md"), Path("docs/families.png")
 _BEGIN = "<!-- benchmarks/families.py writes what follows -->"
 

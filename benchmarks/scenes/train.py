@@ -4,9 +4,9 @@ A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
 same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images,
-which it would forget otherwise. `thin` teaches the others to do with fewer visual tokens, `sparse`
-LLaVA-OneVision with very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on the seed and the step alone,
-so an interrupted run sees what an uninterrupted one does.
+which it would forget otherwise. `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-OneVision with
+very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on the seed and
+the step alone, so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations

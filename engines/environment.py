@@ -41,23 +41,23 @@ def describe_environment(backend: str, options: SessionOptions, memory: Memory) 
 
 def cpu_name() -> str:
     """The processor as it calls itself."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
+    return _cpu_fact("model name") or platform.processor() or platform.machine()
 
 
 def cpu_target() -> str:
     """The kind of CPU: processors of the same word have the same name and instructions."""
+    instructions = _cpu_fact("flags", "Features")
+    digest = hashlib.sha256(f"{cpu_name()}\n{instructions}".encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
+
+
+def _cpu_fact(*names: str) -> str:
+    """What Linux says of the first processor by one of these names; empty elsewhere."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        lines = []
-    instructions = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    digest = hashlib.sha256(f"{cpu_name()}\n{instructions}".encode()).hexdigest()
-    return f"{platform.machine()}-{digest[:12]}"
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
 
 
 def usable_cpus() -> int:

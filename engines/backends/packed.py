@@ -46,7 +46,7 @@ def find_packed(bundle: Bundle, graph: str, version: str, engines: Path | None) 
         return None
     path = entry.folder / GRAPH
     # The weights are compared by size alone: reading all of them is what mapping is there to avoid.
-    intact = is_engine(path) and hash_file(path) == entry.record.details["graph_sha256"]
+    intact = is_engine(path) and hash_file(path) == entry.record.details.get("graph_sha256")
     if not intact or entry.engine.stat().st_size != entry.record.engine_bytes:
         raise BackendError(
             f"{entry.folder} was changed or is cut off. Delete it, or run: foveate build {bundle.path} --backend {_BACKEND}"

@@ -37,7 +37,9 @@ def inspect_command(bundle: Path, engines: Path | None, layers: bool, as_json: b
         console.print(_engines(entries))
         console.print(_profiles(entries))
     else:
-        console.print("no engines: ONNX Runtime runs the graphs as they are, 'foveate build' makes engines for a GPU")
+        console.print(
+            "no engines: ONNX Runtime runs the graphs as they are, 'foveate build' makes engines for a GPU or packs for this CPU"
+        )
     if layers:
         console.print(_layers(entries))
     for _, why in damaged:

@@ -37,9 +37,7 @@ def inspect_command(bundle: Path, engines: Path | None, layers: bool, as_json: b
         console.print(_engines(entries))
         console.print(_profiles(entries))
     else:
-        console.print(
-            "no engines: ONNX Runtime runs the graphs as they are, 'foveate build' makes engines for a GPU or packs for this CPU"
-        )
+        console.print("no engines: ONNX Runtime runs the graphs as they are, 'foveate build' makes engines or packs weights")
     if layers:
         console.print(_layers(entries))
     for _, why in damaged:

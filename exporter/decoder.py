@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -149,7 +149,8 @@ class TextDecoder(nn.Module):
         x, attended, *presents = self.fill(inputs_embeds, position_ids, past, attend)
         batch, sequence, _ = x.shape
         rows = torch.arange(batch) * sequence + last_indices
-        last = self.layers[-1].finish(*(tensor.flatten(0, 1).index_select(0, rows) for tensor in (x, attended)))
+        last_x, last_attended = (tensor.flatten(0, 1).index_select(0, rows) for tensor in (x, attended))
+        last = cast(DecoderLayer, self.layers[-1]).finish(last_x, last_attended)
         logits = (self.lm_head or self.embed_tokens).logits(self.norm(last))
         return logits, _likeliest(logits), *presents
 
@@ -157,10 +158,11 @@ class TextDecoder(nn.Module):
         """What a cache needs of the tokens: the layers up to the attention of the last one. Of that the input and what its
         heads give, `[batch, sequence, width]` each, then present key and value of each layer."""
         angles = self.angles(position_ids)
+        layers = [cast(DecoderLayer, layer) for layer in self.layers]
         x, attended, presents = inputs_embeds, inputs_embeds, []
-        for index, layer in enumerate(self.layers):
+        for index, layer in enumerate(layers):
             if index:
-                x = self.layers[index - 1].finish(x, attended)
+                x = layers[index - 1].finish(x, attended)
             attended, *present = layer.attend(x, angles, past[2 * index : 2 * index + 2], attend)
             presents += present
         return x, attended, *presents

@@ -263,7 +263,7 @@ class SharedCache:
         self.lengths += real.sum(axis=1, dtype=np.int32)
         return self.run(self._session, _decoder_feeds(inputs_embeds, position_ids, real))
 
-    def run(self, session: Session, feeds: Mapping[str, np.ndarray]) -> Mapping[str, Array]:
+    def run(self, session: Session, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
         """Runs a session that leaves `lengths` tokens in the buffer."""
         lengths = {"seqlens_k": self.lengths - 1, "total_sequence_length": np.array(self.lengths.max())}
         return session.run({**feeds, **lengths, **self._past}, _presents(self._past))

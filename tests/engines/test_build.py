@@ -151,7 +151,10 @@ def test_a_full_disk(bundle: Bundle, store: EngineStore, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"backend": "tensorflow"}, r"backend 'tensorflow' builds no engines. Choose one of tensorrt, tensorrt-rtx"),
+        (
+            {"backend": "tensorflow"},
+            r"backend 'tensorflow' builds no engines. Choose one of onnxruntime, tensorrt, tensorrt-rtx",
+        ),
         ({"precision": "fp8"}, r"precision 'fp8' is not known. Choose one of fp32, fp16, bf16"),
         ({"optimization_level": 9}, r"optimization_level is 9, expected 0 to 5"),
         ({"profiles": "many"}, r"profiles is 'many'. Choose one of split, single"),

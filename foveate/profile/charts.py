@@ -128,7 +128,7 @@ def load_chart(profile: Profile) -> str:
         wait.plot(clients, _percentiles(runs, 0.5), color=colour, marker="o", label=f"keep {keep:g}, half of them")
         wait.plot(clients, _percentiles(runs, 0.95), color=colour, marker="^", linestyle=":", label=f"keep {keep:g}, 95 %")
     for axes, title, up in ((rate, "Throughput", "requests a second"), (wait, "Time to first token", "milliseconds")):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
         axes.set_xticks(sorted({run.clients for run in profile.load}))
         frame(axes, title, "clients at once", up)
         axes.legend(frameon=False, fontsize=9)

@@ -51,7 +51,6 @@ VARIANTS = (
     Variant("int8", "int8"),
     Variant("int8, vision in OpenVINO", "int8", vision_backend="openvino"),
     Variant("int4 (vision int8)", "int4"),
-    Variant("int4-128 (vision int8)", "int4-128"),
 )
 Key = tuple[str, str, str]
 """Checkpoint, kind, variant."""

@@ -52,7 +52,7 @@ class ExportOptions:
     """How to export.
 
     Attributes:
-        precision: of weights and arithmetic: `fp32`, `int8`, `int4` or `int4-128`; see `plan_precisions`.
+        precision: of weights and arithmetic: `fp32`, `int8` or `int4`; see `plan_precisions`.
         parts: those of `vision` and `decoder` whose precision is another.
         overwrite: replace a bundle that is already there.
         scorer: file of a trained scorer; None scores by attention.

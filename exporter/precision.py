@@ -6,9 +6,7 @@ from collections.abc import Mapping
 
 from foveate.engines import PREFILL_DECODER, ExportError
 
-BLOCKS = {"int4": 32, "int4-128": 128}
-"""Precision of 4 bits -> how many consecutive weights of a column share a scale."""
-PRECISIONS = ("fp32", "int8", *BLOCKS)
+PRECISIONS = ("fp32", "int8", "int4")
 """Of a bundle. fp16 and bf16 are those of engines, which `foveate build` chooses: ONNX Runtime's CPU computes in neither."""
 PARTS = {"vision": ("fp32", "int8"), "decoder": PRECISIONS}
 """Parts of a model whose precision can be chosen on its own, and the choices."""
@@ -17,7 +15,7 @@ PARTS = {"vision": ("fp32", "int8"), "decoder": PRECISIONS}
 def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
     """Graph -> precision of its matrices, for every graph of the bundle.
 
-    The decoder in 4 bits is two graphs: the prefill, in which many rows meet a matrix, is fastest in `int8`, and what runs one
+    The decoder in `int4` is two graphs: the prefill, in which many rows meet a matrix, is fastest in `int8`, and what runs one
     token at a time in 4 bits. `score` stays in fp32: it has two small matrices, and which tokens stay hangs on them. A
     quantised decoder has no graph of standard operators.
 
@@ -46,7 +44,7 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
     }
     if decoder == "fp32":
         return {**plan, "decoder_standard": "fp32"}
-    return {**plan, PREFILL_DECODER: "int8"} if decoder in BLOCKS else plan
+    return {**plan, PREFILL_DECODER: "int8"} if decoder == "int4" else plan
 
 
 FP32_GRAPHS = tuple(plan_precisions("fp32", {}))

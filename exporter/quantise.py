@@ -3,7 +3,7 @@
 `int8` stores a matrix `[in, out]` with one scale per column; activations are rounded to 8 bits as they come (one scale a
 tensor), so products run in integers: fast where many rows meet the matrix, as in a prefill or a vision tower. `int4` stores
 blocks of 32 consecutive weights of a column with a scale each and reads a seventh of the bytes: fast where one row does, as in
-a decode step. `int4-128` has blocks of 128: an eighth of the bytes, and coarser. Tables that are read by row, or as the output head, have blocks of 128 in 8 bits.
+a decode step. Tables that are read by row, or as the output head, have blocks of 128 in 8 bits.
 
 What they cost SmolLM2-135M, as KL divergence of the next token from fp32, in nats: 4 bits in blocks of 32 0.34, of 64 0.42, of
 128 0.60; the head in 4 bits in blocks of 32 0.13, in 8 bits in blocks of 128 0.0008. Measured with
@@ -14,16 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from foveate.exporter.precision import BLOCKS
 from foveate.exporter.weights import Weight
 
+BLOCK = 32
+"""Weights of a matrix in 4 bits that share a scale."""
 ROW_BLOCK = 128
 """Weights of a table in 8 bits that share a scale."""
 _MIDDLE_4, _MIDDLE_8 = 8, 128
@@ -48,20 +48,20 @@ def quantise_columns(weight: Tensor) -> Quantised:
     return Quantised((weight / scales).round().to(torch.int8), scales)
 
 
-def quantise_blocks(weight: Tensor, size: int) -> Quantised:
-    """4 bits: uint8 `[out, blocks, size / 2]`, the even weight of two in the low half, and float32 `[out, blocks]` of a matrix
+def quantise_blocks(weight: Tensor) -> Quantised:
+    """4 bits: uint8 `[out, blocks, 16]`, the even weight of two in the low half, and float32 `[out, blocks]` of a matrix
     `[in, out]`: `weight ~ (values - 8) * scales`.
 
     The range from -8 to 7 reaches further on one side, and a smaller scale clips the largest weights to be finer on the rest:
     of both signs and a few sizes of the scale the one with the least squared error is taken.
     """
     rows = weight.T.split(max(1, _SEARCHED // weight.shape[0]))
-    found = [_search_blocks(_blocks(part, size)) for part in rows]
+    found = [_search_blocks(_blocks(part, BLOCK)) for part in rows]
     return Quantised(torch.cat([part.values for part in found]), torch.cat([part.scales for part in found]))
 
 
 def _search_blocks(blocks: Tensor) -> Quantised:
-    """4 bits, of blocks `[rows, blocks, size]`."""
+    """4 bits, of blocks `[rows, blocks, 32]`."""
     peaks = blocks.abs().amax(dim=-1, keepdim=True)
     best_scales = torch.zeros_like(peaks)
     best_error = torch.full_like(peaks, torch.inf)
@@ -142,11 +142,11 @@ def column_parts(name: str, weight: Weight) -> tuple[Part, Part]:
     return _parts(f"{name}.int8", weight, weight.shape, weight.shape[1:], "I8", quantise_columns)
 
 
-def block_parts(name: str, weight: Weight, size: int) -> tuple[Part, Part]:
-    """Of a matrix in 4 bits, in blocks of `size`."""
-    width, columns = weight.shape
-    scales = (columns, -(-width // size))
-    return _parts(f"{name}.int4", weight, (*scales, size // 2), scales, "U8", partial(quantise_blocks, size=size))
+def block_parts(name: str, weight: Weight) -> tuple[Part, Part]:
+    """Of a matrix in 4 bits."""
+    size, columns = weight.shape
+    scales = (columns, -(-size // BLOCK))
+    return _parts(f"{name}.int4", weight, (*scales, BLOCK // 2), scales, "U8", quantise_blocks)
 
 
 def row_parts(name: str, weight: Weight) -> tuple[Part, Part]:
@@ -174,7 +174,7 @@ def quantise_graph(model: ir.Model, weights: Mapping[str, Weight], precision: st
     Args:
         model: changed in place.
         weights: those of its initializers that may be quantised, by name; others stay as they are.
-        precision: `int8` or one of `BLOCKS`, of matrices; tables have 8 bits in both.
+        precision: `int8` or `int4`, of matrices; tables have 8 bits in both.
 
     Returns:
         What the graph needs in place of the weights that it no longer has.
@@ -225,9 +225,8 @@ class _Parts:
 
 
 def _product(node: ir.Node, name: str, weight: Weight, precision: str, parts: _Parts) -> list[ir.Node]:
-    if precision in BLOCKS:
-        size = BLOCKS[precision]
-        return [_nbits(node, weight.shape, 4, size, parts.add(block_parts(name, weight, size)))]
+    if precision == "int4":
+        return [_nbits(node, weight.shape, 4, BLOCK, parts.add(block_parts(name, weight)))]
     inputs = [node.inputs[0], *parts.add(column_parts(name, weight))]
     return [ir.node("DynamicQuantizeMatMul", inputs, domain=_CONTRIB)]
 

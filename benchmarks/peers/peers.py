@@ -38,7 +38,7 @@ class Peer:
 PEERS = {
     "foveate": Peer(
         "foveate",
-        precisions=("fp32", "int8", "int4", "int4-128"),
+        precisions=("fp32", "int8", "int4"),
         keeps=KEEPS,
         packages=("foveate", "onnxruntime"),
         convert=(

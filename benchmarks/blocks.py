@@ -26,25 +26,30 @@ ROOT = Path(__file__).parents[1]
 TEXTS = (Path("/usr/share/common-licenses/GPL-3"), *sorted(ROOT.glob("docs/*.md")), ROOT / "README.md")
 CASES: dict[str, tuple[int | None, tuple[int, int]]] = {
     "head in 8 bits, blocks of 128": (None, (8, 128)),
-    "head in 4 bits, blocks of 32": (None, (4, 32)),
-    "4 bits, blocks of 32": (32, (8, 32)),
-    "4 bits, blocks of 64": (64, (8, 32)),
-    "4 bits, blocks of 128": (128, (8, 32)),
+    "head in 4 bits, blocks of 64": (None, (4, 64)),
+    "4 bits, blocks of 32": (32, (8, 128)),
+    "4 bits, blocks of 64": (64, (8, 128)),
+    "4 bits, blocks of 128": (128, (8, 128)),
 }
 """Blocks of the matrices of the layers, None for fp32; bits and blocks of the head."""
 
 
 def rounded(weight: Tensor, bits: int, block: int) -> Tensor:
     """`weight [out, in]` as its integers and scales have it."""
-    blocks = quantise._blocks(weight, block)
     if bits == 8:
+        blocks = quantise._blocks(weight, block)
         scales = quantise._nonzero(blocks.abs().amax(dim=-1, keepdim=True) / 127)
         found = (blocks / scales).round() * scales
     else:
-        parts = [quantise._search_blocks(part) for part in blocks.split(256)]
-        values, scales = torch.cat([part.values for part in parts]), torch.cat([part.scales for part in parts])
-        found = (torch.stack([values & 15, values >> 4], dim=-1).flatten(-2).float() - 8) * scales[..., None]
+        values, scales, zeros = quantise.quantise_blocks(weight.T, block)
+        assert zeros is not None
+        found = (_halves(values) - _halves(zeros)[:, : scales.shape[1], None]) * scales[..., None]
     return found.flatten(1)[:, : weight.shape[1]]
+
+
+def _halves(pairs: Tensor) -> Tensor:
+    """Numbers of 4 bits, of which each byte has two."""
+    return torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2).float()
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import numpy as np
 from rich.console import Console
 
 import foveate
-from benchmarks.families import KINDS, PAGE
+from benchmarks.families import DEFAULT, KINDS, PAGE
 from benchmarks.pages import row_of, write_between
 from foveate.engines import SessionOptions
 from foveate.evaluate import Results, evaluate_bundle
@@ -71,7 +71,7 @@ def ask(checkpoint: Path, kind: str, variant: Variant, work: Path) -> Results:
             work / name / kind,
             folder / f"report-{kind}-{variant.vision_backend or 'same'}",
             KEEPS,
-            ("learned",),
+            (DEFAULT,),
             max_new_tokens=8,
             options=SessionOptions(threads=1),
             vision_backend=variant.vision_backend,
@@ -91,7 +91,7 @@ def table(found: Mapping[Key, Results]) -> Iterator[str]:
 
 def _right(results: Results) -> np.ndarray:
     """Right answers at keep 1 and at each of `KEEPS`."""
-    rows = [results.overall.whole, *(row_of(results.overall, "learned", keep) for keep in KEEPS)]
+    rows = [results.overall.whole, *(row_of(results.overall, DEFAULT, keep) for keep in KEEPS)]
     return np.array([row.right for row in rows])
 
 

@@ -85,7 +85,14 @@ class ScorerEntry(_Strict, frozen=True):
     training: dict[str, Any] = {}
     """Facts about the network's training, as its file has them."""
     retention: tuple[RetentionPoint, ...] = ()
-    """Measured at export, by the bundle's own scores."""
+    """Measured at export, with `default_selector`."""
+    selector: str = ""
+    """What chooses by the scores where a request names nothing; empty in bundles older than this entry."""
+
+    @property
+    def default_selector(self) -> str:
+        """`selector`, or what there was before it had an entry."""
+        return self.selector or ("attention" if self.kind == "attention" else "learned")
 
 
 class Environment(_Strict, frozen=True):

@@ -141,7 +141,7 @@ def _read_scorer(path: Path, source: Checkpoint, family: Family) -> _TrainedScor
     if facts.checkpoint_sha256 != source.sha256():
         raise ScorerError(f"{path} was trained for another checkpoint, '{facts.checkpoint}', than {source.path}. {remedy}")
     training = {"network": msgspec.to_builtins(facts.network), **facts.training}
-    return _TrainedScorer(network, ScorerEntry("trained", hash_file(path), training))
+    return _TrainedScorer(network, ScorerEntry("trained", hash_file(path), training, selector="foveated"))
 
 
 def _store_retention(folder: Path, retention: Sequence[RetentionPoint]) -> None:

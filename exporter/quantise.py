@@ -2,8 +2,8 @@
 
 `int8` stores a matrix `[in, out]` with one scale per column; activations are rounded to 8 bits as they come (one scale a
 tensor), so products run in integers: fast where many rows meet the matrix, as in a prefill or a vision tower. `int4` stores
-blocks of 32 consecutive weights of a column with a scale each and reads a seventh of the bytes: fast where one row does, as in
-a decode step. Tables that are read by row, or as the output head, have blocks of 128 in 8 bits.
+blocks of 128 consecutive weights of a column with a scale and a zero each and reads an eighth of the bytes: fast where one row
+does, as in a decode step. Tables that are read by row, or as the output head, have blocks of 128 in 8 bits.
 
 What they cost SmolLM2-135M, as KL divergence of the next token from fp32, in nats: 4 bits in blocks of 32 0.34, of 64 0.42, of
 128 0.60; the head in 4 bits in blocks of 32 0.13, in 8 bits in blocks of 128 0.0008. Measured with
@@ -12,8 +12,9 @@ What they cost SmolLM2-135M, as KL divergence of the next token from fp32, in na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import onnx_ir as ir
@@ -22,24 +23,23 @@ from torch import Tensor
 
 from foveate.exporter.weights import Weight
 
-BLOCK = 32
+BLOCK = 128
 """Weights of a matrix in 4 bits that share a scale."""
 ROW_BLOCK = 128
 """Weights of a table in 8 bits that share a scale."""
-_MIDDLE_4, _MIDDLE_8 = 8, 128
+_LARGEST_4, _MIDDLE_8 = 15, 128
 _CONTRIB = "com.microsoft"
 _INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations in 8 bits
-_SHRINKS = (1.0, 0.95, 0.9, 0.85, 0.8)
-"""Sizes of the scale that 4 bits try, as shares of the one that reaches the largest weight of a block."""
-_SEARCHED = 400_000
-"""Weights whose scales are searched at once: they stay in the processor's cache, which is 15 times as fast."""
+_AT_ONCE = 400_000
+"""Weights that are rounded to 4 bits at once, so that they stay in the processor's cache."""
 
 
 class Quantised(NamedTuple):
-    """Integers and the scales that make weights of them."""
+    """Integers, and what makes weights of them: scales, and the integers that stand for 0 where they differ."""
 
     values: Tensor
     scales: Tensor
+    zeros: Tensor | None = None
 
 
 def quantise_columns(weight: Tensor) -> Quantised:
@@ -48,34 +48,30 @@ def quantise_columns(weight: Tensor) -> Quantised:
     return Quantised((weight / scales).round().to(torch.int8), scales)
 
 
-def quantise_blocks(weight: Tensor) -> Quantised:
-    """4 bits: uint8 `[out, blocks, 16]`, the even weight of two in the low half, and float32 `[out, blocks]` of a matrix
-    `[in, out]`: `weight ~ (values - 8) * scales`.
+def quantise_blocks(weight: Tensor, size: int = BLOCK) -> Quantised:
+    """4 bits of a matrix `[in, out]`: `weight ~ (values - zeros) * scales`, each block from its smallest to its largest weight.
 
-    The range from -8 to 7 reaches further on one side, and a smaller scale clips the largest weights to be finer on the rest:
-    of both signs and a few sizes of the scale the one with the least squared error is taken.
+    Smaller scales, which clip the largest weights, have less squared error and cost SmolLM2-135M more. In uint8, the even one
+    of two in the low half: values `[out, blocks, size / 2]`, zeros `[out, blocks / 2]`, rounded up.
     """
-    rows = weight.T.split(max(1, _SEARCHED // weight.shape[0]))
-    found = [_search_blocks(_blocks(part, BLOCK)) for part in rows]
-    return Quantised(torch.cat([part.values for part in found]), torch.cat([part.scales for part in found]))
+    found = [_to_4_bits(_blocks(rows, size)) for rows in weight.T.split(max(1, _AT_ONCE // weight.shape[0]))]
+    return Quantised(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
-def _search_blocks(blocks: Tensor) -> Quantised:
-    """4 bits, of blocks `[rows, blocks, 32]`."""
-    peaks = blocks.abs().amax(dim=-1, keepdim=True)
-    best_scales = torch.zeros_like(peaks)
-    best_error = torch.full_like(peaks, torch.inf)
-    for share in (sign * shrink for sign in (1, -1) for shrink in _SHRINKS):
-        scales = _nonzero(peaks / _MIDDLE_4 * share)
-        error = _to_4_bits(blocks, scales).mul_(scales).sub_(blocks).square_().sum(dim=-1, keepdim=True)
-        better = error < best_error
-        best_scales, best_error = torch.where(better, scales, best_scales), torch.where(better, error, best_error)
-    nibbles = (_to_4_bits(blocks, best_scales) + _MIDDLE_4).to(torch.uint8)
-    return Quantised(nibbles[..., 0::2] | nibbles[..., 1::2] << 4, best_scales[..., 0])
+def _to_4_bits(blocks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, scales and zeros of blocks `[rows, blocks, size]`; 0 is among the weights that they can be."""
+    low, high = (end(dim=-1, keepdim=True).values for end in (blocks.min, blocks.max))
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    scales = _nonzero((high - low) / _LARGEST_4)
+    zeros = (-low / scales).round_()
+    values = (blocks / scales).round_().add_(zeros).clamp_(0, _LARGEST_4)
+    return _in_pairs(values), scales[..., 0], _in_pairs(zeros[..., 0])
 
 
-def _to_4_bits(blocks: Tensor, scales: Tensor) -> Tensor:
-    return (blocks / scales).round_().clamp_(-_MIDDLE_4, _MIDDLE_4 - 1)
+def _in_pairs(halves: Tensor) -> Tensor:
+    """uint8 of numbers of 4 bits, two in each along the last axis, filled up with 0."""
+    pairs = torch.nn.functional.pad(halves, (0, halves.shape[-1] % 2)).to(torch.uint8)
+    return pairs[..., 0::2] | pairs[..., 1::2] << 4
 
 
 def quantise_rows(table: Tensor) -> Quantised:
@@ -102,27 +98,27 @@ class _Source:
     def __init__(self, weight: Weight, quantise: Callable[[Tensor], Quantised]) -> None:
         self._weight = weight
         self._quantise = quantise
-        self._scales: list[Tensor] = []
+        self._waiting: dict[str, list[Tensor]] = {}
 
     def values(self) -> Iterator[Tensor]:
         """The integers, a few rows at a time where rows are quantised by themselves."""
-        self._scales = []
+        self._waiting = {"scales": [], "zeros": []}
         for chunk in self._weight.chunks():
-            values, scales = self._quantise(chunk.float())
-            self._scales.append(scales)
-            yield values
+            found = self._quantise(chunk.float())
+            for name, waiting in self._waiting.items():
+                waiting.append(getattr(found, name))
+            yield found.values
 
-    def scales(self) -> Iterator[Tensor]:
-        """The scales that belong to the integers."""
-        if not self._scales:
-            self._scales = [self._quantise(chunk.float()).scales for chunk in self._weight.chunks()]
-        waiting, self._scales = self._scales, []
-        yield from waiting
+    def beside(self, name: str) -> Iterator[Tensor]:
+        """`scales` or `zeros` that belong to the integers."""
+        if name not in self._waiting:
+            self._waiting[name] = [getattr(self._quantise(chunk.float()), name) for chunk in self._weight.chunks()]
+        yield from self._waiting.pop(name)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Integers or scales of a quantised weight, as a tensor of the bundle.
+    """Integers, scales or zeros of a quantised weight, as a tensor of the bundle.
 
     Attributes:
         name: of the tensor.
@@ -137,35 +133,33 @@ class Part:
     chunks: Callable[[], Iterator[Tensor]]
 
 
-def column_parts(name: str, weight: Weight) -> tuple[Part, Part]:
+def column_parts(name: str, weight: Weight) -> list[Part]:
     """Of a matrix in int8."""
-    return _parts(f"{name}.int8", weight, weight.shape, weight.shape[1:], "I8", quantise_columns)
+    return _parts(f"{name}.int8", _Source(weight, quantise_columns), "I8", weight.shape, weight.shape[1:])
 
 
-def block_parts(name: str, weight: Weight) -> tuple[Part, Part]:
+def block_parts(name: str, weight: Weight) -> list[Part]:
     """Of a matrix in 4 bits."""
     size, columns = weight.shape
-    scales = (columns, -(-size // BLOCK))
-    return _parts(f"{name}.int4", weight, (*scales, BLOCK // 2), scales, "U8", quantise_blocks)
+    blocks = -(-size // BLOCK)
+    source, name = _Source(weight, quantise_blocks), f"{name}.int4"
+    zeros = Part(f"{name}_zeros", (columns, -(-blocks // 2)), "U8", partial(source.beside, "zeros"))
+    return [*_parts(name, source, "U8", (columns, blocks, BLOCK // 2), (columns, blocks)), zeros]
 
 
-def row_parts(name: str, weight: Weight) -> tuple[Part, Part]:
+def row_parts(name: str, weight: Weight) -> list[Part]:
     """Of a table in 8 bits."""
     rows, width = weight.shape
     scales = (rows, -(-width // ROW_BLOCK))
-    return _parts(f"{name}.uint8", weight, (*scales, ROW_BLOCK), scales, "U8", quantise_rows)
+    return _parts(f"{name}.uint8", _Source(weight, quantise_rows), "U8", (*scales, ROW_BLOCK), scales)
 
 
-def _parts(
-    name: str,
-    weight: Weight,
-    shape: tuple[int, ...],
-    scales: tuple[int, ...],
-    dtype: str,
-    quantise: Callable[[Tensor], Quantised],
-) -> tuple[Part, Part]:
-    source = _Source(weight, quantise)
-    return Part(name, shape, dtype, source.values), Part(f"{name}_scales", scales, "F32", source.scales)
+def _parts(name: str, source: _Source, dtype: str, shape: tuple[int, ...], scales: tuple[int, ...]) -> list[Part]:
+    """Integers of a shape, and scales of another."""
+    return [
+        Part(name, shape, dtype, source.values),
+        Part(f"{name}_scales", scales, "F32", partial(source.beside, "scales")),
+    ]
 
 
 def quantise_graph(model: ir.Model, weights: Mapping[str, Weight], precision: str) -> dict[str, Part]:
@@ -213,8 +207,8 @@ class _Parts:
         self._graph = graph
         self.found: dict[str, Part] = {}
 
-    def add(self, parts: tuple[Part, Part]) -> list[ir.Value]:
-        """The initializers of two parts, made when they are first asked for."""
+    def add(self, parts: Sequence[Part]) -> list[ir.Value]:
+        """The initializers of parts, made when they are first asked for."""
         for part in parts:
             if part.name not in self.found:
                 self.found[part.name] = part

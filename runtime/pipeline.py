@@ -327,14 +327,14 @@ class Pipeline:
         return select(relevance, request.budget, self.selector(request.select), prepared.note)
 
     def selector(self, chosen: Selector | Policy | str | None = None) -> Selector:
-        """The selector that a request's `select` means; None is the bundle's own scorer.
+        """The selector that a request's `select` means; None is the bundle's own.
 
         Raises:
             RequestError: there is no such selector, or it needs a trained scorer, which the bundle has not.
         """
         trained = self.manifest.scorer.kind != "attention"
         if chosen is None:
-            return open_selector("learned" if trained else "attention")
+            return open_selector(self.manifest.scorer.default_selector)
         selector = open_selector(chosen) if isinstance(chosen, str) else chosen
         if not isinstance(selector, Selector):
             selector = Custom(selector)

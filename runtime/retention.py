@@ -43,7 +43,7 @@ def check_floor(min_retained: float | None, selection: Selection, scorer: Scorer
 
 
 def _check_measured(min_retained: float, selector: str, scorer: ScorerEntry) -> None:
-    measured = "attention" if scorer.kind == "attention" else "learned"
+    measured = scorer.default_selector
     if selector != measured:
         raise RequestError(
             f"min_retained is {min_retained:g}, and a bundle's curve is measured with selector '{measured}', not '{selector}'. "

@@ -29,7 +29,7 @@ from foveate.evaluate import REPORTS, Results, Table, evaluate_bundle, remark, t
 @click.option(
     "--select",
     "selectors",
-    default="learned,attention,random",
+    default="foveated,attention,random",
     show_default=True,
     help="Selectors, with commas; the others are held against the first.",
 )

@@ -17,6 +17,7 @@ from foveate.runtime.select.base import (
 )
 
 SELECTORS = {
+    "foveated": "foveate.runtime.select.scores:Foveated",
     "learned": "foveate.runtime.select.scores:Learned",
     "attention": "foveate.runtime.select.scores:Attention",
     "random": "foveate.runtime.select.spatial:Random",

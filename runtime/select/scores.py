@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -31,6 +32,41 @@ class Learned(_Ranking):
     def weights(self, relevance: Relevance) -> np.ndarray:
         assert relevance.scores is not None
         return relevance.scores
+
+
+@dataclass(frozen=True)
+class Foveated(Learned):
+    """Sharp where it matters and coarse elsewhere, as an eye sees: the highest scores, and every n-th of the other tokens.
+
+    What a question asks about scores high. That nothing lies somewhere, or nothing lay there before, is told by tokens that
+    score low and are much alike: a few of them, from everywhere, say it. A clip has more of them than an image.
+
+    Attributes:
+        periphery: share of the budget for the other tokens, 0 (the same as `Learned`) to 1.
+        video_periphery: the same for a request with a video. Both are the best for the worst of three checkpoints, of shares
+            0, 1/4, 1/2 and 3/4, on validation questions (docs/retention.md).
+
+    Raises:
+        RequestError: a share out of its range.
+    """
+
+    periphery: float = 0.25
+    video_periphery: float = 0.5
+    name: ClassVar[str] = "foveated"
+
+    def __post_init__(self) -> None:
+        for share in (self.periphery, self.video_periphery):
+            if not isinstance(share, Real) or not 0 <= share <= 1:
+                raise RequestError(f"a share of selector '{self.name}' is {share!r}, expected a number from 0 to 1. Use 0.5.")
+
+    def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
+        moves = any(frames > 1 for frames, _, _ in relevance.grids)
+        around = int(count * (self.video_periphery if moves else self.periphery))
+        fovea = top_k(self.weights(relevance), count - around)
+        others = np.delete(np.arange(len(relevance)), fovea)
+        # The middle of each of `around` equal parts.
+        middles = (2 * np.arange(around) + 1) * len(others) // (2 * max(around, 1))
+        return np.sort(np.concatenate([fovea, others[middles]]))
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,13 @@ def test_a_default_may_be_left_out() -> None:
     assert decode_manifest(json.dumps(document).encode(), "m").prompt.max_new_tokens == 64
 
 
+@pytest.mark.parametrize(("kind", "selector"), [("trained", "learned"), ("attention", "attention")])
+def test_an_older_bundle_chooses_as_it_did(kind: str, selector: str) -> None:
+    document = json.loads(altered("scorer.kind", kind))
+    del document["scorer"]["selector"]
+    assert decode_manifest(json.dumps(document).encode(), "m").scorer.default_selector == selector
+
+
 @pytest.mark.parametrize("where", ["surprise", "source.surprise", "decoder.surprise", "prompt.surprise", "scorer.surprise"])
 def test_unknown_key(where: str) -> None:
     with pytest.raises(BundleError, match=r"^m is not a valid manifest: .*unknown field `surprise`.*Export the bundle again"):

@@ -22,6 +22,7 @@ from foveate.exporter.quantise import (
     BLOCK,
     ROW_BLOCK,
     Part,
+    Quantised,
     quantise_blocks,
     quantise_columns,
     quantise_graph,
@@ -41,7 +42,7 @@ def random(rows: int, columns: int, seed: int) -> torch.Tensor:
 @given(matrices)
 def test_columns_are_at_most_half_a_step_away(size: tuple[int, int, int]) -> None:
     weight = random(*size)
-    values, scales = quantise_columns(weight)
+    values, scales, _ = quantise_columns(weight)
     assert values.dtype == torch.int8
     assert ((values * scales - weight).abs() <= scales / 2 * 1.001).all()
 
@@ -49,7 +50,7 @@ def test_columns_are_at_most_half_a_step_away(size: tuple[int, int, int]) -> Non
 @given(matrices)
 def test_rows_are_at_most_half_a_step_away(size: tuple[int, int, int]) -> None:
     table = random(size[1], size[0], size[2])
-    values, scales = quantise_rows(table)
+    values, scales, _ = quantise_rows(table)
     assert values.dtype == torch.uint8
     assert values.shape == (size[1], -(-size[0] // ROW_BLOCK), ROW_BLOCK)
     blocks = ((values.float() - 128) * scales[..., None]).flatten(1)
@@ -57,23 +58,34 @@ def test_rows_are_at_most_half_a_step_away(size: tuple[int, int, int]) -> None:
     assert (blocks[:, size[0] :] == 0).all()
 
 
-def unpacked(values: torch.Tensor, scales: torch.Tensor, size: int) -> torch.Tensor:
+def halves(pairs: torch.Tensor) -> torch.Tensor:
+    """Numbers of 4 bits, of which each byte has two."""
+    return torch.stack([pairs & 15, pairs >> 4], dim=-1).flatten(-2).float()
+
+
+def unpacked(found: Quantised, size: int) -> torch.Tensor:
     """`[in, out]` of 4-bit blocks."""
-    nibbles = torch.stack([values & 15, values >> 4], dim=-1).flatten(-2).float()
-    return ((nibbles - 8) * scales[..., None]).flatten(1)[:, :size].T
+    values, scales, zeros = found
+    assert zeros is not None
+    centred = halves(values) - halves(zeros)[:, : scales.shape[1], None]
+    return (centred * scales[..., None]).flatten(1)[:, :size].T
 
 
 @settings(max_examples=500)
-@given(matrices)
-def test_blocks_are_no_worse_than_plain_rounding(size: tuple[int, int, int]) -> None:
+@given(st.tuples(st.integers(1, 300), st.integers(1, 9), st.integers(0, 2**32 - 1)), st.sampled_from([32, BLOCK]))
+def test_blocks_are_at_most_half_a_step_away(size: tuple[int, int, int], block: int) -> None:
     weight = random(*size)
-    values, scales = quantise_blocks(weight)
-    assert values.shape == (size[1], -(-size[0] // BLOCK), BLOCK // 2)
-    found = unpacked(values, scales, size[0])
-    padded = torch.nn.functional.pad(weight.T, (0, -size[0] % BLOCK)).unflatten(1, (-1, BLOCK))
-    steps = padded.abs().amax(dim=-1, keepdim=True) / 8
-    plain = ((padded / torch.where(steps == 0, 1, steps)).round().clamp(-8, 7) * steps).flatten(1)[:, : size[0]].T
-    assert (found - weight).square().sum() <= (plain - weight).square().sum() * 1.001 + 1e-12
+    found = quantise_blocks(weight, block)
+    blocks = -(-size[0] // block)
+    assert found.values.shape == (size[1], blocks, block // 2)
+    assert found.zeros is not None
+    assert found.zeros.shape == (size[1], -(-blocks // 2))
+    away = (unpacked(found, size[0]) - weight).abs()
+    assert (away <= found.scales.repeat_interleave(block, 1)[:, : size[0]].T / 2 * 1.001).all()
+    # No step is wider than the range of its block, with 0 in it, in 15 parts.
+    padded = torch.nn.functional.pad(weight.T, (0, -size[0] % block)).unflatten(1, (-1, block))
+    reach = padded.amax(-1).clamp(min=0) - padded.amin(-1).clamp(max=0)
+    assert (found.scales <= torch.where(reach == 0, 1, reach / 15) * 1.001).all()
 
 
 @dataclass(frozen=True)
@@ -121,7 +133,7 @@ def run(model: ir.Model, parts: dict[str, Part], folder: Path, x: np.ndarray) ->
 
 
 @settings(max_examples=10)
-@given(st.sampled_from([32, 64, 96]), st.sampled_from([16, 24]), st.sampled_from(["int8", "int4"]), st.integers(0, 99))
+@given(st.sampled_from([32, 96, 160]), st.sampled_from([16, 24]), st.sampled_from(["int8", "int4"]), st.integers(0, 99))
 def test_products(tmp_path_factory: pytest.TempPathFactory, size: int, columns: int, precision: str, seed: int) -> None:
     weight = random(size, columns, seed)
     model = model_of("MatMul", Plain(weight), (0, 1))
@@ -129,8 +141,8 @@ def test_products(tmp_path_factory: pytest.TempPathFactory, size: int, columns: 
     assert "w" not in model.graph.initializers
     x = np.random.default_rng(seed).standard_normal((5, size), dtype=np.float32)
     found = run(model, parts, tmp_path_factory.mktemp("product"), x)
-    values, scales = quantise_columns(weight) if precision == "int8" else quantise_blocks(weight)
-    exact = values * scales if precision == "int8" else unpacked(values, scales, size)
+    columns_of = quantise_columns(weight)
+    exact = columns_of.values * columns_of.scales if precision == "int8" else unpacked(quantise_blocks(weight), size)
     expected = x @ exact.numpy()
     step = (x.max() - x.min()) / 255  # activations in 8 bits
     assert np.abs(found - expected).max() <= step * exact.abs().sum(dim=0).max().item() * 0.51 + 1e-4
@@ -138,7 +150,7 @@ def test_products(tmp_path_factory: pytest.TempPathFactory, size: int, columns: 
 
 def test_tables(tmp_path: Path) -> None:
     table = random(40, 96, 3)
-    values, scales = quantise_rows(table)
+    values, scales, _ = quantise_rows(table)
     exact = ((values.float() - 128) * scales[..., None]).flatten(1)[:, :96]
     rows = model_of("Gather", Plain(table, transposed=False), (1, 0), axis=0)
     parts = quantise_graph(rows, {"w": Plain(table, transposed=False)}, "int8")  # type: ignore[dict-item]

@@ -68,7 +68,7 @@ def test_the_score_graph_agrees_with_the_network(make_scorer: Make, network: Net
 def test_the_manifest_records_the_scorer(scored: Path) -> None:
     entry = Bundle.open(scored).manifest.scorer
     _, facts = read_scorer(SCORER)
-    assert (entry.kind, entry.sha256) == ("trained", hash_file(SCORER))
+    assert (entry.kind, entry.sha256, entry.default_selector) == ("trained", hash_file(SCORER), "foveated")
     assert entry.training["training_samples"] == facts.training["training_samples"]
     assert entry.training["network"]["kind"] == facts.network.kind
     assert [point.keep for point in entry.retention] == sorted((p.keep for p in entry.retention), reverse=True)
@@ -76,10 +76,10 @@ def test_the_manifest_records_the_scorer(scored: Path) -> None:
     assert all(0 <= point.low <= point.retained <= point.high for point in entry.retention)
 
 
-def test_the_learned_scores_are_the_default(pipe: foveate.Pipeline) -> None:
+def test_the_fovea_of_the_learned_scores_is_the_default(pipe: foveate.Pipeline) -> None:
     request = foveate.Request.ask(QUESTION, SCENE, keep=0.25)
     answer = pipe.generate(request)
-    assert answer.selection.selector == "learned"
+    assert answer.selection.selector == "foveated"
     assert answer.selection.scores is not None
     assert answer.selection.scores.sum() == pytest.approx(1, abs=1e-4)
     attention = pipe.generate(foveate.Request.ask(QUESTION, SCENE, keep=0.25, select="attention"))

@@ -16,7 +16,7 @@ from foveate.runtime import SELECTORS, Budget, Relevance, open_selector
 from foveate.runtime.select import Selector, select
 from foveate.runtime.select.combined import LearnedDPP, LearnedMMR
 from foveate.runtime.select.diversity import DART, CDPruner, DivPrune, greedy_dpp
-from foveate.runtime.select.scores import Learned
+from foveate.runtime.select.scores import Foveated, Learned
 from foveate.runtime.select.spatial import Pooling, Random
 from foveate.runtime.select.video import EVS
 
@@ -127,7 +127,7 @@ def test_every_selector_takes_a_budget(name: str) -> None:
         np.testing.assert_array_equal(selection.scores, weights)
 
 
-@pytest.mark.parametrize("name", sorted(set(SELECTORS) - {"random", "pooling", "evs"}))
+@pytest.mark.parametrize("name", sorted(set(SELECTORS) - {"foveated", "random", "pooling", "evs"}))
 @given(different=st.integers(1, 9), seed=st.integers(0, 2**32), data=st.data())
 def test_of_equal_tokens_the_first_stay(name: str, different: int, seed: int, data: st.DataObject) -> None:
     """An odd number of odd rows: their products round differently from place to place."""
@@ -156,6 +156,8 @@ def test_selectors_need_only_what_they_say(name: str) -> None:
     [
         lambda: CDPruner("half"),  # type: ignore[arg-type]
         lambda: CDPruner(math.nan),
+        lambda: Foveated(1.1),
+        lambda: Foveated(video_periphery=math.nan),
         lambda: LearnedMMR(-0.1),
         lambda: LearnedDPP(1.5),
         lambda: DART(0),
@@ -167,6 +169,35 @@ def test_selectors_need_only_what_they_say(name: str) -> None:
 def test_an_unusable_option_is_an_error(make_selector: Callable[[], Selector]) -> None:
     with pytest.raises(RequestError, match=r"selector '[a-z-]+' (is|are) .*, expected a .*\. Use "):
         make_selector()
+
+
+# foveated
+
+
+@given(relevances, st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.data())
+def test_a_fovea_and_an_even_spread_around_it(relevance: Relevance, periphery: float, data: st.DataObject) -> None:
+    """`VIDEO` is among the grids, so the video's share holds."""
+    count = data.draw(st.integers(1, len(relevance)))
+    kept = Foveated(0.1, periphery)(relevance, count)
+    around = int(count * periphery)
+    best = Learned()(relevance, count - around)
+    assert np.isin(best, kept).all()
+    others = np.setdiff1d(np.arange(len(relevance)), best)
+    places = np.flatnonzero(np.isin(others, kept))
+    assert len(places) == around
+    # As far apart as they go, and as near to both ends.
+    gaps = np.diff(places)
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+    assert around == 0 or abs(places[0] - (len(others) - 1 - places[-1])) <= 1
+
+
+def test_a_clip_has_more_around_its_fovea_than_an_image() -> None:
+    scores = np.linspace(1, 0, 32, dtype=np.float32)
+    in_fovea = {}
+    for name, grids in {"images": [(1, 4, 4), (1, 4, 4)], "clip": [(2, 4, 4)], "both": [(1, 4, 4), (2, 2, 4)]}.items():
+        kept = Foveated()(Relevance(np.ones((32, 2), np.float32), grids, scores), 16)
+        in_fovea[name] = int((np.cumsum(np.diff(kept, prepend=-1) != 1) == 0).sum())
+    assert in_fovea == {"images": 12, "clip": 8, "both": 8}
 
 
 # random

@@ -36,7 +36,7 @@ def load_exporter() -> ModuleType:
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @click.option("--scorer", type=click.Path(path_type=Path), help="A trained scorer, from 'foveate scorer train'.")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Folder of questions to measure the retention curve on.")
-@click.option("--check/--no-check", default=True, show_default=True, help="Compare every graph with transformers.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare every graph with the reference implementation.")
 def export_command(
     checkpoint: Path,
     output: Path,
@@ -64,7 +64,7 @@ def export_command(
     if result.parity is not None:
         worst = result.parity.worst()
         click.echo(
-            f"parity: {len(result.parity.rows)} comparisons with transformers passed; closest to its limit: "
+            f"parity: {len(result.parity.rows)} comparisons with the reference implementation passed; closest to its limit: "
             f"{worst.graph}.{worst.output}, {worst.measure} {worst.difference:.2g} of {worst.tolerance:.2g} allowed",
             err=True,
         )

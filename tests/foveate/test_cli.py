@@ -35,7 +35,7 @@ def assert_one_clear_line(result: Result, *parts: str) -> None:
 
 def test_export_reports_parity_and_the_bundle(exported: Result, bundle: Path) -> None:
     assert exported.exit_code == 0, exported.stderr
-    assert "comparisons with transformers passed" in exported.stderr
+    assert "comparisons with the reference implementation passed" in exported.stderr
     assert {path.name for path in bundle.iterdir()} == {"manifest.json", "graphs", "tokenizer"}
 
 

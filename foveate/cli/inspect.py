@@ -53,6 +53,7 @@ def _facts(bundle: Bundle) -> dict[str, Any]:
         "precision": manifest.precision,
         "foveate": manifest.foveate_version,
         "scorer": manifest.scorer.kind,
+        "selector": manifest.scorer.default_selector,
         "retained": retention or "not measured",
         "bytes": sum(file.size_bytes for file in manifest.files.values()),
         "graphs": {name: [tensor.name for tensor in graph.inputs] for name, graph in manifest.graphs.items()},

@@ -24,7 +24,7 @@ from torch import Tensor
 from foveate.exporter.weights import Weight
 
 BLOCK = 128
-"""Weights of a matrix in 4 bits that share a scale."""
+"""Weights of a matrix in 4 bits that share a scale and a zero."""
 ROW_BLOCK = 128
 """Weights of a table in 8 bits that share a scale."""
 _LARGEST_4, _MIDDLE_8 = 15, 128

@@ -1,17 +1,27 @@
-"""The SigLIP vision tower (arXiv 2303.15343), up to the layer that a family reads."""
+"""The SigLIP vision tower (arXiv 2303.15343), up to the layer that a family reads; `clip` shares its blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import torch
 from torch import Tensor, nn
 
 from foveate.engines import ExportError
 from foveate.exporter.modules import LayerNorm, Linear, empty
 from foveate.exporter.text_config import check_supported, convert
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": nn.functional.gelu,
+    "gelu_pytorch_tanh": partial(nn.functional.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+"""`hidden_act`, as transformers names it."""
 
 
 class SiglipConfig(msgspec.Struct, frozen=True):
@@ -163,12 +173,13 @@ class SiglipAttention(nn.Module):
 
 
 class SiglipMLP(nn.Module):
-    """Two layers with the tanh approximation of GELU between them."""
+    """Two layers with GELU, or an approximation of it, between them."""
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
+        self.activation = _ACTIVATIONS[config.hidden_act]
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(nn.functional.gelu(self.fc1(x), approximate="tanh"))
+        return self.fc2(self.activation(self.fc1(x)))

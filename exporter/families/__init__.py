@@ -10,6 +10,7 @@ from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.family import Family
 
 FAMILIES = {
+    "llava": "foveate.exporter.families.llava:Llava",
     "llava_llama": "foveate.exporter.families.llava_llama:LlavaLlama",
     "llava_onevision": "foveate.exporter.families.llava_onevision:LlavaOnevision",
     "qwen2_vl": "foveate.exporter.families.qwen2_vl:Qwen2VL",

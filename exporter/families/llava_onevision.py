@@ -1,26 +1,24 @@
-"""LLaVA-OneVision: every fact about the family that the exporter needs."""
+"""LLaVA-OneVision: every fact about the family that the exporter needs, where it is not LLaVA-1.5's."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.engines import ExportError, PromptEntry, TensorSpec
+from foveate.engines import ExportError, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
-from foveate.exporter.decoder import DecoderConfig
-from foveate.exporter.family import ReferenceOutput
-from foveate.exporter.modules import Linear, empty
-from foveate.exporter.quiet import quiet_transformers
+from foveate.exporter.families.llava import Llava, LlavaConfig, LlavaReference, Projector
+from foveate.exporter.modules import empty
 from foveate.exporter.siglip import SiglipConfig, SiglipTower
-from foveate.exporter.text_config import check_supported, convert, read_decoder
+from foveate.exporter.text_config import check_supported, convert
 
 _TAPS = 4  # corners of a bilinear interpolation
 _BICUBIC = 3
@@ -29,29 +27,15 @@ _PINPOINTS = tuple((height, width) for height in _SIDES for width in _SIDES)
 _QWEN2_DEFAULTS = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}  # published files leave out transformers' defaults
 
 
-class _Config(msgspec.Struct, frozen=True):
+class _Config(LlavaConfig, frozen=True):
     """What is needed of config.json; defaults as in transformers' LlavaOnevisionConfig."""
 
-    vision_config: dict[str, Any]
-    text_config: dict[str, Any]
-    image_token_index: int | None = None
-    image_token_id: int | None = None
     video_token_index: int | None = None
     video_token_id: int | None = None
-    projector_hidden_act: str = "gelu"
-    multimodal_projector_bias: bool = True
     vision_feature_layer: int | list[int] = -1
     vision_feature_select_strategy: str = "full"
     vision_aspect_ratio: str = "anyres_max_9"
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
-    tie_word_embeddings: bool = False
-
-
-class _EndTokens(msgspec.Struct, frozen=True):
-    """What the prompt needs of generation_config.json or of the text config."""
-
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
 
 
 class _Size(msgspec.Struct, frozen=True):
@@ -73,13 +57,10 @@ class _ImageConfig(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class LlavaOnevision:
+class LlavaOnevision(Llava):
     """A LLaVA-OneVision checkpoint; see `Family`."""
 
-    checkpoint: Checkpoint
     config: _Config
-    vision: SiglipConfig
-    decoder: DecoderConfig
     model_type: str = "llava_onevision"
 
     @classmethod
@@ -92,16 +73,9 @@ class LlavaOnevision:
         where = checkpoint.path / "config.json"
         config = convert(checkpoint.config, _Config, where)
         check_supported(where, "vision model_type", config.vision_config.get("model_type"), ("siglip_vision_model",))
-        check_supported(where, "projector_hidden_act", config.projector_hidden_act, ("gelu",))
         check_supported(where, "vision_feature_select_strategy", config.vision_feature_select_strategy, ("full",))
         vision = SiglipConfig.read(config.vision_config, where)
-        text = _QWEN2_DEFAULTS | config.text_config
-        tied = config.tie_word_embeddings or bool(text.get("tie_word_embeddings"))
-        return cls(checkpoint, config, vision, read_decoder(text, where, tied))
-
-    @property
-    def _where(self) -> Path:
-        return self.checkpoint.path / "config.json"
+        return cls(checkpoint, config, vision, cls.read_text(config, _QWEN2_DEFAULTS, where))
 
     @property
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
@@ -112,65 +86,19 @@ class LlavaOnevision:
         )
 
     def vision_tower(self) -> nn.Module:
-        return VisionTower(self.vision, self._layers(), self.decoder.hidden_size, self.config.multimodal_projector_bias)
-
-    def _layers(self) -> int:
-        layer = self.config.vision_feature_layer
-        if not isinstance(layer, int):
-            raise ExportError(
-                f"{self._where}: vision_feature_layer is {layer}, the tower gives one layer. Use another checkpoint."
-            )
-        return self.vision.layers(layer, self._where)
-
-    def checkpoint_keys(self, name: str) -> Sequence[str]:
-        """Published files have the first spelling, versions of transformers 5 write the others."""
-        part, _, rest = name.partition(".")
-        if name == "language_model.lm_head.weight":
-            return (name, "lm_head.weight")
-        if part == "language_model":
-            return (f"language_model.model.{rest}", f"model.{name}")
-        tower = rest.removeprefix("vision_tower.")
-        spellings = (rest,) if tower == rest else (f"vision_tower.vision_model.{tower}", rest)
-        return (*spellings, *(f"model.{spelling}" for spelling in spellings))
-
-    def prompt(self) -> PromptEntry:
-        file = "generation_config.json"
-        generation = convert(self.checkpoint.optional_json(file), _EndTokens, self.checkpoint.path / file)
-        text = convert(self.config.text_config, _EndTokens, self._where)
-        eos = text.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
-        pad = text.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
-        if eos is None:
-            raise ExportError(f"{self.checkpoint.path} names no 'eos_token_id' in {file} or config.json. Add it.")
-        eos_token_ids = (eos,) if isinstance(eos, int) else eos
-        return PromptEntry(
-            chat_template=self.checkpoint.chat_template(),
-            image_token=self.checkpoint.token(self._image_token_id),
-            video_token=self.checkpoint.token(self._video_token_id),
-            eos_token_ids=eos_token_ids,
-            pad_token_id=eos_token_ids[0] if pad is None else pad,
-            template_tokens=self.checkpoint.template_tokens(),
-        )
+        return VisionTower(self.vision, self.layers(), self.decoder.hidden_size, self.config.multimodal_projector_bias)
 
     @property
-    def _image_token_id(self) -> int:
-        return self._token_id("image_token_index", self.config.image_token_index, self.config.image_token_id)
-
-    @property
-    def _video_token_id(self) -> int:
-        return self._token_id("video_token_index", self.config.video_token_index, self.config.video_token_id)
-
-    def _token_id(self, name: str, *spellings: int | None) -> int:
-        for token_id in spellings:
-            if token_id is not None:
-                return token_id
-        raise ExportError(f"{self._where} has no '{name}'. Use the file that belongs to the weights.")
+    def video_token_id(self) -> int:
+        """The placeholder of videos."""
+        return self.token_id("video_token_index", self.config.video_token_index, self.config.video_token_id)
 
     def processor(self) -> dict[str, Any]:
         images = self._image_config()
         max_crops = re.fullmatch(r"anyres_max_([1-9][0-9]*)", self.config.vision_aspect_ratio)
         if max_crops is None:
             raise ExportError(
-                f"{self._where}: vision_aspect_ratio is {self.config.vision_aspect_ratio!r}, expected 'anyres_max_N'. "
+                f"{self.where}: vision_aspect_ratio is {self.config.vision_aspect_ratio!r}, expected 'anyres_max_N'. "
                 "Use another checkpoint."
             )
         return {
@@ -181,8 +109,8 @@ class LlavaOnevision:
             "image_mean": list(images.image_mean),
             "image_std": list(images.image_std),
             "rescale_factor": images.rescale_factor,
-            "image_token_id": self._image_token_id,
-            "video_token_id": self._video_token_id,
+            "image_token_id": self.image_token_id,
+            "video_token_id": self.video_token_id,
         }
 
     def _image_config(self) -> _ImageConfig:
@@ -195,9 +123,9 @@ class LlavaOnevision:
         where, images = self._read_images("image_processor", "preprocessor_config.json")
         where_videos, videos = self._read_images("video_processor", "video_preprocessor_config.json")
         if any(length % side for pinpoint in pinpoints for length in pinpoint):
-            raise ExportError(f"{self._where}: crops of {side} pixels don't tile all of image_grid_pinpoints. Fix them.")
+            raise ExportError(f"{self.where}: crops of {side} pixels don't tile all of image_grid_pinpoints. Fix them.")
         if images.image_grid_pinpoints != pinpoints:
-            raise ExportError(f"{where} has other image_grid_pinpoints than {self._where}. Use the files that belong together.")
+            raise ExportError(f"{where} has other image_grid_pinpoints than {self.where}. Use the files that belong together.")
         for file, config in ((where, images), (where_videos, videos)):
             _check_equal(file, "size", (config.size.height, config.size.width), (side, side))
             _check_equal(file, "resample", config.resample, _BICUBIC)
@@ -256,58 +184,16 @@ class VisionTower(nn.Module):
         return sum(others, first)
 
 
-class Projector(nn.Module):
-    """Features to the width of the decoder; two layers with a GELU between them."""
-
-    def __init__(self, vision_size: int, hidden_size: int, bias: bool) -> None:
-        super().__init__()
-        self.linear_1 = Linear(vision_size, hidden_size, bias)
-        self.linear_2 = Linear(hidden_size, hidden_size, bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(nn.functional.gelu(self.linear_1(x)))
-
-
-class LlavaOnevisionReference:
+class LlavaOnevisionReference(LlavaReference):
     """transformers' model in float32 with eager attention; see `Reference`."""
 
-    def __init__(self, path: Path, feature_layer: int | list[int]) -> None:
-        from transformers import LlavaOnevisionForConditionalGeneration
-
-        with quiet_transformers():
-            model = LlavaOnevisionForConditionalGeneration.from_pretrained(
-                path, dtype=torch.float32, attn_implementation="eager"
-            )
-        self._model = model.eval().requires_grad_(False)
-        self._feature_layer = feature_layer
+    architecture: ClassVar[str] = "LlavaOnevisionForConditionalGeneration"
 
     @torch.no_grad()
     def visual_embeds(self, feeds: Mapping[str, np.ndarray]) -> Tensor:
-        pixels = torch.from_numpy(feeds["pixel_values"])
-        vision, model = self._model.config.vision_config, self._model.model
-        size, grid = vision.patch_size, vision.image_size // vision.patch_size
-        images = pixels.unflatten(2, (3, size, size)).unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)
-        images = images.reshape(len(pixels), 3, grid * size, grid * size)
-        hidden = model.vision_tower(images, output_hidden_states=True).hidden_states[self._feature_layer]
-        rows = torch.cat((model.multi_modal_projector(hidden).flatten(0, 1), model.image_newline[None]))
+        model = self.model.model
+        rows = torch.cat((model.multi_modal_projector(self.features(feeds)).flatten(0, 1), model.image_newline[None]))
         return torch.einsum("nk,nkd->nd", torch.from_numpy(feeds["gather_weights"]), rows[feeds["gather_indices"]])
-
-    @torch.no_grad()
-    def text_embeds(self, input_ids: Tensor) -> Tensor:
-        return self._model.get_input_embeddings()(input_ids)
-
-    def forward(self, inputs_embeds: Tensor, position_ids: Tensor) -> ReferenceOutput:
-        # Without a mask, positions that do not count up by one would be taken for several sequences packed into one.
-        mask = torch.ones(1, len(inputs_embeds), dtype=torch.long)
-        output = self._model.model.language_model(
-            inputs_embeds=inputs_embeds[None],
-            attention_mask=mask,
-            position_ids=position_ids,
-            use_cache=False,
-            output_attentions=True,
-        )
-        logits = self._model.lm_head(output.last_hidden_state)[0]
-        return ReferenceOutput(logits, tuple(output.attentions))
 
 
 def _check_equal(where: Path, what: str, value: object, expected: object) -> None:

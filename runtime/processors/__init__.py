@@ -13,6 +13,7 @@ from foveate.engines import BundleError, VisionShape
 from foveate.runtime.types import Layout, Visual
 
 PROCESSORS = {
+    "llava": "foveate.runtime.processors.llava:LlavaProcessor",
     "llava_llama": "foveate.runtime.processors.llava_llama:LlavaLlamaProcessor",
     "llava_onevision": "foveate.runtime.processors.llava_onevision:LlavaOnevisionProcessor",
     "qwen2_vl": "foveate.runtime.processors.qwen2_vl:Qwen2VLProcessor",

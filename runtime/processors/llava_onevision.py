@@ -11,9 +11,10 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError, Grid, RequestError, VisionShape
+from foveate.engines import BundleError, Grid, VisionShape
 from foveate.runtime.processors.interpolate import bilinear, single
 from foveate.runtime.processors.pixels import Normalisation
+from foveate.runtime.processors.placeholders import expand_placeholders
 from foveate.runtime.types import Layout, Picture, Visual, VisualKind
 
 _SHRINK_ABOVE = 1.1
@@ -118,20 +119,8 @@ class LlavaOnevisionProcessor:
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
         """See `Processor.layout`. Positions count all tokens, visual ones too."""
-        image, video = self.constants.image_token_id, self.constants.video_token_id
-        placeholders = np.flatnonzero((input_ids == image) | (input_ids == video))
-        kinds = [visual.kind for visual in visuals]
-        expected: list[VisualKind] = ["image" if token == image else "video" for token in input_ids[placeholders]]
-        if kinds != expected:
-            raise RequestError(
-                f"the prompt has placeholders for {_listed(expected)}, there are {_listed(kinds)}. "
-                "Give one part per image and video, in the order in which the chat template shows them: images first."
-            )
-        counts = np.ones(len(input_ids), np.int64)
-        counts[placeholders] = [visual.num_tokens for visual in visuals]
-        visual_indices = np.flatnonzero(np.repeat(np.isin(np.arange(len(input_ids)), placeholders), counts))
-        total = int(counts.sum())
-        return Layout(np.repeat(input_ids, counts), np.arange(total)[None], visual_indices, total)
+        placeholders: dict[int, VisualKind] = {self.constants.image_token_id: "image", self.constants.video_token_id: "video"}
+        return expand_placeholders(input_ids, placeholders, visuals)
 
     def anyres(self, width: int, height: int) -> AnyRes:
         """The canvas whose crops show most of an image, and the features that are left of it.
@@ -250,7 +239,3 @@ def _behind_rows(values: np.ndarray, newlines: np.ndarray) -> np.ndarray:
     rows, taps = newlines.shape
     columns = values.size // max(1, rows * taps)
     return np.concatenate([values.reshape(rows, columns, taps), newlines[:, None]], axis=1).reshape(-1, taps)
-
-
-def _listed(kinds: Sequence[VisualKind]) -> str:
-    return ", ".join(kinds) or "nothing"

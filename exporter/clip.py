@@ -1,0 +1,67 @@
+"""The CLIP vision tower (arXiv 2103.00020), up to the layer that a family reads; its blocks are SigLIP's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from foveate.exporter.modules import LayerNorm, Linear, empty
+from foveate.exporter.siglip import Positions, SiglipConfig, SiglipEncoder
+from foveate.exporter.text_config import check_supported, convert
+
+
+class ClipConfig(SiglipConfig, frozen=True):
+    """`vision_config` of config.json, of model type `clip_vision_model`; defaults as in transformers' CLIPVisionConfig."""
+
+    patch_size: int = 32
+    layer_norm_eps: float = 1e-5
+    hidden_act: str = "quick_gelu"
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any], where: Path) -> ClipConfig:
+        """See `SiglipConfig.read`."""
+        config = convert(values, cls, where)
+        check_supported(where, "vision hidden_act", config.hidden_act, ("quick_gelu", "gelu"))
+        check_supported(where, "vision num_channels", config.num_channels, (3,))
+        return config
+
+
+class ClipTower(nn.Module):
+    """The first `layers` blocks, for weights named as in transformers' CLIPVisionModel without its `vision_model`.
+
+    Args:
+        config: sizes.
+        layers: how many blocks; see `SiglipConfig.layers`.
+    """
+
+    def __init__(self, config: ClipConfig, layers: int) -> None:
+        super().__init__()
+        self.embeddings = ClipEmbeddings(config)
+        self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps)  # as the weights spell it
+        self.encoder = SiglipEncoder(config, layers)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """`[frames, patches, hidden_size]` of `pixel_values [frames, patches, patch_values]`, patches row by row.
+
+        The class token, which every patch sees, is left out at the end. Frames are a batch: they do not see each other.
+        """
+        return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))[:, 1:]
+
+
+class ClipEmbeddings(nn.Module):
+    """The patch convolution as a product, a class token before the patches, and a learned vector for each place."""
+
+    def __init__(self, config: ClipConfig) -> None:
+        super().__init__()
+        self.class_embedding = empty(config.hidden_size)
+        self.patch_embedding = Linear(config.patch_values, config.hidden_size, bias=False)
+        self.position_embedding = Positions(config.patches + 1, config.hidden_size)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        patches = self.patch_embedding(pixel_values)
+        first = self.class_embedding.expand(patches.shape[0], 1, -1)
+        return self.position_embedding(torch.cat((first, patches), dim=1))

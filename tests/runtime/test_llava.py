@@ -1,0 +1,146 @@
+"""LLaVA-1.5's processor and pipeline against transformers: pixels and greedy tokens."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers import LlavaForConditionalGeneration, Qwen2TokenizerFast
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+from foveate.engines import BundleError, RequestError, SessionOptions, VisionShape
+from foveate.runtime import Pipeline, Request, load
+from foveate.runtime.processors import open_processor
+from foveate.runtime.processors.llava import LlavaProcessor
+from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR, save_tiny
+
+NEW_TOKENS = 6
+QUESTION = "What colour is the circle on the left?"
+CONSTANTS: dict[str, Any] = {
+    "image_size": IMAGE_SIZE,
+    "patch_size": PATCH_SIZE,
+    **{name: PREPROCESSOR[name] for name in ("image_mean", "image_std", "rescale_factor")},
+    "image_token_id": 5,
+}
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def processor() -> LlavaProcessor:
+    return LlavaProcessor(CONSTANTS)
+
+
+@pytest.fixture(scope="module")
+def clip() -> CLIPImageProcessorPil:
+    return CLIPImageProcessorPil(**PREPROCESSOR)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 2**32 - 1))
+def test_patches_are_those_of_transformers_bit_for_bit(
+    processor: LlavaProcessor, clip: CLIPImageProcessorPil, height: int, width: int, seed: int
+) -> None:
+    image = picture(width, height, seed)
+    if max(width, height) > 200 * min(width, height):
+        with pytest.raises(RequestError, match=rf"{width} x {height} pixels, expected an aspect ratio of at most 200. Crop"):
+            processor.image(image)
+        return
+    made = processor.image(image)
+    expected = clip([image], return_tensors="np")["pixel_values"]
+    blocks = expected.reshape(3, GRID_SIZE, PATCH_SIZE, GRID_SIZE, PATCH_SIZE).transpose(1, 3, 0, 2, 4)
+    np.testing.assert_array_equal(made.feeds["pixel_values"], blocks.reshape(1, GRID_SIZE**2, -1))
+    assert (made.kind, made.grids) == ("image", ((1, GRID_SIZE, GRID_SIZE),))
+    (shown,) = made.pictures
+    assert shown.image.size == (IMAGE_SIZE, IMAGE_SIZE)
+
+
+def test_shapes_are_known_without_pixels() -> None:
+    published = LlavaProcessor({**CONSTANTS, "image_size": 336})
+    assert published.vision_shape(1000, 20) == VisionShape(1, 576, 576)
+    assert published.vision_shape_of_tokens(577) == VisionShape(2, 576, 577)
+
+
+def test_unknown_and_missing_constants_are_bundle_errors() -> None:
+    for broken in ({**CONSTANTS, "colour": 1}, {k: v for k, v in CONSTANTS.items() if k != "patch_size"}):
+        with pytest.raises(BundleError, match=r"LLaVA-1.5's.*Export the bundle again"):
+            LlavaProcessor(broken)
+    assert isinstance(open_processor("llava", CONSTANTS), LlavaProcessor)
+
+
+class Reference:
+    """transformers' own template, tokenizer, preprocessing and generation."""
+
+    def __init__(self, folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers' own
+            self.model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self.images = CLIPImageProcessorPil(**json.loads((folder / "preprocessor_config.json").read_text()))
+        self.tokenizer = Qwen2TokenizerFast.from_pretrained(folder)
+
+    def generate(self, messages: Sequence[Any], images: Sequence[Image.Image]) -> tuple[int, ...]:
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = torch.tensor([self.tokenizer(text.replace("<image>", "<image>" * GRID_SIZE**2))["input_ids"]])
+        pixels = {"pixel_values": self.images(list(images), return_tensors="pt")["pixel_values"]} if images else {}
+        output = self.model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            **pixels,
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        for logits in output.logits:
+            best, second = logits[0].topk(2).values.tolist()
+            assert best - second > 1e-3, "the reference is nearly tied: choose another seed"
+        return tuple(output.sequences[0, ids.shape[1] :].tolist())
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Reference]:
+    exporter = pytest.importorskip("foveate.exporter")
+    checkpoint = save_tiny(tmp_path_factory.mktemp("llava") / "checkpoint", seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's own; the exporter's tests look at them
+        result = exporter.export(checkpoint, checkpoint.parent / "tiny.bundle", exporter.ExportOptions(check=False))
+    return load(result.bundle, options=SessionOptions(threads=1)), Reference(checkpoint)
+
+
+def chat(images: int) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*[{"type": "image"}] * images, {"type": "text", "text": QUESTION}]}]
+
+
+@pytest.mark.parametrize("sizes", [[(200, 200)], [(60, 300)], [(90, 42), (500, 400)], []], ids=["square", "tall", "two", "none"])
+def test_greedy_tokens_are_those_of_transformers(both: tuple[Pipeline, Reference], sizes: list[tuple[int, int]]) -> None:
+    pipe, reference = both
+    images, messages = [picture(*size) for size in sizes], chat(len(sizes))
+    answer = pipe.generate(Request(messages, images, max_new_tokens=NEW_TOKENS))
+    assert answer.tokens == reference.generate(messages, images)
+    assert answer.grids == ((1, GRID_SIZE, GRID_SIZE),) * len(sizes)
+
+
+def test_pruning_keeps_as_many_tokens_as_asked_and_shows_them(both: tuple[Pipeline, Reference]) -> None:
+    pipe, _ = both
+    answer = pipe.generate(Request.ask(QUESTION, [picture(200, 100)], keep_tokens=6, max_new_tokens=NEW_TOKENS))
+    assert len(answer.selection.keep_indices) == 6
+    assert answer.explain().width > 0
+
+
+def test_a_video_is_refused(both: tuple[Pipeline, Reference], processor: LlavaProcessor) -> None:
+    pipe, _ = both
+    with pytest.raises(RequestError, match="part of type 'video', which this model does not take"):
+        pipe.generate(Request.ask(QUESTION, videos=[[picture(50, 50)]]))
+    with pytest.raises(RequestError, match="takes no videos. Give their frames as images"):
+        processor.video([picture(50, 50)], [0.0])

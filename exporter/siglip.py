@@ -15,7 +15,6 @@ from foveate.engines import ExportError
 from foveate.exporter.modules import LayerNorm, Linear, empty
 from foveate.exporter.text_config import check_supported, convert
 
-
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": nn.functional.gelu,
     "gelu_pytorch_tanh": partial(nn.functional.gelu, approximate="tanh"),

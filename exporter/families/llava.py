@@ -189,7 +189,7 @@ class Llava:
         raise ExportError(f"{self.where} has no '{name}'. Use the file that belongs to the weights.")
 
     def processor(self) -> dict[str, Any]:
-        where, images = self._read_images()
+        where, images = self._preprocessing()
         side = self.vision.image_size
         size = images.size.shortest_edge if isinstance(images.size, _ShortestEdge) else images.size
         crop = (images.crop_size.height, images.crop_size.width) if isinstance(images.crop_size, _Crop) else images.crop_size
@@ -210,7 +210,7 @@ class Llava:
             "image_token_id": self.image_token_id,
         }
 
-    def _read_images(self) -> tuple[Path, _ImageConfig]:
+    def _preprocessing(self) -> tuple[Path, _ImageConfig]:
         """From preprocessor_config.json, or from processor_config.json, where transformers 5 may put it."""
         file = "preprocessor_config.json"
         values = self.checkpoint.optional_json(file)

@@ -36,7 +36,7 @@ def load_exporter() -> ModuleType:
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @click.option("--scorer", type=click.Path(path_type=Path), help="A trained scorer, from 'foveate scorer train'.")
 @click.option("--calibrate", type=click.Path(path_type=Path), help="Folder of questions to measure the retention curve on.")
-@click.option("--check/--no-check", default=True, show_default=True, help="Compare every graph with the reference implementation.")
+@click.option("--check/--no-check", default=True, show_default=True, help="Compare every graph with the reference model.")
 def export_command(
     checkpoint: Path,
     output: Path,

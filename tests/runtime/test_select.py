@@ -111,7 +111,9 @@ def test_a_policy_that_breaks_its_contract_is_an_error(policy: Policy) -> None:
 
 
 def test_an_unknown_selector_is_an_error() -> None:
-    with pytest.raises(RequestError, match=r"no selector 'top_k'. Choose one of foveated, learned, attention, random, .*learned-dpp\.$"):
+    with pytest.raises(
+        RequestError, match=r"no selector 'top_k'. Choose one of foveated, learned, attention, .*learned-dpp\.$"
+    ):
         open_selector("top_k")
 
 

@@ -222,5 +222,5 @@ def test_unknown_and_missing_constants_are_bundle_errors(constants: dict[str, An
 
 def test_the_registry_opens_families_by_name(constants: dict[str, Any]) -> None:
     assert isinstance(open_processor("qwen2_vl", constants), Qwen2VLProcessor)
-    with pytest.raises(BundleError, match="family 'llava'"):
-        open_processor("llava", constants)
+    with pytest.raises(BundleError, match="family 'phi3_v'"):
+        open_processor("phi3_v", constants)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from benchmarks.scenes.checkpoint import build_tokenizer
 
@@ -42,6 +42,13 @@ def save_tiny(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
     tokenizer = build_tokens()
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(_config(tokenizer, changes))
+    return save_random(model, tokenizer, folder, CHAT_TEMPLATE, PREPROCESSOR)
+
+
+def save_random(
+    model: PreTrainedModel, tokenizer: Tokenizer, folder: Path, template: str, preprocessor: dict[str, Any]
+) -> Path:
+    """A checkpoint of a model whose weights are drawn so that its answers vary."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() >= 2:
@@ -56,8 +63,8 @@ def save_tiny(folder: Path, *, seed: int = 0, **changes: Any) -> Path:
         model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return folder
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 
 from benchmarks.scenes.checkpoint import build_tokenizer
 from benchmarks.scenes.learners.llava_onevision import CHAT_TEMPLATE
+from tests.tiny_llava import save_random
 
 IMAGE_SIZE, PATCH_SIZE, GRID_SIZE = 72, 14, 5
 PINPOINTS = [[IMAGE_SIZE * rows, IMAGE_SIZE * columns] for rows, columns in (*product((1, 2, 3), repeat=2), (1, 5), (6, 1))]
@@ -39,23 +38,7 @@ def save_tiny(folder: Path, *, tied: bool = True, seed: int = 0, **changes: Any)
     tokenizer = build_tokens()
     torch.manual_seed(seed)
     model = LlavaOnevisionForConditionalGeneration(_config(tokenizer, tied, changes))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() >= 2:
-                parameter.normal_(std=parameter[0].numel() ** -0.5)
-            elif "norm" not in name:
-                parameter.normal_(std=0.1)
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter *= 4
-    model.generation_config.update(do_sample=False, eos_token_id=tokenizer.token_to_id("<|im_end|>"))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # transformers' own
-        model.save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR))
-    return folder
+    return save_random(model, tokenizer, folder, CHAT_TEMPLATE, PREPROCESSOR)
 
 
 def _config(tokenizer: Tokenizer, tied: bool, changes: dict[str, Any]) -> LlavaOnevisionConfig:

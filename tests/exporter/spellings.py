@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
+
+from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.families import read_family
+from foveate.exporter.pipeline import build_graphs
+from foveate.exporter.weights import Weight, resolve_weights
 
 
 def flatten_config(folder: Path) -> None:
@@ -30,3 +36,17 @@ def shard_weights(folder: Path, rename: dict[str, str]) -> None:
         save_file({name: tensors[name] for name in part}, folder / file)
     weight_map = {name: file for file, part in files.items() for name in part}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def change(folder: Path, file: str = "config.json", **values: Any) -> Path:
+    """Sets keys of a JSON file of a checkpoint, and leaves out those that are None."""
+    content = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
+    content |= values
+    (folder / file).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    return folder
+
+
+def weights_of(folder: Path) -> dict[str, Weight]:
+    """The weights of every graph of a checkpoint, by their names in the graphs."""
+    family = read_family(Checkpoint.open(folder))
+    return resolve_weights([graph.module for graph in build_graphs(family)], family.checkpoint, family.checkpoint_keys)

@@ -17,10 +17,8 @@ from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.families.llava import Llava
-from foveate.exporter.pipeline import build_graphs
-from foveate.exporter.weights import Weight, resolve_weights
 from foveate.runtime.shapes import plan_shapes
-from tests.exporter.spellings import shard_weights
+from tests.exporter.spellings import change, shard_weights, weights_of
 from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, save_tiny
 
 PUBLISHED = {"vision_tower.": "vision_tower.vision_model."}
@@ -53,18 +51,6 @@ def read(folder: Path) -> Llava:
     family = read_family(Checkpoint.open(folder))
     assert type(family) is Llava
     return family
-
-
-def change(folder: Path, file: str = "config.json", **values: Any) -> Path:
-    content = json.loads((folder / file).read_text()) if (folder / file).is_file() else {}
-    content |= values
-    (folder / file).write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
-    return folder
-
-
-def weights_of(folder: Path) -> dict[str, Weight]:
-    family = read(folder)
-    return resolve_weights([graph.module for graph in build_graphs(family)], family.checkpoint, family.checkpoint_keys)
 
 
 def test_every_graph_is_that_of_transformers(exported: ExportResult) -> None:

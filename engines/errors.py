@@ -1,12 +1,48 @@
 """Everything foveate raises on purpose.
 
 A message states the fact, what was expected and the remedy, in one line. The command line prints it and exits
-with code 2; any other exception is a bug.
+with code 2; any other exception is a bug. Whose fault it is, the class says:
+
+    FoveateError
+      RequestError          the caller's: one request can't be served as it stands
+      OptionError           the user's: an option of a function or command is unusable, or contradicts another one
+      DataError             the user's: a folder of questions or labels is missing or broken
+      BundleError           the bundle's: it can't be read or trusted
+      ExportError           the checkpoint's: it can't be exported
+        ParityError         a graph differs from it
+      LabelError            labels can't be made or read
+      ScorerError           a scorer can't be trained or read
+      BackendError          the backend's: it can't load or run a graph, or gave values that are none
+      MachineError          the machine's: memory, disk, rights
+      MissingPackageError   a package is not installed
 """
+
+from __future__ import annotations
 
 
 class FoveateError(Exception):
-    """Base of every error that foveate raises on purpose."""
+    """Base of every error that foveate raises on purpose.
+
+    Args:
+        message: fact, expectation, remedy. It names no flag of a command: the library has none.
+        options: fields or arguments that the remedy speaks of; the command line adds the flags that set them.
+    """
+
+    def __init__(self, message: str = "", *, options: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.options = options
+
+
+class RequestError(FoveateError):
+    """A request cannot be served as it stands: messages, images, videos, budget, sampling. The caller can mend it."""
+
+
+class OptionError(FoveateError):
+    """An option of a function or command is unknown, out of range, without effect or contradicts another one."""
+
+
+class DataError(FoveateError):
+    """A user's folder of questions, images or results is missing, broken or holds something else."""
 
 
 class BundleError(FoveateError):
@@ -30,8 +66,12 @@ class ScorerError(FoveateError):
 
 
 class BackendError(FoveateError):
-    """A backend is missing, or cannot load or run a graph."""
+    """A backend cannot load or run a graph, or a graph gave values that are none (NaN)."""
 
 
-class RequestError(FoveateError):
-    """A request cannot be served as it stands: image, prompt, budget or sampling."""
+class MachineError(FoveateError):
+    """The machine lacks something: memory, disk space, the right to write."""
+
+
+class MissingPackageError(FoveateError):
+    """A package is not installed; the message says how to get it."""

@@ -14,12 +14,40 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from foveate.engines import BackendError, Bundle, BundleError, ExportError, FoveateError, ParityError, RequestError
+    from foveate.engines import (
+        BackendError,
+        Bundle,
+        BundleError,
+        DataError,
+        ExportError,
+        FoveateError,
+        LabelError,
+        MachineError,
+        MissingPackageError,
+        OptionError,
+        ParityError,
+        RequestError,
+        ScorerError,
+    )
     from foveate.exporter import ExportOptions, export
     from foveate.runtime import Answer, Budget, Chunk, ImageLimits, Pipeline, Request, Sampling, Selection, Timings, load
 
 _ROOMS = {
-    "foveate.engines": ("BackendError", "Bundle", "BundleError", "ExportError", "FoveateError", "ParityError", "RequestError"),
+    "foveate.engines": (
+        "BackendError",
+        "Bundle",
+        "BundleError",
+        "DataError",
+        "ExportError",
+        "FoveateError",
+        "LabelError",
+        "MachineError",
+        "MissingPackageError",
+        "OptionError",
+        "ParityError",
+        "RequestError",
+        "ScorerError",
+    ),
     "foveate.exporter": ("ExportOptions", "export"),
     "foveate.runtime": (
         "Answer",
@@ -43,15 +71,21 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Chunk",
+    "DataError",
     "ExportError",
     "ExportOptions",
     "FoveateError",
     "ImageLimits",
+    "LabelError",
+    "MachineError",
+    "MissingPackageError",
+    "OptionError",
     "ParityError",
     "Pipeline",
     "Request",
     "RequestError",
     "Sampling",
+    "ScorerError",
     "Selection",
     "Timings",
     "export",

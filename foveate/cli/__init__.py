@@ -40,8 +40,19 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except FoveateError as error:
-            click.echo(f"Error: {error}", err=True)
+            flags = _flags(self.get_command(ctx, ctx.invoked_subcommand or ""), error.options)
+            click.echo(f"Error: {error}{f' ({flags})' if flags else ''}", err=True)
             sys.exit(2)
+
+
+def _flags(command: click.Command | None, options: tuple[str, ...]) -> str:
+    """The flags of a command, or of its own commands, that set these options: a library's error names no flag."""
+    if isinstance(command, click.Group):
+        found = [_flags(own, options) for own in command.commands.values()]
+        return next(filter(None, found), "")
+    parameters = command.params if command else []
+    flags = {parameter.name: parameter.opts[0] for parameter in parameters if isinstance(parameter, click.Option)}
+    return ", ".join(flags[name] for name in options if name in flags)
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,7 +2,8 @@
 
 from foveate.engines.backends import BACKENDS, PREFILL_DECODER, SessionOptions, decoder_graph, open_session
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
-from foveate.engines.environment import describe_environment, usable_cpus
+from foveate.engines.cpu import usable_cpus
+from foveate.engines.environment import describe_environment
 from foveate.engines.errors import (
     BackendError,
     BundleError,
@@ -18,13 +19,11 @@ from foveate.engines.errors import (
     ScorerError,
 )
 from foveate.engines.files import replace_file
+from foveate.engines.latencies import Environment, LatencyEntry, LatencyPoint, read_latencies, save_latencies
 from foveate.engines.manifest import (
     SCHEMA_VERSION,
     DecoderEntry,
-    Environment,
     FileEntry,
-    LatencyEntry,
-    LatencyPoint,
     Manifest,
     PromptEntry,
     RetentionPoint,
@@ -33,6 +32,7 @@ from foveate.engines.manifest import (
 )
 from foveate.engines.memory import Array, HostMemory, Memory
 from foveate.engines.neighbours import NEIGHBOURS, Grid, find_neighbours
+from foveate.engines.packages import install_remedy, missing_package, needed_package
 from foveate.engines.profiles import GraphProfile, Range, ShapeProfile, VisionShape
 from foveate.engines.resident import reset_peak, resident_bytes
 from foveate.engines.session import FakeSession, Session
@@ -85,12 +85,17 @@ __all__ = [
     "describe_environment",
     "find_neighbours",
     "hash_file",
+    "install_remedy",
     "list_files",
+    "missing_package",
+    "needed_package",
     "new_folder",
     "open_session",
+    "read_latencies",
     "replace_file",
     "reset_peak",
     "resident_bytes",
+    "save_latencies",
     "usable_cpus",
     "write_manifest",
 ]

@@ -11,9 +11,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from foveate.engines.backends import PREFILL_DECODER
+from foveate.engines.backends import AS_THEY_ARE as AS_THEY_ARE
+from foveate.engines.backends import EXTRAS, PREFILL_DECODER
 from foveate.engines.bundle import Bundle
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import OptionError
+from foveate.engines.packages import needed_package
 from foveate.engines.profiles import ShapeProfile
 from foveate.engines.resident import reset_peak, resident_bytes
 from foveate.engines.spec import GraphSpec
@@ -25,8 +27,6 @@ BUILDERS = {
     "tensorrt-rtx": "foveate.engines.tensorrt.builder:TensorRTBuilder",
 }
 """Name of a backend that builds engines -> `module:class`, made with the `BuildOptions`."""
-AS_THEY_ARE = frozenset({"onnxruntime"})
-"""Those that build graphs as they are, for every shape: they have no options but the folder and its size."""
 
 Progress = Callable[[str, str, int, int], None]
 """Told graph and target, the phase of its build, and how many of the phase's steps are done."""
@@ -62,12 +62,14 @@ class Builder(Protocol):
     version: str
     graphs: tuple[str, ...]
     """Names of the graphs that the backend runs."""
+    files: tuple[str, ...]
+    """What is loaded beside `engine.bin`."""
 
     def targets(self) -> tuple[str, ...]:
         """The devices to build for.
 
         Raises:
-            BackendError: a target that the backend can't build for, or none given and no device at hand.
+            OptionError: a target that the backend can't build for, or none given and no device at hand.
         """
         ...
 
@@ -75,14 +77,14 @@ class Builder(Protocol):
         """What of the options makes an engine of this graph another one, as JSON values.
 
         Raises:
-            BackendError: the profile does not fit the graph.
+            OptionError: the profile does not fit the graph.
         """
         ...
 
     def build(
         self, bundle: Bundle, spec: GraphSpec, target: str, folder: Path, progress: Callable[[str, int, int], None]
     ) -> dict[str, Any]:
-        """Writes `engine.bin` and `build.log` into the folder and returns what the record is to keep, as JSON values.
+        """Writes `engine.bin`, `build.log` and `files` into the folder and returns what the record is to keep, as JSON values.
 
         Raises:
             BackendError: the backend refuses the graph.
@@ -111,8 +113,10 @@ def build(bundle: Bundle, options: BuildOptions, store: EngineStore, progress: P
         An engine for each target and graph.
 
     Raises:
-        BackendError: the backend is missing, can't build for a target, or refuses a graph; a profile contradicts itself;
-            the store can't be written. What was built before stays.
+        BackendError: the backend refuses a graph.
+        OptionError: it can't build for a target, or a profile contradicts itself.
+        MissingPackageError: its library is not installed.
+        MachineError: the store can't be written. What was built before stays.
     """
     builder = open_builder(options)
     keys = [
@@ -129,12 +133,15 @@ def open_builder(options: BuildOptions) -> Builder:
     """The builder of a backend.
 
     Raises:
-        BackendError: no backend of this name builds engines, or its library is not installed.
+        OptionError: no backend of this name builds engines, or it has no such option.
+        MissingPackageError: its library is not installed.
     """
     if options.backend not in BUILDERS:
-        raise BackendError(f"backend '{options.backend}' builds no engines. Choose one of {', '.join(BUILDERS)}.")
+        builders = ", ".join(BUILDERS)
+        raise OptionError(f"backend '{options.backend}' builds no engines. Choose one of {builders}.", options=("backend",))
     module, _, name = BUILDERS[options.backend].partition(":")
-    builder: Builder = getattr(import_module(module), name)(options)
+    with needed_package(f"the backend '{options.backend}' needs it", EXTRAS.get(options.backend, options.backend)):
+        builder: Builder = getattr(import_module(module), name)(options)
     return builder
 
 
@@ -176,6 +183,6 @@ def _build_one(
         reset_peak()
         start = time.perf_counter()
         details = builder.build(bundle, bundle.graph(key.graph), key.target, folder, partial(progress, title))
-        return BuildFacts(time.perf_counter() - start, resident_bytes().peak or 0, details)
+        return BuildFacts(time.perf_counter() - start, resident_bytes().peak or 0, details, builder.files)
 
     return Built(store.put(key, write, protect=digests), fresh)

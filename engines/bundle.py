@@ -12,7 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from foveate.engines.contract import check_contract
 from foveate.engines.errors import BundleError
+from foveate.engines.files import replace_file
+from foveate.engines.links import is_cached, plain_files
 from foveate.engines.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
 from foveate.engines.spec import GraphSpec
 
@@ -28,13 +31,18 @@ class Bundle:
     path: Path
     manifest: Manifest
 
+    @property
+    def sha256(self) -> str:
+        """Of the manifest, and so of everything that it lists: the bundle's identity, whatever lies in `engines`."""
+        return hashlib.sha256(encode_manifest(self.manifest)).hexdigest()
+
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
         """Opens a bundle; with `verify` every listed file is hashed and compared.
 
         Raises:
-            BundleError: no bundle there, a broken manifest, a path that leaves the folder, or a file that is missing
-                or changed.
+            BundleError: no bundle there, a manifest that is broken or contradicts itself, a path that leaves the folder, a
+                file beside the graphs that is not listed, or one that is missing or changed.
         """
         folder = Path(path)
         manifest_file = folder / MANIFEST
@@ -47,6 +55,8 @@ class Bundle:
         bundle = cls(folder, decode_manifest(manifest_file.read_bytes(), str(manifest_file)))
         for name in [*bundle.manifest.files, *(graph.file for graph in bundle.manifest.graphs.values())]:
             bundle.file(name)
+        check_contract(bundle.manifest, str(manifest_file))
+        bundle._check_listed()
         if verify:
             bundle.verify()
         return bundle
@@ -67,6 +77,15 @@ class Bundle:
                 f"{self.path / MANIFEST} uses '{name}' but does not list it under 'files'. Export the bundle again."
             )
         return self.path / name
+
+    @contextmanager
+    def plain_file(self, name: str) -> Iterator[Path]:
+        """The path of a file for libraries that want no links, in it or beside it; see `foveate.engines.links`."""
+        folder = name.rpartition("/")[0]
+        beside = [listed for listed in self.manifest.files if listed == name or listed.startswith(f"{folder}/")]
+        self.file(name)
+        with plain_files(self.path, beside) as plain:
+            yield plain / name
 
     def graph(self, name: str) -> GraphSpec:
         """The spec of a graph.
@@ -100,14 +119,30 @@ class Bundle:
                     f"{path} was changed: its sha256 differs from the manifest's. Export the bundle again or copy it whole."
                 )
 
+    def _check_listed(self) -> None:
+        """A graph takes weights from any file of its folder: one that is not listed would be taken as it is."""
+        for folder in {graph.file.rpartition("/")[0] for graph in self.manifest.graphs.values()}:
+            for path in (self.path / folder).rglob("*") if folder else ():
+                name = path.relative_to(self.path).as_posix()
+                if name not in self.manifest.files and not path.name.startswith(".") and not _is_plain_folder(path):
+                    raise BundleError(
+                        f"{path} lies beside the graphs, but the manifest does not list it under 'files'. "
+                        "Delete it, or export the bundle again."
+                    )
+
 
 def _is_inside(name: str, folder: Path) -> bool:
     if not _FILE_NAME.fullmatch(name) or not {".", ".."}.isdisjoint(name.split("/")):
         return False
     try:
-        return (folder / name).resolve().is_relative_to(folder.resolve())
-    except RuntimeError:  # a link to itself, before Python 3.13
+        target = (folder / name).resolve()
+        return target.is_relative_to(folder.resolve()) or is_cached(target, folder.resolve())
+    except (OSError, RuntimeError):  # a link to itself, before Python 3.13
         return False
+
+
+def _is_plain_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def hash_file(path: Path) -> str:
@@ -124,9 +159,7 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` in place of an older one, atomically."""
-    temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_bytes(encode_manifest(manifest))
-    os.replace(temporary, folder / MANIFEST)
+    replace_file(folder / MANIFEST, encode_manifest(manifest))
 
 
 @contextmanager

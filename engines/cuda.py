@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import BackendError, MachineError, OptionError
+from foveate.engines.packages import needed_package
 
 _PINNED_BYTES = 4 * 1024 * 1024
 """What is read up to this size (logits, scores) comes through page-locked memory, which is several times as fast."""
 _KEEP_ALL = 2**64 - 1
+_WITHOUT = "use the backend 'onnxruntime', which needs none"
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Cuda:
         bindings: the package `cuda.bindings`, or one with the same functions; None imports it.
 
     Raises:
-        BackendError: cuda-bindings is not installed, or there is no driver or no such GPU.
+        BackendError: there is no driver or no GPU.
+        OptionError: there is no such GPU.
+        MissingPackageError: cuda-bindings is not installed.
     """
 
     def __init__(self, device: int = 0, bindings: Any = None) -> None:
@@ -79,15 +83,17 @@ class Cuda:
         """Address of new device memory, a multiple of 256 bytes; no two are equal, even of 0 bytes.
 
         Raises:
-            BackendError: the GPU is out of memory.
+            MachineError: the GPU is out of memory.
         """
         error, address = self._runtime.cudaMallocAsync(max(nbytes, 1), self.stream)
         if error == self._runtime.cudaError_t.cudaErrorMemoryAllocation:
             self._runtime.cudaGetLastError()
             info = self.info()
-            raise BackendError(
+            raise MachineError(
                 f"GPU {self.device} ({info.name}) is out of memory: {_mib(nbytes)} wanted, {_mib(info.free_bytes)} of "
-                f"{_mib(info.total_bytes)} free. Lower --keep, the batch or the KV capacity, or build engines for fewer tokens."
+                f"{_mib(info.total_bytes)} free. "
+                "Keep fewer visual tokens, lower the batch or the KV capacity, or build engines for fewer tokens.",
+                options=("keep",),
             )
         self._check("cudaMallocAsync", error)
         return int(address)
@@ -197,16 +203,18 @@ class Cuda:
         if error == known.cudaErrorInsufficientDriver:
             driver = self._call("cudaDriverGetVersion")
             if not driver:
-                raise BackendError("no NVIDIA driver is loaded. Install it, or use a GPU-less backend: --backend onnxruntime")
+                raise BackendError(f"no NVIDIA driver is loaded. Install it, or {_WITHOUT}.", options=("backend",))
             raise BackendError(
                 f"the NVIDIA driver knows CUDA up to {_version(driver)}, the package 'cuda-bindings' needs "
                 f"{_version(self._call('cudaRuntimeGetVersion'))}. Update the driver."
             )
         if error == known.cudaErrorNoDevice or (error == known.cudaSuccess and not count):
-            raise BackendError("there is no NVIDIA GPU. Use another machine, or a GPU-less backend: --backend onnxruntime")
+            raise BackendError(f"there is no NVIDIA GPU. Find one, or {_WITHOUT}.", options=("backend",))
         self._check("cudaGetDeviceCount", error)
         if not 0 <= self.device < count:
-            raise BackendError(f"there is no GPU {self.device}, expected 0 to {count - 1}. Choose one of those.")
+            raise OptionError(
+                f"there is no GPU {self.device}, expected 0 to {count - 1}. Choose one of those.", options=("device",)
+            )
 
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *values = getattr(self._runtime, function)(*arguments)
@@ -263,12 +271,10 @@ def on_death(owner: object, function: Callable[..., object], *arguments: Any) ->
 
 
 def _library() -> Any:
-    try:
+    with needed_package("it works on an NVIDIA GPU", "gpu", "cuda-bindings", alone=True):
         for module in ("cuda.bindings.driver", "cuda.bindings.runtime"):
             import_module(module)
         return import_module("cuda.bindings")
-    except ModuleNotFoundError as error:
-        raise BackendError("the package 'cuda-bindings' is not installed. Run: pip install 'foveate[tensorrt]'") from error
 
 
 def _version(number: int) -> str:

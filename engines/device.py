@@ -14,6 +14,7 @@ import numpy as np
 from foveate.engines.cuda import Allocation, Cuda, on_death
 from foveate.engines.errors import BackendError
 from foveate.engines.memory import Array, host_dtype
+from foveate.engines.packages import needed_package
 
 _DLPACK_CUDA = 2
 _FOREIGN_DTYPES = frozenset({"bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32"})
@@ -160,7 +161,9 @@ def gpu_memory(device: int = 0) -> CudaMemory:
     """The memory of a GPU, one for all sessions on it: its stream orders the copies between them.
 
     Raises:
-        BackendError: cuda-bindings is not installed, or there is no driver or no such GPU.
+        BackendError: there is no driver or no GPU.
+        OptionError: there is no such GPU.
+        MissingPackageError: cuda-bindings is not installed.
     """
     return CudaMemory(Cuda(device))
 
@@ -190,7 +193,8 @@ def from_foreign(array: Any, cuda: Cuda) -> DeviceArray:
         cuda: the GPU where it lies.
 
     Raises:
-        BackendError: it lies elsewhere, is not contiguous or of an unknown dtype; or cuda-core is not installed.
+        BackendError: it lies elsewhere, is not contiguous or of an unknown dtype.
+        MissingPackageError: cuda-core is not installed.
     """
     if hasattr(array, "__dlpack_device__"):
         view = _read_dlpack(array, cuda)
@@ -229,10 +233,8 @@ def _read_dlpack(array: Any, cuda: Cuda) -> _View:
     if (int(kind), device) != (_DLPACK_CUDA, cuda.device):
         where = f"GPU {device}" if int(kind) == _DLPACK_CUDA else "the host or another kind of device"
         raise BackendError(f"the array lies on {where}, expected GPU {cuda.device}. Feed a numpy array, or move it there.")
-    try:
+    with needed_package("it reads arrays of other libraries", "gpu", "cuda-core", alone=True):
         utils = import_module("cuda.core.utils")
-    except ModuleNotFoundError as error:
-        raise BackendError("the package 'cuda-core' is not installed. Run: pip install 'foveate[tensorrt]'") from error
     view = utils.StridedMemoryView.from_dlpack(array, stream_ptr=cuda.stream)
     return _View(view.ptr, tuple(view.shape), view.strides, view.dtype.name, view)
 

@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,11 +17,14 @@ import msgspec
 
 from foveate.engines.bundle import hash_file
 from foveate.engines.errors import BackendError
-from foveate.engines.manifest import NonNegative, Sha256, Size
+from foveate.engines.files import replace_file
+from foveate.engines.manifest import NonNegative, Sha256
 
-ENGINE, RECORD, LOG = "engine.bin", "engine.json", "build.log"
-RECORD_VERSION = 1
+ENGINE, RECORD, LOG, VERIFIED = "engine.bin", "engine.json", "build.log", "verified.json"
+RECORD_VERSION = 2
+FileName = Annotated[str, msgspec.Meta(pattern=r"^\w[\w.-]*$")]
 _MAX_RECORD_BYTES = 64 * 1024 * 1024
+_MAX_STATE_BYTES = 64 * 1024
 
 
 class EngineKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,13 +59,15 @@ class EngineRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     schema_version: int
     key: EngineKey
     engine_sha256: Sha256
-    engine_bytes: Size
+    engine_bytes: Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)]
     built_unix_seconds: NonNegative
     build_seconds: NonNegative
     peak_bytes: Annotated[int, msgspec.Meta(ge=0)]
     """Resident memory of the process that built it; 0 = unknown."""
     details: dict[str, Any]
     """Whatever the backend wants to keep: profiles, layers."""
+    files: dict[FileName, Sha256] = {}
+    """What else of the folder the backend loads, with its hash."""
 
 
 @dataclass(frozen=True)
@@ -81,22 +87,63 @@ class Entry:
         return self.folder / LOG
 
     def verify(self) -> None:
-        """Compares the engine with the size and hash of its record.
+        """Compares the engine and the files beside it with the hashes of its record.
 
         Raises:
-            BackendError: the engine is missing or differs.
+            BackendError: one is missing or differs.
         """
+        for name, sha256 in {ENGINE: self.record.engine_sha256, **self.record.files}.items():
+            path = self.folder / name
+            try:
+                intact = is_engine(path) and hash_file(path) == sha256
+            except OSError as error:
+                raise BackendError(f"{path} can't be read: {error.strerror}") from error
+            if not intact:
+                raise BackendError(f"{path} is missing, was changed or is cut off")
+        self.remember()
+
+    def verify_once(self) -> None:
+        """`verify`, unless the files are as they were when it was done last: by size, times and inode.
+
+        That is kept in the folder, where it can be written, or else as long as the process runs. It is there for damage: who
+        writes into the folder on purpose can write the record too.
+
+        Raises:
+            BackendError: see `verify`.
+        """
+        state = self._state()
+        if state is None or state not in (_verified.get(self.folder), _read_state(self.folder / VERIFIED)):
+            self.verify()
+
+    def remember(self) -> None:
+        """Notes that the files, as they are now, are what was built."""
+        state = self._state()
+        if state is not None:
+            _verified[self.folder] = state
+            with suppress(OSError):
+                replace_file(self.folder / VERIFIED, msgspec.json.encode(state))
+
+    def _state(self) -> _State | None:
+        """What changes when a file does, of every file; None where one is missing."""
         try:
-            size = self.engine.lstat().st_size
-            intact = size == self.record.engine_bytes and is_engine(self.engine)
-            intact = intact and hash_file(self.engine) == self.record.engine_sha256
-        except OSError as error:
-            raise BackendError(f"{self.engine} can't be read: {error.strerror}. Run foveate build again.") from error
-        if not intact:
-            raise BackendError(
-                f"{self.engine} was changed or is cut off: its {size} bytes are not the {self.record.engine_bytes} that were "
-                f"built. Run foveate build again."
-            )
+            found = {name: (self.folder / name).lstat() for name in (ENGINE, *self.record.files)}
+        except OSError:
+            return None
+        hashes = {ENGINE: self.record.engine_sha256, **self.record.files}
+        return {n: (hashes[n], s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for n, s in found.items()}
+
+
+_State = dict[str, tuple[str, int, int, int, int]]
+"""Of each file: the hash that it was compared with, size, times of the last change of content and of inode, inode."""
+_verified: dict[Path, _State] = {}
+"""By folder, what this process has verified."""
+
+
+def _read_state(path: Path) -> _State | None:
+    with suppress(OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError), path.open("rb") as file:
+        state: _State = msgspec.json.decode(file.read(_MAX_STATE_BYTES), type=_State)
+        return state
+    return None
 
 
 def is_engine(path: Path) -> bool:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 from foveate.engines.backends import SessionOptions
+from foveate.engines.cpu import cpu_name, usable_cpus
 from foveate.engines.device import CudaMemory
-from foveate.engines.manifest import Environment
+from foveate.engines.latencies import Environment
 from foveate.engines.memory import Memory
 
 _MODULES = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -37,30 +34,3 @@ def describe_environment(backend: str, options: SessionOptions, memory: Memory) 
         backend=f"{backend} {getattr(library, '__version__', '')}".strip(),
         options={name: str(value) for name, value in changed.items()},
     )
-
-
-def cpu_name() -> str:
-    """The processor as it calls itself."""
-    return _cpu_fact("model name") or platform.processor() or platform.machine()
-
-
-def cpu_target() -> str:
-    """The kind of CPU: processors of the same word have the same name and instructions."""
-    instructions = _cpu_fact("flags", "Features")
-    digest = hashlib.sha256(f"{cpu_name()}\n{instructions}".encode()).hexdigest()
-    return f"{platform.machine()}-{digest[:12]}"
-
-
-def _cpu_fact(*names: str) -> str:
-    """What Linux says of the first processor by one of these names; empty elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith(names)), "")
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

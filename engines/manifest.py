@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import shlex
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from foveate.engines.errors import BundleError
-from foveate.engines.spec import GraphSpec
+from foveate.engines.seal import seal, unseal
+from foveate.engines.spec import DType, GraphSpec, Size
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+_REMEDY = "Export the bundle again with this version of foveate."
+_Kind = TypeVar("_Kind")
 
 TemplateToken = Literal["bos_token", "eos_token", "pad_token", "unk_token"]
-Size = Annotated[int, msgspec.Meta(ge=1)]
-TokenId = Annotated[int, msgspec.Meta(ge=0)]
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
@@ -27,7 +30,7 @@ class FileEntry(_Strict, frozen=True):
     """Size and hash of one file of the bundle."""
 
     sha256: Sha256
-    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class SourceEntry(_Strict, frozen=True):
@@ -41,7 +44,7 @@ class SourceEntry(_Strict, frozen=True):
 class DecoderEntry(_Strict, frozen=True):
     """Sizes of the text decoder and of its KV cache."""
 
-    num_hidden_layers: Size
+    num_hidden_layers: Annotated[int, msgspec.Meta(ge=1, le=1024)]
     num_key_value_heads: Size
     head_dim: Size
     hidden_size: Size
@@ -49,7 +52,7 @@ class DecoderEntry(_Strict, frozen=True):
     position_axes: Size
     """Rows of `position_ids`: 3 for M-RoPE (time, height, width), 1 otherwise."""
     max_position_embeddings: Size
-    kv_dtype: str
+    kv_dtype: DType
 
 
 class PromptEntry(_Strict, frozen=True):
@@ -95,36 +98,6 @@ class ScorerEntry(_Strict, frozen=True):
         return self.selector or ("attention" if self.kind == "attention" else "learned")
 
 
-class Environment(_Strict, frozen=True):
-    """What graphs run on, and how. Latencies are those of one environment."""
-
-    device: str
-    """The CPU or GPU as it calls itself."""
-    cpus: Size
-    """That the process may use."""
-    backend: str
-    """Name and version."""
-    options: dict[str, str]
-    """Those of the session that are not the default."""
-
-
-class LatencyPoint(_Strict, frozen=True):
-    """Median milliseconds of a stage at a number of tokens."""
-
-    tokens: Size
-    ms: NonNegative
-
-
-class LatencyEntry(_Strict, frozen=True):
-    """What the stages that depend on the budget took in one environment, as `foveate profile --save` measured them."""
-
-    environment: Environment
-    score: tuple[LatencyPoint, ...]
-    """Scoring and selecting, by visual tokens before pruning."""
-    prefill: tuple[LatencyPoint, ...]
-    """Embedding and prefill, by tokens of the pruned prompt."""
-
-
 class Manifest(_Strict, frozen=True, omit_defaults=True):
     """The whole of `manifest.json`. Paths in `graphs` and `files` are relative to the bundle and use `/`."""
 
@@ -140,27 +113,44 @@ class Manifest(_Strict, frozen=True, omit_defaults=True):
     """Constants of the family's processor; the processor checks its own keys."""
     scorer: ScorerEntry
     files: dict[str, FileEntry]
-    latency: tuple[LatencyEntry, ...] = ()
-    """One for each environment that was measured."""
 
 
 def encode_manifest(manifest: Manifest) -> bytes:
-    """The same bytes for the same manifest: keys in order of declaration, files sorted."""
-    ordered = msgspec.structs.replace(manifest, files=dict(sorted(manifest.files.items())))
-    return msgspec.json.format(msgspec.json.encode(ordered), indent=2) + b"\n"
+    """The same bytes for the same manifest: keys in order of declaration, files sorted, the sha256 of it all at the end."""
+    return seal(msgspec.structs.replace(manifest, files=dict(sorted(manifest.files.items()))))
 
 
 def decode_manifest(data: bytes, where: str) -> Manifest:
-    """Reads a manifest; `where` names its file in errors.
+    """Reads a manifest; `where` is the path of its file.
 
     Raises:
-        BundleError: not JSON, another schema version, or a key that is missing, unknown or has an unusable value.
+        BundleError: not JSON, another schema version, a key that is missing, unknown or has an unusable value, or a hash
+            that is not that of the rest.
     """
-    remedy = "Export the bundle again with this version of foveate."
+    document = unseal(data)
+    if document is None:
+        _check_version(data, where)  # says more of what is no manifest at all, or an older one, which has no hash
+        raise BundleError(
+            f"{where} was changed after it was written: its sha256 is not that of its content. Copy or export the bundle "
+            f"again. After an edit by hand run: {shlex.join(['python', '-m', 'foveate.engines.reseal', where])}"
+        )
+    return decode_document(document, where)
+
+
+def decode_document(data: bytes, where: str) -> Manifest:
+    """Reads a manifest without its hash; see `decode_manifest`."""
+    _check_version(data, where)
+    return _decode(data, Manifest, where)
+
+
+def _check_version(data: bytes, where: str) -> None:
+    version = _decode(data, dict, where).get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(f"{where} has schema version {version!r}, this foveate reads {SCHEMA_VERSION}. {_REMEDY}")
+
+
+def _decode(data: bytes, kind: type[_Kind], where: str) -> _Kind:
     try:
-        version = msgspec.json.decode(data, type=dict).get("schema_version")
-        if version != SCHEMA_VERSION:
-            raise BundleError(f"{where} has schema version {version!r}, this foveate reads {SCHEMA_VERSION}. {remedy}")
-        return msgspec.json.decode(data, type=Manifest)
+        return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{where} is not a valid manifest: {error}. {remedy}") from error
+        raise BundleError(f"{where} is not a valid manifest: {error}. {_REMEDY}") from error

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from foveate.engines.errors import BackendError
+from foveate.engines.packages import needed_package
 
 
 class DType(Protocol):
@@ -91,13 +91,11 @@ def host_dtype(name: str) -> np.dtype[Any]:
     """numpy's dtype of that name; `bfloat16` is that of ml_dtypes.
 
     Raises:
-        BackendError: ml_dtypes is needed and not installed.
+        MissingPackageError: ml-dtypes is needed and not installed.
     """
     if name != "bfloat16":
         return np.dtype(name)
-    try:
+    with needed_package("it gives numpy bfloat16", "tensorrt-rtx", "ml-dtypes", alone=True):
         import ml_dtypes
-    except ModuleNotFoundError as error:
-        raise BackendError("the package 'ml_dtypes' is not installed. Run: pip install 'foveate[tensorrt]'") from error
     bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
     return bfloat16

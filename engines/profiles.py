@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from foveate.engines.errors import BackendError, RequestError
+from foveate.engines.errors import BundleError, OptionError, RequestError
 from foveate.engines.spec import GraphSpec, TensorSpec
 
 MAX_ELEMENTS = 2**31 - 1
@@ -31,7 +31,7 @@ class Range(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     """Smallest, tuned-for and largest value of a symbol.
 
     Raises:
-        BackendError: not whole numbers in order, from 0 to the largest dimension.
+        OptionError: not whole numbers in order, from 0 to the largest dimension.
     """
 
     min: int
@@ -41,7 +41,7 @@ class Range(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
     def __post_init__(self) -> None:
         whole = all(type(value) is int for value in (self.min, self.opt, self.max))
         if not (whole and 0 <= self.min <= self.opt <= self.max <= MAX_ELEMENTS):
-            raise BackendError(
+            raise OptionError(
                 f"range {self.min}:{self.opt}:{self.max}: expected whole numbers MIN:OPT:MAX with 0 <= MIN <= OPT <= MAX <= "
                 f"{MAX_ELEMENTS}. Put them in order, e.g. 64:512:4096."
             )
@@ -57,11 +57,11 @@ class Range(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         """Reads `64:512:4096`, or `512` for that value alone; `str` gives the text back.
 
         Raises:
-            BackendError: the text is neither, or the numbers are not in order.
+            OptionError: the text is neither, or the numbers are not in order.
         """
         match = _RANGE.fullmatch(text)
         if match is None:
-            raise BackendError(f"'{text}' is not a range, expected MIN:OPT:MAX or one number. Write it like 64:512:4096.")
+            raise OptionError(f"'{text}' is not a range, expected MIN:OPT:MAX or one number. Write it like 64:512:4096.")
         low, opt, high = (int(part or match[1]) for part in match.groups())
         return cls(low, opt, high)
 
@@ -91,7 +91,7 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The sizes that a bundle's engines are built for. A prompt without images is always served: it needs no range.
 
     Raises:
-        BackendError: a range that starts at 0, or no room for an answer.
+        OptionError: a range that starts at 0, or no room for an answer.
     """
 
     visual_tokens: Range
@@ -110,9 +110,9 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("visual_tokens", "patches", "text_tokens", "batch", "frames"):
             sizes: Range = getattr(self, name)
             if sizes.min < 1:
-                raise BackendError(f"{name} is {sizes}, expected a range that starts at 1 or above. Raise its min.")
+                raise OptionError(f"{name} is {sizes}, expected a range that starts at 1 or above. Raise its min.")
         if type(self.new_tokens) is not int or not 1 <= self.new_tokens <= MAX_ELEMENTS:
-            raise BackendError(
+            raise OptionError(
                 f"new_tokens is {self.new_tokens!r}, expected a whole number from 1 to {MAX_ELEMENTS}. "
                 "It is the length of the longest answer: use 256."
             )
@@ -163,7 +163,7 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             value: what the request needs, of one prompt.
 
         Raises:
-            BackendError: no range decides the symbol, or no profile has that value.
+            OptionError: no range decides the symbol, or no profile has that value.
         """
         match symbol:
             case "visual_tokens" | "kept_tokens":
@@ -189,7 +189,7 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return replace(self, new_tokens=max(self.new_tokens, value))
             case "cache_tokens":
                 return replace(self, new_tokens=max(self.new_tokens, value - self.total_tokens.max))
-        raise BackendError(f"'{symbol}' has no range of its own, it follows from others. Widen {', '.join(_FLAGGED)}.")
+        raise OptionError(f"'{symbol}' has no range of its own, it follows from others. Widen {', '.join(_FLAGGED)}.")
 
     def _with_visual_tokens(self, visual_tokens: Range) -> ShapeProfile:
         return replace(self, visual_tokens=visual_tokens, patches=_scale(self.patches, self.visual_tokens, visual_tokens))
@@ -221,10 +221,10 @@ class GraphProfile(msgspec.Struct, frozen=True):
         """The range of a symbol.
 
         Raises:
-            BackendError: the profile has no such symbol.
+            BundleError: the profile has no such symbol.
         """
         if symbol not in self.ranges:
-            raise BackendError(
+            raise BundleError(
                 f"profile '{self.name}' has no symbol '{symbol}', it has {', '.join(self.ranges)}. "
                 "Export the bundle again with this version of foveate."
             )
@@ -240,10 +240,10 @@ def graph_profiles(spec: GraphSpec, shapes: ShapeProfile, single: bool = False) 
     """The profiles that a graph's engine is built with, the tightest first; with `single` one that serves what all of them do.
 
     Raises:
-        BackendError: a graph, or a dimension of it, that this foveate has no profile for.
+        OptionError: a graph, or a dimension of it, that this foveate has no profile for.
     """
     if spec.name not in _GRAPHS:
-        raise BackendError(f"graph '{spec.name}' has no shape profile, engines are built of {', '.join(_GRAPHS)}. Choose one.")
+        raise OptionError(f"graph '{spec.name}' has no shape profile, engines are built of {', '.join(_GRAPHS)}. Choose one.")
     profiles = _GRAPHS[spec.name](shapes)
     if single:
         profiles = (_joined(profiles),)
@@ -316,7 +316,7 @@ def tensor_shapes(tensor: TensorSpec, profile: GraphProfile) -> tuple[Shape, Sha
     """Smallest, tuned-for and largest shape of a tensor.
 
     Raises:
-        BackendError: the tensor has a symbol that the profile has not.
+        BundleError: the tensor has a symbol that the profile has not.
     """
     dims = [Range(dim, dim, dim) if isinstance(dim, int) else profile.range_of(dim) for dim in tensor.shape]
     return tuple(dim.min for dim in dims), tuple(dim.opt for dim in dims), tuple(dim.max for dim in dims)
@@ -326,7 +326,7 @@ def check_profiles(spec: GraphSpec, profiles: Sequence[GraphProfile]) -> None:
     """Refuses what TensorRT would only warn about: inputs and outputs with too many elements at the profile's max.
 
     Raises:
-        BackendError: a tensor is too large.
+        OptionError: a tensor is too large.
     """
     for profile in profiles:
         for tensor in (*spec.inputs, *spec.outputs):
@@ -339,10 +339,11 @@ def _check_size(graph: str, tensor: TensorSpec, symbols: list[str], profile: Gra
     largest = tensor_shapes(tensor, profile)[2]
     if math.prod(largest) > MAX_ELEMENTS:
         symbol = max(symbols, key=lambda name: profile.ranges[name].max)
-        flags = " or ".join(_flag(name) for name in _SYMBOLS[symbol][1])
-        raise BackendError(
+        names = _SYMBOLS[symbol][1]
+        raise OptionError(
             f"graph '{graph}' in profile '{profile.name}': tensor '{tensor.name}' grows to {list(largest)}, expected at most "
-            f"{MAX_ELEMENTS} elements. Lower the max of '{symbol}': use a smaller {flags}."
+            f"{MAX_ELEMENTS} elements. Lower the max of '{symbol}': use a smaller {' or '.join(names)}.",
+            options=names,
         )
 
 
@@ -350,7 +351,7 @@ def choose(profiles: Sequence[GraphProfile], symbols: Mapping[str, int]) -> int 
     """Index of the first profile, and so the tightest, that takes these values; None where `refusal` has to say why not.
 
     Raises:
-        BackendError: the profiles have no such symbol.
+        BundleError: the profiles have no such symbol.
     """
     return next((index for index, profile in enumerate(profiles) if not profile.outside(symbols)), None)
 
@@ -368,7 +369,7 @@ def refusal(
         command: the start of the command line, up to the flags of the profile: `["foveate", "build", "x.bundle", ...]`.
 
     Raises:
-        BackendError: engines can't be built for such a value, e.g. 0 tokens or another `kv_capacity`.
+        OptionError: engines can't be built for such a value, e.g. 0 tokens or another `kv_capacity`.
     """
 
     def distance(profile: GraphProfile) -> tuple[int, int]:

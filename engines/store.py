@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from foveate.engines.backends import AS_THEY_ARE
 from foveate.engines.bundle import hash_file
 from foveate.engines.engine_record import (
     ENGINE,
@@ -33,7 +34,7 @@ from foveate.engines.engine_record import (
     is_engine,
     read_entry,
 )
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import BackendError, MachineError, OptionError
 from foveate.engines.locks import acquire_lock, is_locked
 
 __all__ = ["ENGINE", "ENGINES", "LOG", "BuildFacts", "EngineKey", "EngineRecord", "EngineStore", "Entry", "write_engine"]
@@ -53,6 +54,7 @@ class BuildFacts:
     build_seconds: float
     peak_bytes: int = 0
     details: dict[str, Any] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
 
 
 class EngineStore:
@@ -71,7 +73,7 @@ class EngineStore:
         """Every entry that can be read, the most recently built first.
 
         Raises:
-            BackendError: the folder can't be listed.
+            MachineError: the folder can't be listed.
         """
         return self._scan()[0]
 
@@ -79,7 +81,7 @@ class EngineStore:
         """Every folder that is no readable entry, and why: a broken record, a link, what a killed builder left behind.
 
         Raises:
-            BackendError: the folder can't be listed.
+            MachineError: the folder can't be listed.
         """
         left = [path for digest, path in self._leftovers() if path.suffix == ".tmp" and not is_locked(self._lock_file(digest))]
         return self._scan()[1] + [(path, f"{path} is half-written, its builder was ended") for path in left]
@@ -103,15 +105,28 @@ class EngineStore:
             display_name: how errors call the backend: `TensorRT-RTX`.
 
         Raises:
-            BackendError: there is none, with what keeps the nearest one from fitting and the command that builds it.
+            BackendError: there is none, with what keeps the nearest one from fitting; or it was damaged. Both come with the
+                command that builds it.
         """
         entries, damaged = self._scan()
         found = choose(entries, wanted, display_name)
         if isinstance(found, str):
             skipped = f" ({len(damaged)} damaged left out)" if damaged else ""
-            raise BackendError(f"{found}{skipped}. Run: {self._command(wanted, bundle)}")
-        _touch(found)
-        return found
+            raise BackendError(f"{found}{skipped}. Run: {self.command(wanted, bundle)}")
+        return self.intact(found, wanted, bundle)
+
+    def intact(self, entry: Entry, wanted: EngineKey, bundle: Path) -> Entry:
+        """The entry, if it is what was built; see `Entry.verify_once`.
+
+        Raises:
+            BackendError: it is not, with the command that builds it anew.
+        """
+        try:
+            entry.verify_once()
+        except BackendError as error:
+            raise BackendError(f"{error}. Run: {self.command(wanted, bundle)}") from error
+        _touch(entry)
+        return entry
 
     def put(
         self,
@@ -178,7 +193,9 @@ class EngineStore:
         except FileNotFoundError:
             return []
         except OSError as error:
-            raise BackendError(f"{self.folder} can't be read: {error.strerror}. Choose a folder with --engines DIR.") from error
+            raise MachineError(
+                f"{self.folder} can't be read: {error.strerror}. Choose another folder for the engines.", options=("engines",)
+            ) from error
 
     def _leftovers(self) -> list[tuple[str, Path]]:
         """Locks and temporary folders, in use or not, with their digests."""
@@ -227,7 +244,9 @@ class EngineStore:
                 os.replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        return read_entry(final)
+        entry = read_entry(final)
+        entry.remember()
+        return entry
 
     def _run(self, key: EngineKey, build: Callable[[Path], BuildFacts], temporary: Path) -> BuildFacts:
         try:
@@ -235,7 +254,7 @@ class EngineStore:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            raise BackendError(_full(self.folder, f"the engine of graph '{key.graph}' does not fit")) from error
+            raise _full(self.folder, f"the engine of graph '{key.graph}' does not fit") from error
         if not is_engine(temporary / ENGINE):
             raise BackendError(f"{key.backend} {key.backend_version} built no engine of graph '{key.graph}'. See its log.")
         return facts
@@ -244,9 +263,10 @@ class EngineStore:
         kept = sum(_size_bytes(self.folder / digest) for digest in others)
         if self.max_bytes is not None and size + kept > self.max_bytes:
             beside = f" beside {kept} bytes of the same build" if kept else ""
-            raise BackendError(
+            raise OptionError(
                 f"the engine of graph '{key.graph}' takes {size} bytes{beside}, all engines in {self.folder} may take "
-                f"{self.max_bytes}. Raise --max-gib."
+                f"{self.max_bytes}. Raise max_bytes.",
+                options=("max_gib",),
             )
 
     def _sweep(self) -> None:
@@ -281,19 +301,22 @@ class EngineStore:
             yield
         except OSError as error:
             if error.errno in _FULL:
-                raise BackendError(_full(self.folder, "the record of an engine does not fit")) from error
-            raise BackendError(
-                f"{self.folder} can't be written: {error.strerror}. Choose another folder with --engines DIR."
+                raise _full(self.folder, "the record of an engine does not fit") from error
+            raise MachineError(
+                f"{self.folder} can't be written: {error.strerror}. Choose another folder for the engines.",
+                options=("engines",),
             ) from error
 
-    def _command(self, wanted: EngineKey, bundle: Path) -> str:
+    def command(self, wanted: EngineKey, bundle: Path) -> str:
         """What builds the engine: options are called like the flags of `foveate build`."""
-        words = ["foveate", "build", str(bundle), "--backend", wanted.backend, "--target", wanted.target]
+        words = ["foveate", "build", str(bundle), "--backend", wanted.backend]
+        if wanted.backend not in AS_THEY_ARE:  # those are built for the device at hand
+            words += ["--target", wanted.target]
         for name, value in wanted.options.items():
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, str | int) and value is not False:
                 words += [flag] if value is True else [flag, str(value)]
-        if self.folder != bundle / ENGINES:
+        if self.folder.absolute() != (bundle / ENGINES).absolute():
             words += ["--engines", str(self.folder)]
         return shlex.join(words)
 
@@ -317,11 +340,12 @@ def write_engine(folder: Path, engine: bytes | memoryview) -> None:
             raise
         (folder / ENGINE).unlink()
         needed = f"an engine needs {memoryview(engine).nbytes} bytes, {shutil.disk_usage(folder).free} are free"
-        raise BackendError(_full(folder.parent, needed)) from error
+        raise _full(folder.parent, needed) from error
 
 
-def _full(folder: Path, fact: str) -> str:
-    return f"the disk of {folder} is full: {fact}. Free some space or choose another folder with --engines DIR."
+def _full(folder: Path, fact: str) -> MachineError:
+    remedy = "Free some space or choose another folder for the engines."
+    return MachineError(f"the disk of {folder} is full: {fact}. {remedy}", options=("engines",))
 
 
 def _make_record(key: EngineKey, engine: Path, facts: BuildFacts) -> EngineRecord:
@@ -334,6 +358,7 @@ def _make_record(key: EngineKey, engine: Path, facts: BuildFacts) -> EngineRecor
         build_seconds=facts.build_seconds,
         peak_bytes=facts.peak_bytes,
         details=facts.details,
+        files={name: hash_file(engine.with_name(name)) for name in facts.files},
     )
 
 

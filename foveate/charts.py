@@ -8,17 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines.errors import RequestError
+from foveate.engines.packages import needed_package
 
-try:
+with needed_package("it draws the charts", "report"):
     from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.ticker import MaxNLocator, NullLocator, PercentFormatter
-except ModuleNotFoundError as error:
-    if (error.name or "").split(".")[0] != "matplotlib":
-        raise
-    raise RequestError("the package 'matplotlib' is not installed. Run: pip install 'foveate[report]'") from error
 
 COLOURS = (
     *("#d62839", "#1d5fbf", "#2a9d5c", "#8e44ad", "#e07a1f", "#0e9aa7"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from numbers import Integral, Real
 
 import numpy as np
 
 from foveate.engines import RequestError
+
+_LIMITS = ("ratio", "tokens", "mass", "ttft_ms")
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Budget:
         mass: the smallest number of tokens whose normalised scores sum to this share, 0 < mass <= 1.
         ttft_ms: as many tokens as let the first one of the answer come within so many milliseconds, as far as the bundle's
             measured latencies predict; the time starts with the preprocessing.
+        only_if_faster: with `ratio` or `tokens`: keep every token where scoring would take longer than pruning saves, as far as
+            the bundle's measured latencies predict. The answer's selection says so in its `reason`.
 
     Raises:
         RequestError: a value out of its range, or two limits at once.
@@ -30,9 +34,15 @@ class Budget:
     tokens: int | None = None
     mass: float | None = None
     ttft_ms: float | None = None
+    only_if_faster: bool = False
 
     def __post_init__(self) -> None:
-        chosen = [entry.name for entry in fields(self) if getattr(self, entry.name) is not None]
+        chosen = [name for name in _LIMITS if getattr(self, name) is not None]
+        if type(self.only_if_faster) is not bool or (self.only_if_faster and chosen not in (["ratio"], ["tokens"])):
+            raise RequestError(
+                f"the budget has only_if_faster {self.only_if_faster!r} beside {' and '.join(chosen) or 'no limit'}, "
+                "expected True beside ratio or tokens. Set one of them, or leave it out."
+            )
         if len(chosen) > 1:
             raise RequestError(f"the budget has {' and '.join(chosen)}, expected one of them. Drop all but one.")
         if self.ratio is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from foveate.engines import Environment, LatencyEntry, LatencyPoint, RequestError
+from foveate.engines import Bundle, Environment, FoveateError, LatencyEntry, LatencyPoint, RequestError, read_latencies
+from foveate.engines.store import ENGINES
 from foveate.runtime.budget import Budget
 
 
@@ -43,9 +45,9 @@ class _Line:
     """A function of tokens through measured points, made to rise: a median that is lower at more tokens is noise."""
 
     def __init__(self, points: Sequence[LatencyPoint]) -> None:
-        ordered = sorted(points, key=lambda point: point.tokens)
-        self._tokens = np.array([point.tokens for point in ordered], float)
-        self._ms = np.maximum.accumulate([point.ms for point in ordered])
+        ordered = dict(sorted((point.tokens, point.ms) for point in points))
+        self._tokens = np.array(list(ordered), float)
+        self._ms = np.maximum.accumulate(list(ordered.values()))
         # One point says no more than that the time is proportional.
         tokens, ms = (self._tokens, self._ms) if len(ordered) > 1 else (np.append(0, self._tokens), np.append(0, self._ms))
         self._slope = float((ms[-1] - ms[-2]) / (tokens[-1] - tokens[-2]))
@@ -53,6 +55,13 @@ class _Line:
     def __call__(self, tokens: int) -> float:
         beyond = max(0.0, tokens - float(self._tokens[-1]))
         return float(np.interp(tokens, self._tokens, self._ms)) + beyond * self._slope
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """In place of a `LatencyModel`: nothing was measured in this environment, or what was can't be read."""
+
+    error: FoveateError | None = None
 
 
 @dataclass(frozen=True)
@@ -84,21 +93,24 @@ class Sizes:
         return self.visual_tokens + self.text_tokens
 
 
-def plan(budget: Budget, sizes: Sizes, model: LatencyModel | None) -> Plan:
-    """Turns milliseconds into tokens, and keeps everything where scoring would take longer than pruning saves.
+def plan(budget: Budget, sizes: Sizes, model: LatencyModel | Unmeasured | None) -> Plan:
+    """Turns milliseconds into tokens, and with `only_if_faster` keeps everything where scoring would take longer than pruning
+    saves. Other budgets stay what they are, whatever was measured.
 
     Args:
         budget: of the request.
         sizes: of the request.
-        model: latencies measured in this environment, if there are any.
+        model: latencies measured in this environment, or why there are none.
 
     Raises:
-        RequestError: the budget is in milliseconds, and there is no model or no time.
+        RequestError: the budget needs latencies and there are none, or it leaves no time.
     """
     if budget.ttft_ms is not None:
-        return _plan_milliseconds(budget.ttft_ms, sizes, model)
-    if model is None or budget.mass is not None or budget.keeps_all(sizes.visual_tokens) or not sizes.needs_scores:
+        return _plan_milliseconds(budget.ttft_ms, sizes, _measured(model, f"the budget is {budget.ttft_ms:g} ms"))
+    wanted, budget = budget.only_if_faster, replace(budget, only_if_faster=False)
+    if not wanted or budget.keeps_all(sizes.visual_tokens) or not sizes.needs_scores:
         return Plan(budget)
+    model = _measured(model, "the budget prunes only if that is faster")
     kept = budget.count(np.empty(sizes.visual_tokens))
     score_ms = model.score_ms(sizes.visual_tokens)
     saved_ms = model.prefill_ms(sizes.all_tokens) - model.prefill_ms(sizes.text_tokens + kept)
@@ -107,12 +119,18 @@ def plan(budget: Budget, sizes: Sizes, model: LatencyModel | None) -> Plan:
     return Plan(Budget(), f"scoring takes about {score_ms:.1f} ms and would save {saved_ms:.1f} ms of prefill")
 
 
-def _plan_milliseconds(ttft_ms: float, sizes: Sizes, model: LatencyModel | None) -> Plan:
-    if model is None:
-        raise RequestError(
-            f"the budget is {ttft_ms:g} ms, and this bundle has no latencies of this machine and these options. "
-            "Measure them with 'foveate profile BUNDLE --save', or set keep."
-        )
+def _measured(model: LatencyModel | Unmeasured | None, fact: str) -> LatencyModel:
+    if isinstance(model, LatencyModel):
+        return model
+    if model is not None and model.error is not None:
+        raise type(model.error)(f"{fact}, and {model.error}") from model.error
+    raise RequestError(
+        f"{fact}, and this bundle has no latencies of this machine and these options. "
+        "Measure them with 'foveate profile BUNDLE --save', or set keep alone."
+    )
+
+
+def _plan_milliseconds(ttft_ms: float, sizes: Sizes, model: LatencyModel) -> Plan:
     whole_ms = sizes.spent_ms + model.prefill_ms(sizes.all_tokens)
     if whole_ms <= ttft_ms or not sizes.visual_tokens:
         return Plan(Budget(), f"all tokens fit into {ttft_ms:g} ms" if whole_ms <= ttft_ms else "", whole_ms)
@@ -127,6 +145,16 @@ def _plan_milliseconds(ttft_ms: float, sizes: Sizes, model: LatencyModel | None)
     return Plan(Budget(tokens=kept), predicted_ttft_ms=before_ms + model.prefill_ms(sizes.text_tokens + kept))
 
 
-def find_model(entries: Sequence[LatencyEntry], environment: Environment) -> LatencyModel | None:
-    """That of the environment, if it was measured."""
-    return next((LatencyModel(entry) for entry in entries if entry.environment == environment), None)
+def find_model(bundle: Bundle, engines: Path | None, environment: Environment) -> LatencyModel | Unmeasured:
+    """That of the environment, if it was measured. A file that can't be read stops only those budgets that need it.
+
+    Args:
+        bundle: the bundle.
+        engines: folder of its engines; None is its own.
+        environment: where its graphs run.
+    """
+    try:
+        entries = read_latencies(engines or bundle.path / ENGINES, bundle.sha256)
+    except FoveateError as error:
+        return Unmeasured(error)
+    return next((LatencyModel(entry) for entry in entries if entry.environment == environment), Unmeasured())

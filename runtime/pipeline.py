@@ -29,7 +29,7 @@ from foveate.engines import (
 from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
 from foveate.runtime.images import ImageLimits
-from foveate.runtime.latency import LatencyModel, Sizes, find_model, plan
+from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
 from foveate.runtime.select import Custom, Policy, Relevance, Selection, Selector, keep_everything, open_selector, select
@@ -90,7 +90,7 @@ def load(
         chosen["vision"] = vision_backend, SessionOptions(threads=options.threads)
     sessions = {name: open_session(bundle, graph, *chosen[name]) for name, graph in graphs.items()}
     environment = describe_environment(backend, options, sessions["embed"].memory)
-    latency = find_model(bundle.manifest.latency, environment)
+    latency = find_model(bundle, options.engines, environment)
     return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes, latency)
 
 
@@ -110,7 +110,7 @@ class Pipeline:
 
     Attributes:
         vision_cache: what it keeps of images and videos; `vision_cache.stats` says how it does.
-        latency: what budgets in milliseconds are planned with; None where nothing was measured in this environment.
+        latency: what budgets in milliseconds are planned with, or why there is nothing to plan with.
 
     Raises:
         BundleError: unknown family, processor constants or chat template.
@@ -126,7 +126,7 @@ class Pipeline:
         limits: ImageLimits | None = None,
         video_limits: VideoLimits | None = None,
         vision_cache_bytes: int = DEFAULT_BYTES,
-        latency: LatencyModel | None = None,
+        latency: LatencyModel | Unmeasured | None = None,
     ) -> None:
         self.manifest = manifest
         self.latency = latency

@@ -52,5 +52,5 @@ def _check_measured(min_retained: float, selector: str, scorer: ScorerEntry) -> 
     if not scorer.retention:
         raise RequestError(
             f"min_retained is {min_retained:g}, and this bundle has no retention curve. "
-            "Export it with --calibrate DATA, or leave out min_retained."
+            "Measure one with 'foveate export CHECKPOINT -o BUNDLE --calibrate DATA', or leave out min_retained."
         )

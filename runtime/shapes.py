@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import structs
 
-from foveate.engines import BackendError, Manifest, Range, ShapeProfile
+from foveate.engines import Manifest, OptionError, Range, ShapeProfile
 from foveate.runtime.processors import Processor, open_processor
 
 _LARGEST_DEFAULT_TOKENS, _USUAL_TOKENS = 4096, 1024
@@ -23,10 +23,12 @@ def parse_image_sizes(text: str) -> list[tuple[int, int]]:
     """Reads `448x448:1344x1344`, `448x448:672x672:1344x1344`, or one size.
 
     Raises:
-        BackendError: the text is none of these.
+        OptionError: the text is none of these.
     """
     if not _SIZES.fullmatch(text):
-        raise BackendError(f"'{text}' is no range of image sizes, expected one to three WIDTHxHEIGHT. Use 448x448:1344x1344.")
+        fact = f"'{text}' is no range of image sizes, expected one to three WIDTHxHEIGHT"
+        raise OptionError(f"{fact}. Use 448x448:1344x1344.", options=("image_size",))
+
     return [(int(width), int(height)) for width, height in (size.split("x") for size in text.split(":"))]
 
 
@@ -49,15 +51,17 @@ def plan_shapes(
         **options: `text_tokens`, `new_tokens`, `batch` of `ShapeProfile`.
 
     Raises:
-        BackendError: a range that contradicts itself, or visual tokens and image sizes at once.
+        OptionError: a range that contradicts itself, or visual tokens and image sizes at once.
         RequestError: the family can't take images of such a shape.
     """
     processor = open_processor(manifest.family, manifest.processor)
     if visual_tokens is not None and image_sizes is not None:
-        raise BackendError("there are both visual tokens and image sizes, and each follows from the other. Give one of them.")
+        fact = "there are both visual tokens and image sizes, and each follows from the other"
+        raise OptionError(f"{fact}. Give one of them.", options=("visual_tokens", "image_size"))
     if image_sizes is None and images != 1:
-        raise BackendError(
-            f"images is {images}, which counts with image sizes only. Give a range of visual tokens for all of them."
+        raise OptionError(
+            f"images is {images}, which counts with image sizes only. Give a range of visual tokens for all of them.",
+            options=("visual_tokens",),
         )
     if image_sizes is not None:
         return _from_image_sizes(processor, image_sizes, images, frames, options)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image
 
-from foveate.engines import RequestError
+from foveate.engines import RequestError, needed_package
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 
 if TYPE_CHECKING:
@@ -157,12 +157,8 @@ def _read_file(source: str | os.PathLike[str] | bytes, fps: float, max_frames: i
 
 
 def _check_library() -> None:
-    try:
+    with needed_package("it reads videos", "video"):
         import av  # noqa: F401
-    except ModuleNotFoundError as error:
-        if error.name != "av":
-            raise
-        raise RequestError("the package 'av' is not installed, it reads videos. Run: pip install 'foveate[video]'") from error
 
 
 @contextmanager

@@ -8,7 +8,9 @@ from importlib import import_module
 from pathlib import Path
 
 from foveate.engines.bundle import Bundle
-from foveate.engines.errors import BackendError
+from foveate.engines.cpu import usable_cpus
+from foveate.engines.errors import OptionError
+from foveate.engines.packages import needed_package
 from foveate.engines.session import Session
 
 BACKENDS = {
@@ -29,6 +31,15 @@ OPTIONS = {
     "tensorrt-rtx": _OF_ENGINES,
 }
 """Name of a backend -> the fields of `SessionOptions` that it heeds."""
+
+EXTRAS = {"onnxruntime": "cpu"}
+"""Name of a backend -> the extra of foveate that brings its packages, where that has another name."""
+
+AS_THEY_ARE = frozenset({"onnxruntime"})
+"""Backends whose engines are the graphs as they are, for every shape and the CPU at hand: there is nothing to choose."""
+
+THREADS_PER_CPU = 16
+"""The most that `SessionOptions.threads` takes, for each CPU that the process may use."""
 
 FUSED_DECODERS = {("onnxruntime", "cpu"): "decoder", ("onnxruntime", "CPUExecutionProvider"): "decoder"}
 """Backend and provider -> its own decoder graph, where there is one: GroupQueryAttention in float32 exists on the CPU only."""
@@ -51,7 +62,7 @@ class SessionOptions:
     """How a graph is run.
 
     Attributes:
-        threads: CPU threads; 0 leaves it to the backend.
+        threads: CPU threads, up to 16 for each CPU that the process may use; 0 leaves it to the backend.
         provider: which execution provider of ONNX Runtime runs the graph, see
             `foveate.engines.backends.onnxruntime.PROVIDERS`; other backends have none.
         provider_options: settings of that provider by its own names: `{"device_id": 1}`.
@@ -62,7 +73,8 @@ class SessionOptions:
         cuda_graphs: launch runs that repeat (decode steps) as CUDA graphs.
 
     Raises:
-        BackendError: `threads` is negative, or a provider option is neither text nor a number nor a truth value.
+        OptionError: `threads` or `device` is no number in its range, or a provider option is neither text nor a number nor a
+            truth value.
     """
 
     threads: int = 0
@@ -74,12 +86,19 @@ class SessionOptions:
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
-        if self.threads < 0:
-            raise BackendError(f"threads is {self.threads}, expected 0 or more. Use 0 to leave it to the backend.")
+        most = THREADS_PER_CPU * usable_cpus()
+        if type(self.threads) is not int or not 0 <= self.threads <= most:
+            raise OptionError(
+                f"threads is {self.threads!r}, expected 0 to {most} on {usable_cpus()} CPUs. Use 0 to leave it to the backend.",
+                options=("threads",),
+            )
+        if type(self.device) is not int or self.device < 0:
+            raise OptionError(f"device is {self.device!r}, expected the number of a GPU. Use 0.", options=("device",))
         for name, value in self.provider_options.items():
             if not isinstance(value, Option):
-                raise BackendError(
-                    f"provider option '{name}' is a {type(value).__name__}, expected str, int, float or bool. Convert it."
+                raise OptionError(
+                    f"provider option '{name}' is a {type(value).__name__}, expected str, int, float or bool. Convert it.",
+                    options=("provider_options",),
                 )
 
 
@@ -89,8 +108,9 @@ def _check_heeded(backend: str, options: SessionOptions) -> None:
         default = field_.default if field_.default is not MISSING else {}
         heeded = OPTIONS.get(backend)
         if heeded is not None and field_.name not in heeded and getattr(options, field_.name) != default:
-            raise BackendError(
-                f"backend '{backend}' has no option '{field_.name}', it has {', '.join(sorted(heeded))}. Leave it out."
+            raise OptionError(
+                f"backend '{backend}' has no option '{field_.name}', it has {', '.join(sorted(heeded))}. Leave it out.",
+                options=(field_.name,),
             )
 
 
@@ -103,13 +123,16 @@ def open_session(bundle: Bundle, graph: str, backend: str = "onnxruntime", optio
     """Loads one graph of a bundle with a backend.
 
     Raises:
-        BackendError: there is no such backend, it has no such option, its library is not installed, or it can't load the
-            graph.
+        BackendError: the backend can't load the graph.
+        BundleError: the graph is not the one that the manifest describes.
+        OptionError: there is no such backend, or it has no such option.
+        MissingPackageError: its library is not installed.
     """
     if backend not in BACKENDS:
-        raise BackendError(f"there is no backend '{backend}'. Choose one of {', '.join(BACKENDS)}.")
+        raise OptionError(f"there is no backend '{backend}'. Choose one of {', '.join(BACKENDS)}.", options=("backend",))
     options = options or SessionOptions()
     _check_heeded(backend, options)
     module, _, function = BACKENDS[backend].partition(":")
-    session: Session = getattr(import_module(module), function)(bundle, graph, options)
+    with needed_package(f"the backend '{backend}' needs it", EXTRAS.get(backend, backend)):
+        session: Session = getattr(import_module(module), function)(bundle, graph, options)
     return session

@@ -7,8 +7,8 @@ nodes, and `session.disable_cpu_ep_fallback` would refuse the shape nodes too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -20,10 +20,11 @@ from foveate.engines.backends import HOST_OUTPUTS, Option, SessionOptions
 from foveate.engines.backends.packed import find_packed
 from foveate.engines.bundle import Bundle
 from foveate.engines.device import CudaMemory, DeviceArray, gpu_memory
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import BackendError, MissingPackageError, OptionError
 from foveate.engines.memory import Array, HostMemory, Memory
+from foveate.engines.packages import install_remedy, needed_package
 from foveate.engines.session import Arrays
-from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds
+from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds, check_interface
 
 
 @dataclass(frozen=True)
@@ -32,31 +33,48 @@ class Provider:
 
     Attributes:
         name: ONNX Runtime's name of it.
-        remedy: how to get it where it is missing.
+        remedy: what to do where it is missing.
+        extra: of foveate, which brings it.
         device: ONNX Runtime's name of the GPU memory that it works on; None where it takes the host's arrays.
         helpers: providers that take the nodes it leaves, before the CPU does, where they are there.
         takes_options: ONNX Runtime ignores the options of a provider that has none.
     """
 
     name: str
-    remedy: str
+    remedy: str = ""
+    extra: str | None = None
     device: str | None = None
     helpers: tuple[str, ...] = ()
     takes_options: bool = True
 
+    def how_to_get(self) -> str:
+        return self.remedy if self.extra is None else f"{self.remedy} {install_remedy(self.extra)}".lstrip()
+
 
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
-_GPU_WHEEL = "Run: pip install 'foveate[gpu]', never beside 'onnxruntime': both own the same import name."
+_GPU_WHEEL = "First run 'pip uninstall onnxruntime': both packages own the same import name."
 _OWN_BUILD = "Build ONNX Runtime with it, or use the backend 'tensorrt-rtx'."
 
 PROVIDERS = {
-    "cpu": Provider(_CPU, "Run: pip install 'foveate[cpu]'", takes_options=False),
-    "cuda": Provider(_CUDA, _GPU_WHEEL, "cuda"),
-    "tensorrt": Provider("TensorrtExecutionProvider", _GPU_WHEEL, "cuda", helpers=(_CUDA,)),
-    "nv-tensorrt-rtx": Provider("NvTensorRTRTXExecutionProvider", _OWN_BUILD, "cuda", helpers=(_CUDA,)),
+    "cpu": Provider(_CPU, extra="cpu", takes_options=False),
+    "cuda": Provider(_CUDA, _GPU_WHEEL, "gpu", "cuda"),
+    "tensorrt": Provider("TensorrtExecutionProvider", _GPU_WHEEL, "gpu", "cuda", helpers=(_CUDA,)),
+    "nv-tensorrt-rtx": Provider("NvTensorRTRTXExecutionProvider", _OWN_BUILD, device="cuda", helpers=(_CUDA,)),
 }
 """Short name of a provider -> what is known about it. Others go by ONNX Runtime's name and take the host's arrays."""
+
+_DTYPES = {
+    "tensor(bool)": "bool",
+    "tensor(uint8)": "uint8",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+    "tensor(int64)": "int64",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(float)": "float32",
+}
+"""ONNX Runtime's name -> numpy's."""
 
 _GRAPH_CAPTURE = frozenset({"enable_cuda_graph", "trt_cuda_graph_enable"})
 """Options that replay a run on the addresses of an earlier one, which a session here does not keep."""
@@ -73,20 +91,26 @@ def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRun
     """Loads a graph of a bundle.
 
     Raises:
-        BackendError: onnxruntime is not installed, refuses the graph or an option, does not have the provider or can't
-            start it; or there is no GPU for it.
+        BackendError: onnxruntime refuses the graph or an option, can't start the provider, or there is no GPU for it.
+        BundleError: the graph is another one than the manifest describes.
+        OptionError: an option or a provider that it does not have.
+        MissingPackageError: onnxruntime is not installed, or not with this provider.
     """
     spec = bundle.graph(graph)
     provider = find_provider(options.provider)
-    ort = load_library(provider.remedy)
+    ort = load_library(provider)
     _check_available(ort, provider)
     _check_options(provider, options.provider_options)
     memory: Memory = HostMemory() if provider.device is None else gpu_memory(_device_index(options.provider_options))
     where = f"graph '{graph}' of {bundle.path}"
     if options.engines is not None and provider.name != _CPU:
-        raise BackendError(f"{provider.name} runs graphs as they are, without engines: leave out {options.engines}.")
+        raise OptionError(
+            f"{provider.name} runs graphs as they are, without engines: leave out {options.engines}.", options=("engines",)
+        )
     packed = find_packed(bundle, graph, ort.__version__, options.engines) if provider.name == _CPU else None
-    inner = _load(ort, packed or bundle.file(spec.file), where, provider, options, optimise=packed is None)
+    with nullcontext(packed) if packed else bundle.plain_file(spec.file) as path:
+        inner = _load(ort, path, where, provider, options, optimise=packed is None)
+    check_interface(spec, _tensors(inner.get_inputs()), _tensors(inner.get_outputs()), packed or bundle.file(spec.file))
     return OnnxRuntimeSession(ort, inner, spec, memory, provider.device)
 
 
@@ -174,16 +198,14 @@ class OnnxRuntimeSession:
         return array
 
 
-def load_library(remedy: str = PROVIDERS["cpu"].remedy) -> Any:
+def load_library(provider: Provider = PROVIDERS["cpu"]) -> Any:
     """The module.
 
     Raises:
-        BackendError: it is not installed.
+        MissingPackageError: it is not installed.
     """
-    try:
+    with needed_package("it is the backend 'onnxruntime'", provider.extra or "gpu"):
         import onnxruntime
-    except ModuleNotFoundError as error:
-        raise BackendError(f"the package 'onnxruntime' is not installed. {remedy}") from error
     return onnxruntime
 
 
@@ -200,26 +222,28 @@ def session_settings(ort: Any, options: SessionOptions) -> Any:
 def _check_available(ort: Any, provider: Provider) -> None:
     available = ort.get_available_providers()
     if provider.name not in available:
-        raise BackendError(
-            f"ONNX Runtime {ort.__version__} has no {provider.name}, it has {', '.join(available)}. {provider.remedy}"
-        )
+        fact = f"ONNX Runtime {ort.__version__} has no {provider.name}, it has {', '.join(available)}"
+        error = OptionError if provider.extra is None else MissingPackageError
+        raise error(f"{fact}. {provider.how_to_get()}", options=("provider",))
 
 
 def _check_options(provider: Provider, options: Mapping[str, Option]) -> None:
     for name, value in options.items():
         if not provider.takes_options:
-            raise BackendError(f"{provider.name} takes no options, got '{name}'. Leave it out.")
+            raise OptionError(f"{provider.name} takes no options, got '{name}'. Leave it out.", options=("provider_options",))
         if name in _GRAPH_CAPTURE and str(value).lower() not in ("0", "false"):
-            raise BackendError(
-                f"provider option '{name}' needs arrays that stay in place, those of a run do not. Leave it out."
+            raise OptionError(
+                f"provider option '{name}' needs arrays that stay in place, those of a run do not. Leave it out.",
+                options=("provider_options",),
             )
 
 
 def _device_index(options: Mapping[str, Option]) -> int:
     index = str(options.get("device_id", 0))
     if not index.isdecimal():
-        raise BackendError(
-            f"provider option 'device_id' is '{index}', expected the number of a GPU. Leave it out for the first."
+        raise OptionError(
+            f"provider option 'device_id' is '{index}', expected the number of a GPU. Leave it out for the first.",
+            options=("provider_options",),
         )
     return int(index)
 
@@ -243,6 +267,16 @@ def _load(ort: Any, path: Path, where: str, provider: Provider, options: Session
             f"Install what its log names (GPU driver, CUDA, cuDNN), or choose the provider 'cpu'."
         )
     return inner
+
+
+def _tensors(arguments: Iterable[Any]) -> list[TensorSpec]:
+    """Inputs or outputs as ONNX Runtime describes them."""
+
+    def describe(found: Any) -> TensorSpec:
+        shape = tuple("?" if size is None else size for size in found.shape)
+        return TensorSpec(found.name, _DTYPES.get(found.type, found.type), shape)
+
+    return [describe(found) for found in arguments]
 
 
 def _preload(ort: Any) -> None:

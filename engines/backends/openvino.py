@@ -6,16 +6,18 @@ that is the larger part. It reads the graphs of a bundle as they are, the quanti
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from foveate.engines.backends import SessionOptions
 from foveate.engines.bundle import Bundle
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import BackendError, OptionError
 from foveate.engines.memory import Array, HostMemory
+from foveate.engines.packages import needed_package
 from foveate.engines.session import Arrays
-from foveate.engines.spec import GraphSpec, check_buffers, check_feeds
+from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds, check_interface
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """Of the arithmetic; OpenVINO's own choice otherwise."""
@@ -29,25 +31,32 @@ def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OpenVin
     """Loads a graph of a bundle.
 
     Raises:
-        BackendError: openvino is not installed, can't read the graph, or has no such precision.
+        BackendError: openvino can't read the graph.
+        BundleError: the graph is another one than the manifest describes.
+        OptionError: it has no such precision.
+        MissingPackageError: openvino is not installed.
     """
     spec = bundle.graph(graph)
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP}
     if options.precision is not None:
         if options.precision not in _PRECISIONS:
             known = ", ".join(_PRECISIONS)
-            raise BackendError(f"backend 'openvino' has no precision '{options.precision}'. Choose one of {known}.")
+            raise OptionError(
+                f"backend 'openvino' has no precision '{options.precision}'. Choose one of {known}.", options=("precision",)
+            )
         settings["INFERENCE_PRECISION_HINT"] = _PRECISIONS[options.precision]
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     ov = _library()
     try:
-        compiled = ov.Core().compile_model(str(bundle.file(spec.file)), "CPU", settings)
+        with bundle.plain_file(spec.file) as path:
+            compiled = ov.Core().compile_model(str(path), "CPU", settings)
     except Exception as error:  # openvino raises RuntimeError for whatever is wrong
         raise BackendError(
             f"OpenVINO {_version(ov)} can't load graph '{graph}' of {bundle.path}: {_reason(error)}. "
             "It runs every graph but the decoder: choose it for the vision graph alone (vision_backend)."
         ) from error
+    check_interface(spec, _tensors(compiled.inputs), _tensors(compiled.outputs), bundle.file(spec.file))
     return OpenVinoSession(ov, compiled, spec)
 
 
@@ -95,11 +104,21 @@ class OpenVinoSession:
 
 
 def _library() -> Any:
-    try:
+    with needed_package("it is the backend 'openvino'", "openvino"):
         import openvino
-    except ModuleNotFoundError as error:
-        raise BackendError("the package 'openvino' is not installed. Run: pip install 'foveate[openvino]'") from error
     return openvino
+
+
+def _tensors(ports: Iterable[Any]) -> list[TensorSpec]:
+    """Inputs or outputs as OpenVINO describes them."""
+    return [
+        TensorSpec(
+            min(port.names, default="without a name"),
+            np.dtype(port.element_type.to_dtype()).name,
+            tuple("?" if size.is_dynamic else size.get_length() for size in port.partial_shape),
+        )
+        for port in ports
+    ]
 
 
 def _version(ov: Any) -> str:

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from foveate.engines.backends import PREFILL_DECODER
 from foveate.engines.build import engine_key
-from foveate.engines.bundle import Bundle, hash_file
-from foveate.engines.engine_record import is_engine
-from foveate.engines.environment import cpu_target
-from foveate.engines.errors import BackendError
+from foveate.engines.bundle import Bundle
+from foveate.engines.cpu import cpu_target
 from foveate.engines.store import ENGINES, EngineStore
 
 PACKED_GRAPHS = ("vision", PREFILL_DECODER, "decoder")
@@ -38,17 +36,9 @@ def find_packed(bundle: Bundle, graph: str, version: str, engines: Path | None) 
     if graph not in PACKED_GRAPHS:
         return None
     key = engine_key(bundle, {}, graph, _BACKEND, version, cpu_target())
-    if engines is None:
-        entry = EngineStore(bundle.path / ENGINES).get(key)
-    else:
-        entry = EngineStore(engines).find(key, bundle.path, "ONNX Runtime")
-    if entry is None:
-        return None
-    path = entry.folder / GRAPH
-    # The weights are compared by size alone: reading all of them is what mapping is there to avoid.
-    intact = is_engine(path) and hash_file(path) == entry.record.details.get("graph_sha256")
-    if not intact or entry.engine.stat().st_size != entry.record.engine_bytes:
-        raise BackendError(
-            f"{entry.folder} was changed or is cut off. Delete it, or run: foveate build {bundle.path} --backend {_BACKEND}"
-        )
-    return path
+    if engines is not None:
+        return EngineStore(engines).find(key, bundle.path, "ONNX Runtime").folder / GRAPH
+    store = EngineStore(bundle.path / ENGINES)
+    entry = store.get(key)
+    # Reading all weights in every process is what mapping is there to avoid: once does.
+    return None if entry is None else store.intact(entry, key, bundle.path).folder / GRAPH

@@ -11,9 +11,9 @@ from foveate.engines.backends import SessionOptions
 from foveate.engines.backends.onnxruntime import load_library, session_settings
 from foveate.engines.backends.packed import GRAPH, PACKED_GRAPHS
 from foveate.engines.build import BuildOptions
-from foveate.engines.bundle import Bundle, hash_file
-from foveate.engines.environment import cpu_name, cpu_target
-from foveate.engines.errors import BackendError
+from foveate.engines.bundle import Bundle
+from foveate.engines.cpu import cpu_name, cpu_target
+from foveate.engines.errors import BackendError, OptionError
 from foveate.engines.spec import GraphSpec
 from foveate.engines.store import ENGINE
 
@@ -24,12 +24,14 @@ class OnnxRuntimeBuilder:
     """See `foveate.engines.build.Builder`. A graph stays what it is, for all shapes: there is nothing to choose."""
 
     graphs = PACKED_GRAPHS
+    files = (GRAPH,)
 
     def __init__(self, options: BuildOptions) -> None:
         for field in fields(BuildOptions):
             if field.name not in _NEEDED and field.default is not MISSING and getattr(options, field.name) != field.default:
-                raise BackendError(
-                    f"backend '{options.backend}' builds graphs as they are, without '{field.name}'. Leave it out."
+                raise OptionError(
+                    f"backend '{options.backend}' builds graphs as they are, without '{field.name}'. Leave it out.",
+                    options=(field.name,),
                 )
         self._ort = load_library()
         self.version: str = self._ort.__version__
@@ -54,8 +56,9 @@ class OnnxRuntimeBuilder:
         }.items():
             settings.add_session_config_entry(f"session.{name}", value)
         try:
-            self._ort.InferenceSession(str(bundle.file(spec.file)), settings, providers=["CPUExecutionProvider"])
+            with bundle.plain_file(spec.file) as model:
+                self._ort.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a class of its own for each kind of failure
             reason = " ".join(str(error).split())
             raise BackendError(f"ONNX Runtime {self.version} can't pack graph '{spec.name}': {reason}") from error
-        return {"cpu": cpu_name(), "graph_sha256": hash_file(folder / GRAPH)}
+        return {"cpu": cpu_name()}

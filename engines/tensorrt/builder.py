@@ -10,7 +10,7 @@ import msgspec
 
 from foveate.engines.build import BuildOptions
 from foveate.engines.bundle import Bundle
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import BackendError, MissingPackageError, OptionError
 from foveate.engines.profiles import GraphProfile, check_profiles, graph_profiles
 from foveate.engines.spec import GraphSpec
 from foveate.engines.tensorrt.library import FLAVOURS, load_library
@@ -28,15 +28,19 @@ class TensorRTBuilder:
     """Builds with either library."""
 
     graphs = GRAPHS
+    files = ()
 
     def __init__(self, options: BuildOptions) -> None:
         if options.precision not in PRECISIONS:
-            raise BackendError(f"precision '{options.precision}' is not known. Choose one of {', '.join(PRECISIONS)}.")
+            raise OptionError(
+                f"precision '{options.precision}' is not known. Choose one of {', '.join(PRECISIONS)}.", options=("precision",)
+            )
         if options.profiles not in PROFILES:
-            raise BackendError(f"profiles is '{options.profiles}'. Choose one of {', '.join(PROFILES)}.")
+            raise OptionError(f"profiles is '{options.profiles}'. Choose one of {', '.join(PROFILES)}.", options=("profiles",))
         if options.optimization_level not in (None, *OPTIMIZATION_LEVELS):
-            raise BackendError(
-                f"optimization_level is {options.optimization_level}, expected 0 to 5. Leave it out for the default."
+            raise OptionError(
+                f"optimization_level is {options.optimization_level}, expected 0 to 5. Leave it out for the default.",
+                options=("optimization_level",),
             )
         self._options = options
         self._flavour = FLAVOURS[options.backend]
@@ -66,16 +70,17 @@ class TensorRTBuilder:
         self, bundle: Bundle, spec: GraphSpec, target: str, folder: Path, progress: Callable[[str, int, int], None]
     ) -> dict[str, Any]:
         options = self._options
-        built = build_engine(
-            self._flavour,
-            spec,
-            bundle.file(spec.file),
-            self._profiles(spec),
-            {"kv_capacity": options.shapes.kv_capacity},
-            NetworkOptions(options.precision, target, options.strip_weights, options.optimization_level),
-            folder,
-            progress,
-        )
+        with bundle.plain_file(spec.file) as model:
+            built = build_engine(
+                self._flavour,
+                spec,
+                model,
+                self._profiles(spec),
+                {"kv_capacity": options.shapes.kv_capacity},
+                NetworkOptions(options.precision, target, options.strip_weights, options.optimization_level),
+                folder,
+                progress,
+            )
         return {"layers": built.layers, "scratch_bytes": built.scratch_bytes, "shapes": msgspec.to_builtins(options.shapes)}
 
     def _profiles(self, spec: GraphSpec) -> tuple[GraphProfile, ...]:
@@ -84,18 +89,24 @@ class TensorRTBuilder:
     def _default_target(self, known: list[str]) -> str:
         try:
             return _target_at_hand()
-        except BackendError as error:
+        except (BackendError, MissingPackageError) as error:
             fact = str(error).split(". ")[0]
-            raise BackendError(f"no target was named, and {fact}. Name one of {', '.join(known)} with --target.") from error
+            raise OptionError(
+                f"no target was named, and {fact}. Name one of {', '.join(known)}.", options=("target",)
+            ) from error
 
     def _check_target(self, target: str, known: list[str]) -> None:
         options, title = self._options, self._flavour.title
         if target not in known:
             how = "ahead of time" if self._flavour.ahead_of_time else "for the GPU at hand only"
-            raise BackendError(f"{title} {self.version} builds {how}, not for '{target}'. Choose one of {', '.join(known)}.")
+            raise OptionError(
+                f"{title} {self.version} builds {how}, not for '{target}'. Choose one of {', '.join(known)}.",
+                options=("target",),
+            )
         if options.precision == "bf16" and int(target[2:]) < _FIRST_BF16:
-            raise BackendError(
-                f"{target.upper()} does not compute in bf16, which came with SM{_FIRST_BF16}. Use --precision fp16."
+            raise OptionError(
+                f"{target.upper()} does not compute in bf16, which came with SM{_FIRST_BF16}. Use precision fp16.",
+                options=("precision",),
             )
 
 

@@ -9,7 +9,7 @@ from mmap import mmap
 from typing import Any
 
 from foveate.engines.cuda import Cuda, Workspace
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import BackendError, MachineError
 from foveate.engines.tensorrt.kernels import KernelCache
 from foveate.engines.tensorrt.library import make_logger
 
@@ -190,7 +190,7 @@ class Context:
             return
         try:
             self._graphs[key] = self._runtime.cuda.capture(self._enqueue)
-        except BackendError as error:
+        except (BackendError, MachineError) as error:
             _log.info("no CUDA graph of %s: %s", self._where, error)
             self._captures = False
 

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from foveate.engines.errors import BackendError
+from foveate.engines.packages import install_remedy, missing_package
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def load_library(flavour: Flavour) -> Any:
     """The library's module.
 
     Raises:
-        BackendError: it is not installed, or its shared libraries can't be loaded.
+        BackendError: its shared libraries can't be loaded.
+        MissingPackageError: it is not installed.
     """
     for name in flavour.modules:
         try:
@@ -56,13 +58,11 @@ def load_library(flavour: Flavour) -> Any:
                 raise BackendError(_broken(flavour, error)) from error
         except (ImportError, OSError) as error:
             raise BackendError(_broken(flavour, error)) from error
-    raise BackendError(f"{flavour.title} is not installed. Run: pip install 'foveate[{flavour.backend}]'")
+    raise missing_package(flavour.modules[0], f"it is the backend '{flavour.backend}'", flavour.backend)
 
 
 def _broken(flavour: Flavour, error: Exception) -> str:
-    return (
-        f"{flavour.title} can't be loaded: {error}. Install it anew: pip install --force-reinstall 'foveate[{flavour.backend}]'"
-    )
+    return f"{flavour.title} can't be loaded: {error}. {install_remedy(flavour.backend, again=True)}"
 
 
 def make_logger(trt: Any, write: Callable[[str], object] | None = None, keep: int = 8) -> Any:

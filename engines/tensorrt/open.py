@@ -52,7 +52,6 @@ def open_engine(flavour: Flavour, bundle: Bundle, graph: str, options: SessionOp
     wanted = {} if options.precision is None else {"precision": options.precision}
     key = engine_key(bundle, wanted, graph, flavour.backend, runtime.trt.__version__, target)
     entry = EngineStore(options.engines or bundle.path / ENGINES).find(key, bundle.path, flavour.title)
-    entry.verify()
     return open_entry(runtime, bundle, entry)
 
 
@@ -64,7 +63,8 @@ def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> Tensor
     with entry.engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as engine:
         loaded = runtime.load(engine, str(entry.engine))
     if key.options["strip_weights"]:
-        _refit(runtime, loaded, bundle.file(bundle.graph(key.graph).file), key.options["precision"], fixed)
+        with bundle.plain_file(bundle.graph(key.graph).file) as model:
+            _refit(runtime, loaded, model, key.options["precision"], fixed)
     spec = typed_spec(bundle.graph(key.graph), key.options["precision"], fixed)
     kernels = KernelCache(entry.folder / KERNELS)
     return TensorRTSession(runtime, loaded, spec, _chooser(bundle, key, shapes), HOST_OUTPUTS, kernels)

@@ -9,7 +9,7 @@ from types import ModuleType
 import click
 from rich.console import Console
 
-from foveate.engines import ExportError, RetentionPoint
+from foveate.engines import RetentionPoint, needed_package
 
 CALIBRATION_KEEPS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 
@@ -18,12 +18,10 @@ def load_exporter() -> ModuleType:
     """The exporter, whose libraries the base install does not have.
 
     Raises:
-        ExportError: one of them is not installed.
+        MissingPackageError: one of them is not installed.
     """
-    try:
+    with needed_package("the exporter needs it", "export"):
         from foveate import exporter
-    except ModuleNotFoundError as error:
-        raise ExportError(f"the package '{error.name}' is not installed. Run: pip install 'foveate[export]'") from error
     return exporter
 
 

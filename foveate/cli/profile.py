@@ -64,7 +64,7 @@ def profile_command(
         profile = profile_bundle(bundle, plan, session.backend, session.options, session.vision_backend, bar.show)
     write_reports(profile, output, json_file, csv_file)
     if save:
-        save_latency(bundle, profile)
+        save_latency(bundle, profile, session.options.engines)
     _print(profile)
 
 

@@ -1,21 +1,27 @@
-"""The measured latencies go into the bundle, for budgets in milliseconds."""
+"""The measured latencies go beside the engines of the bundle, for budgets in milliseconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import msgspec
-
-from foveate.engines import Bundle, write_manifest
+from foveate.engines import Bundle, save_latencies
+from foveate.engines.store import ENGINES
 from foveate.profile.results import Profile
 
 
-def save_latency(bundle: Path, profile: Profile) -> None:
-    """Stores the profile's latencies in the manifest, in place of older ones of the same environment.
+def save_latency(bundle: Path, profile: Profile, engines: Path | None = None) -> Path:
+    """Stores the profile's latencies, in place of older ones of the same bundle and environment.
+
+    Args:
+        bundle: its folder; no file of it changes.
+        profile: what was measured.
+        engines: folder of the engines that ran; None is the bundle's own.
+
+    Returns:
+        The file.
 
     Raises:
         BundleError: the bundle can't be read.
+        MachineError: the folder of the engines can't be written.
     """
-    manifest = Bundle.open(bundle, verify=False).manifest
-    others = [entry for entry in manifest.latency if entry.environment != profile.latency.environment]
-    write_manifest(bundle, msgspec.structs.replace(manifest, latency=(*others, profile.latency)))
+    return save_latencies(engines or bundle / ENGINES, Bundle.open(bundle, verify=False).sha256, profile.latency)

@@ -33,7 +33,7 @@ GRAPH = GraphSpec(
 def make_manifest(folder: Path) -> Manifest:
     """The manifest of whatever files lie in `folder`."""
     return Manifest(
-        schema_version=4,
+        schema_version=5,
         foveate_version="0.1.0",
         family="qwen2_vl",
         source=SourceEntry(name="tiny", model_type="qwen2_vl", sha256="0" * 64),

@@ -18,12 +18,15 @@ from foveate.engines import (
     Bundle,
     HostMemory,
     Manifest,
+    MissingPackageError,
+    OptionError,
     SessionOptions,
     list_files,
     open_session,
+    usable_cpus,
     write_manifest,
 )
-from foveate.engines.backends import decoder_graph
+from foveate.engines.backends import THREADS_PER_CPU, decoder_graph
 from foveate.engines.backends import onnxruntime as backend
 from foveate.engines.backends.onnxruntime import PROVIDERS
 from foveate.engines.device import CudaMemory
@@ -56,13 +59,26 @@ def test_options_are_values() -> None:
 
 
 def test_negative_threads() -> None:
-    with pytest.raises(BackendError, match="threads is -1, expected 0 or more"):
+    with pytest.raises(OptionError, match=r"threads is -1, expected 0 to \d+ on"):
         SessionOptions(threads=-1)
+
+
+@pytest.mark.parametrize("threads", [True, 1.0, "2", None, THREADS_PER_CPU * usable_cpus() + 1, 100_000, 2**31, 2**100])
+def test_threads_that_no_machine_has(threads: object) -> None:
+    with pytest.raises(OptionError, match=r"threads is .*, expected 0 to \d+ on \d+ CPUs\. Use 0") as caught:
+        SessionOptions(threads=threads)  # type: ignore[arg-type]
+    assert caught.value.options == ("threads",)
+
+
+@pytest.mark.parametrize("device", [-1, True, "0"])
+def test_a_device_that_is_no_number(device: object) -> None:
+    with pytest.raises(OptionError, match="expected the number of a GPU"):
+        SessionOptions(device=device)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [None, [1], {"a": 1}, b"1"])
 def test_a_provider_option_is_text_a_number_or_a_truth_value(value: object) -> None:
-    with pytest.raises(BackendError, match=r"provider option 'gpu_mem_limit' is a \w+, expected str, int, float or bool"):
+    with pytest.raises(OptionError, match=r"provider option 'gpu_mem_limit' is a \w+, expected str, int, float or bool"):
         SessionOptions(provider_options={"gpu_mem_limit": value})  # type: ignore[dict-item]
 
 
@@ -92,7 +108,12 @@ def gpu_wheel(monkeypatch: pytest.MonkeyPatch, memory: CudaMemory) -> Asked:
 
     def start(path: str, settings: Any, providers: list[tuple[str, dict[str, str]]], enable_fallback: int) -> Any:
         asked.append(providers)
-        return SimpleNamespace(get_providers=lambda: [name for name, _ in providers])
+        row = {"type": "tensor(float)", "shape": ["rows", 2]}
+        return SimpleNamespace(
+            get_providers=lambda: [name for name, _ in providers],
+            get_inputs=lambda: [SimpleNamespace(name="x", **row)],
+            get_outputs=lambda: [SimpleNamespace(name="y", **row)],
+        )
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", start)
     return asked
@@ -125,16 +146,17 @@ def test_short_and_full_names(bundle: Bundle, gpu_wheel: Asked, name: str, full:
     [
         (
             "cuda",
-            r"has no CUDAExecutionProvider, it has CPUExecutionProvider\. Run: pip install 'foveate\[gpu\]', never beside",
+            r"has no CUDAExecutionProvider, it has CPUExecutionProvider\. First run 'pip uninstall onnxruntime'",
         ),
-        ("tensorrt", r"has no TensorrtExecutionProvider, .* 'foveate\[gpu\]', never beside 'onnxruntime': both own"),
+        ("tensorrt", r"has no TensorrtExecutionProvider, .* both packages own the same import name\. Run: pip install"),
         ("nv-tensorrt-rtx", r"has no NvTensorRTRTXExecutionProvider, .* or use the backend 'tensorrt-rtx'"),
         ("abacus", r"has no abacus, it has CPUExecutionProvider\. Choose one of cpu, cuda, tensorrt, nv-tensorrt-rtx, or"),
     ],
 )
 def test_missing_provider(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, provider: str, message: str) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendError, match=message):
+    error = MissingPackageError if provider in ("cuda", "tensorrt") else OptionError
+    with pytest.raises(error, match=message):
         open_session(bundle, "double", options=SessionOptions(provider=provider))
 
 
@@ -150,7 +172,7 @@ def test_a_provider_that_does_not_start_is_no_cpu(
 
 
 def test_packed_graphs_are_for_the_cpu(bundle: Bundle, gpu_wheel: Asked) -> None:
-    with pytest.raises(BackendError, match=r"CUDAExecutionProvider runs graphs as they are, without engines: leave out x"):
+    with pytest.raises(OptionError, match=r"CUDAExecutionProvider runs graphs as they are, without engines: leave out x"):
         open_session(bundle, "double", options=SessionOptions(provider="cuda", engines=Path("x")))
     assert gpu_wheel == []
 
@@ -177,7 +199,7 @@ def test_a_refused_option_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPat
 def test_options_that_do_nothing_good(
     bundle: Bundle, gpu_wheel: Asked, provider: str, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(BackendError, match=message):
+    with pytest.raises(OptionError, match=message):
         open_session(bundle, "double", options=SessionOptions(provider=provider, provider_options=options))
     assert gpu_wheel == []
 
@@ -207,5 +229,5 @@ def test_one_memory_for_all_sessions_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_an_option_that_a_backend_would_ignore(bundle: Bundle, name: str, options: SessionOptions, ignored: str) -> None:
-    with pytest.raises(BackendError, match=f"backend '{name}' has no option '{ignored}', it has .*Leave it out"):
+    with pytest.raises(OptionError, match=f"backend '{name}' has no option '{ignored}', it has .*Leave it out"):
         open_session(bundle, "double", name, options)

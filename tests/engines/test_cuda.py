@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engines import BackendError
+from foveate.engines import BackendError, MachineError, MissingPackageError, OptionError
 from foveate.engines.cuda import Allocation, Cuda, DeviceInfo, Workspace
 from tests.engines.fake_cuda import FakeCuda, FakeRuntime
 
@@ -105,11 +105,11 @@ def test_memory_is_given_back_in_the_order_of_the_stream(any_cuda: Cuda) -> None
 def test_out_of_memory_names_the_numbers_and_the_remedy() -> None:
     cuda = FakeCuda(total_bytes=16 * MIB)
     cuda.malloc(10 * MIB)
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(MachineError) as caught:
         cuda.malloc(8 * MIB)
     assert str(caught.value) == (
-        "GPU 0 (Fake GPU) is out of memory: 8 MiB wanted, 6 MiB of 16 MiB free. Lower --keep, the batch or the KV capacity, "
-        "or build engines for fewer tokens."
+        "GPU 0 (Fake GPU) is out of memory: 8 MiB wanted, 6 MiB of 16 MiB free. "
+        "Keep fewer visual tokens, lower the batch or the KV capacity, or build engines for fewer tokens."
     )
     cuda.malloc(6 * MIB)
 
@@ -119,7 +119,7 @@ def test_a_real_gpu() -> None:
     info = Cuda().info()
     assert re.fullmatch(r"sm\d{2,3}", info.target)
     assert 0 < info.free_bytes <= info.total_bytes
-    with pytest.raises(BackendError, match="is out of memory"):
+    with pytest.raises(MachineError, match="is out of memory"):
         Cuda().malloc(2 * info.total_bytes)
 
 
@@ -202,18 +202,23 @@ class TestMissing:
     @pytest.mark.parametrize("module", ["cuda.bindings", "cuda.bindings.runtime"])
     def test_package(self, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(BackendError, match=r"'cuda-bindings' is not installed\. Run: pip install 'foveate\[tensorrt\]'"):
+        with pytest.raises(
+            MissingPackageError, match=r"'cuda-bindings' is not installed, .*: pip install 'cuda-bindings>=\S+'$"
+        ):
             Cuda()
 
     @pytest.mark.parametrize(
         ("limits", "message"),
         [
-            ({"driver": 0}, "no NVIDIA driver is loaded. Install it, or use a GPU-less backend: --backend onnxruntime"),
+            ({"driver": 0}, "no NVIDIA driver is loaded. Install it, or use the backend 'onnxruntime', which needs none."),
             (
                 {"driver": 12040},
                 "the NVIDIA driver knows CUDA up to 12.4, the package 'cuda-bindings' needs 13.5. Update the driver.",
             ),
-            ({"devices": 0}, "there is no NVIDIA GPU. Use another machine, or a GPU-less backend: --backend onnxruntime"),
+            (
+                {"devices": 0},
+                "there is no NVIDIA GPU. Find one, or use the backend 'onnxruntime', which needs none.",
+            ),
         ],
         ids=["driver", "old driver", "device"],
     )
@@ -225,7 +230,7 @@ class TestMissing:
     @pytest.mark.parametrize("device", [-1, 2])
     def test_index(self, device: int) -> None:
         bindings = SimpleNamespace(runtime=FakeRuntime(devices=2), driver=SimpleNamespace(cuuint64_t=int))
-        with pytest.raises(BackendError, match=f"there is no GPU {device}, expected 0 to 1. Choose one of those."):
+        with pytest.raises(OptionError, match=f"there is no GPU {device}, expected 0 to 1. Choose one of those."):
             Cuda(device, bindings)
 
 

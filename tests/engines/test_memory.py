@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from foveate.engines import Array, BackendError, HostMemory, Memory
+from foveate.engines import Array, HostMemory, Memory, MissingPackageError
 from foveate.engines.memory import host_dtype
 
 MEMORY: Memory = HostMemory()
@@ -46,5 +46,5 @@ def test_bfloat16_is_that_of_ml_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert host_dtype("bfloat16") == np.dtype(ml_dtypes.bfloat16)
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     assert host_dtype("float16") == np.float16
-    with pytest.raises(BackendError, match=r"'ml_dtypes' is not installed\. Run: pip install 'foveate\[tensorrt\]'"):
+    with pytest.raises(MissingPackageError, match=r"'ml-dtypes' is not installed, .*\. Run: pip install 'ml-dtypes>=[\d.]+'$"):
         host_dtype("bfloat16")

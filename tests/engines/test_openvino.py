@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import foveate
-from foveate.engines import BackendError, Bundle, Session, SessionOptions, open_session
+from foveate.engines import BackendError, Bundle, OptionError, Session, SessionOptions, open_session
 from foveate.runtime import Request, load
 from foveate.samples import read_samples
 
@@ -108,12 +108,12 @@ def test_the_decoder_is_refused_with_the_way_out(bundle: Bundle) -> None:
 
 
 def test_a_precision_that_it_has_not(bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match=r"no precision 'int3'\. Choose one of fp32, bf16, fp16"):
+    with pytest.raises(OptionError, match=r"no precision 'int3'\. Choose one of fp32, bf16, fp16"):
         open_session(bundle, "vision", "openvino", SessionOptions(precision="int3"))
 
 
 def test_an_option_that_it_would_ignore(bundle: Bundle) -> None:
-    with pytest.raises(BackendError, match="has no option 'provider'"):
+    with pytest.raises(OptionError, match="has no option 'provider'"):
         open_session(bundle, "vision", "openvino", SessionOptions(provider="cuda"))
 
 

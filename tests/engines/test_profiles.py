@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from foveate.engines import BackendError, GraphSpec, RequestError, TensorSpec
+from foveate.engines import BundleError, GraphSpec, OptionError, RequestError, TensorSpec
 from foveate.engines.profiles import (
     GraphProfile,
     Range,
@@ -109,15 +109,15 @@ def test_one_number_is_that_value_alone() -> None:
 
 @pytest.mark.parametrize("text", ["", "64:512", "1:2:3:4", "a", "1:b:3", "-1:2:3", "1.5", " 5", "1_0", "٣", "9" * 5000])
 def test_texts_that_are_no_range(text: str) -> None:
-    with pytest.raises(BackendError, match=r"is not a range, expected MIN:OPT:MAX or one number\. Write it like 64:512:4096\."):
+    with pytest.raises(OptionError, match=r"is not a range, expected MIN:OPT:MAX or one number\. Write it like 64:512:4096\."):
         Range.parse(text)
 
 
 @pytest.mark.parametrize("sizes", [(3, 2, 4), (1, 5, 4), (-1, 1, 1), (1, 1, 2**31), (1, 2.0, 3), (True, 1, 1), ("1", 2, 3)])
 def test_ranges_that_contradict_themselves(sizes: Any) -> None:
-    with pytest.raises(BackendError, match=r"expected whole numbers MIN:OPT:MAX .* Put them in order"):
+    with pytest.raises(OptionError, match=r"expected whole numbers MIN:OPT:MAX .* Put them in order"):
         Range(*sizes)
-    with pytest.raises(BackendError, match="range 9:2:3"):
+    with pytest.raises(OptionError, match="range 9:2:3"):
         msgspec.json.decode(b"[9,2,3]", type=Range)
 
 
@@ -141,7 +141,7 @@ def test_a_profile_and_its_json(shapes: ShapeProfile) -> None:
     ],
 )
 def test_profiles_that_contradict_themselves(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(OptionError) as caught:
         ShapeProfile(**{"visual_tokens": Range(8, 8, 16), "patches": Range(1, 32, 64), **fields})
     assert message in str(caught.value)
 
@@ -347,19 +347,19 @@ def test_what_is_refused(graph: GraphSpec, symbols: dict[str, int], options: dic
 def test_what_no_engine_can_take() -> None:
     shapes = ShapeProfile.from_visual_tokens(Range(1, 256, 1024), merged_by_four)
     profiles = graph_profiles(DECODER, shapes)
-    with pytest.raises(BackendError, match="'kv_capacity' has no range of its own, it follows from others"):
+    with pytest.raises(OptionError, match="'kv_capacity' has no range of its own, it follows from others"):
         refusal("decoder_standard", profiles, {"kv_capacity": 64}, shapes, COMMAND)
-    with pytest.raises(BackendError, match="profile 'decode' has no symbol 'colour', it has batch, "):
+    with pytest.raises(BundleError, match="profile 'decode' has no symbol 'colour', it has batch, "):
         choose(profiles, {"colour": 1})
-    with pytest.raises(BackendError, match="patches is 0:1024:4096, expected a range that starts at 1"):
+    with pytest.raises(OptionError, match="patches is 0:1024:4096, expected a range that starts at 1"):
         shapes.widened("patches", 0)
 
 
 def test_graphs_and_dimensions_without_a_profile() -> None:
     shapes = ShapeProfile.from_visual_tokens(Range(1, 256, 1024), merged_by_four)
-    with pytest.raises(BackendError, match="graph 'decoder' has no shape profile, engines are built of vision, score, embed, "):
+    with pytest.raises(OptionError, match="graph 'decoder' has no shape profile, engines are built of vision, score, embed, "):
         graph_profiles(spec("decoder", ()), shapes)
-    with pytest.raises(BackendError, match=r"profile 'vision' has no symbol 'rows', it has frames, patches, visual_tokens\."):
+    with pytest.raises(BundleError, match=r"profile 'vision' has no symbol 'rows', it has frames, patches, visual_tokens\."):
         graph_profiles(spec("vision", tensors(pixel_values="rows 3")), shapes)
 
 
@@ -380,21 +380,21 @@ def test_nothing_limits_a_prompt_below_16384_visual_tokens(batch: int) -> None:
 @pytest.mark.parametrize(
     ("graph", "options", "tensor", "symbol", "flags"),
     [
-        (VISION, {"visual_tokens": Range(1, 1, 456_523)}, "pixel_values[1, 1826092, 1176]", "patches", "--visual-tokens"),
-        (DECODER, {"batch": Range(1, 1, 20_000)}, "past_key_values.0.key[20000, 2, 1344, 128]", "batch", "--batch"),
+        (VISION, {"visual_tokens": Range(1, 1, 456_523)}, "pixel_values[1, 1826092, 1176]", "patches", "visual_tokens"),
+        (DECODER, {"batch": Range(1, 1, 20_000)}, "past_key_values.0.key[20000, 2, 1344, 128]", "batch", "batch"),
         (
             DECODER,
             {"new_tokens": 2**23},
             "past_key_values.0.key[1, 2, 8389696, 128]",
             "kv_capacity",
-            "--visual-tokens or --text-tokens or --new-tokens",
+            "visual_tokens or text_tokens or new_tokens",
         ),
     ],
     ids=["vision", "batch", "answer"],
 )
 def test_tensors_that_are_too_large(graph: GraphSpec, options: dict[str, Any], tensor: str, symbol: str, flags: str) -> None:
     shapes = ShapeProfile.from_visual_tokens(**{"visual_tokens": Range(1, 64, 64), **options}, shape_of_tokens=merged_by_four)
-    with pytest.raises(BackendError) as caught:
+    with pytest.raises(OptionError) as caught:
         check_profiles(graph, graph_profiles(graph, shapes))
     name, _, shape = tensor.partition("[")
     assert str(caught.value).startswith(f"graph '{graph.name}' in profile '")
@@ -407,5 +407,5 @@ def test_tensors_that_are_too_large(graph: GraphSpec, options: dict[str, Any], t
 @pytest.mark.parametrize(("shape", "patches", "fits"), [("patches", 2**31 - 1, True), ("frames patches", 2**30, False)])
 def test_the_largest_tensor_that_fits(shape: str, patches: int, fits: bool) -> None:
     profile = GraphProfile("vision", {"frames": Range(1, 1, 2), "patches": Range(1, 1, patches)})
-    with nullcontext() if fits else pytest.raises(BackendError, match=r"grows to \[2, 1073741824\]"):
+    with nullcontext() if fits else pytest.raises(OptionError, match=r"grows to \[2, 1073741824\]"):
         check_profiles(spec("vision", tensors(pixel_values=shape)), [profile])

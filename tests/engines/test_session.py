@@ -16,6 +16,7 @@ from foveate.engines import (
     FakeSession,
     HostMemory,
     Manifest,
+    OptionError,
     Session,
     SessionOptions,
     open_session,
@@ -75,5 +76,5 @@ def test_a_backend_is_loaded_by_its_name(folder: Path, fake: FakeSession, monkey
 
 
 def test_unknown_backend(folder: Path) -> None:
-    with pytest.raises(BackendError, match=r"there is no backend 'abacus'\. Choose one of onnxruntime"):
+    with pytest.raises(OptionError, match=r"there is no backend 'abacus'\. Choose one of onnxruntime"):
         open_session(Bundle.open(folder), "double", "abacus")

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engines import BackendError
+from foveate.engines import BackendError, MachineError, OptionError
 from foveate.engines.store import BuildFacts, EngineStore, Entry, write_engine
 from tests.engines.fake_engines import KEY, builds, must_not_build, names, other
 
@@ -36,7 +36,7 @@ def test_put_keeps_engine_log_and_facts(store: EngineStore) -> None:
     assert (record.peak_bytes, record.details) == (7, {"layers": [1]})
     entry.verify()
     assert names(store) == [KEY.digest()]
-    assert sorted(path.name for path in entry.folder.iterdir()) == ["build.log", "engine.bin", "engine.json"]
+    assert sorted(path.name for path in entry.folder.iterdir()) == ["build.log", "engine.bin", "engine.json", "verified.json"]
     assert EngineStore(store.folder).get(KEY) == entry == store.entries()[0]
     assert store.damaged() == []
 
@@ -125,7 +125,8 @@ def test_disk_full_says_how_many_bytes_are_needed(store: EngineStore) -> None:
         pytest.fail("a full device takes no bytes")
 
     with pytest.raises(
-        BackendError, match=r"^the disk of .*engines is full: .* needs 5000 bytes, \d+ are free.*--engines DIR\.$"
+        MachineError,
+        match=r"^the disk of .*engines is full: .* needs 5000 bytes, \d+ are free.*another folder",
     ):
         store.put(KEY, build)
     assert names(store) == []
@@ -141,7 +142,7 @@ def test_disk_full_anywhere_else(store: EngineStore, file: str) -> None:
             (folder / file).write_text("x")
         return BuildFacts(1.0)
 
-    with pytest.raises(BackendError, match=r"^the disk of .* is full"):
+    with pytest.raises(MachineError, match=r"^the disk of .* is full"):
         store.put(KEY, build)
     assert names(store) == []
 
@@ -149,9 +150,9 @@ def test_disk_full_anywhere_else(store: EngineStore, file: str) -> None:
 def test_store_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     store = EngineStore(tmp_path / "file")
-    with pytest.raises(BackendError, match=r"can't be written: .*\. Choose another folder with --engines DIR"):
+    with pytest.raises(MachineError, match=r"can't be written: .*\. Choose another folder for the engines"):
         store.put(KEY, builds())
-    with pytest.raises(BackendError, match=r"can't be read: Not a directory"):
+    with pytest.raises(MachineError, match=r"can't be read: Not a directory"):
         store.entries()
 
 
@@ -159,7 +160,7 @@ READER = """
 import os, sys
 from pathlib import Path
 import msgspec
-from foveate.engines import BackendError
+from foveate.engines import MachineError
 from foveate.engines.store import BuildFacts, EngineKey, EngineStore
 
 os.chdir(sys.argv[1])
@@ -173,7 +174,7 @@ assert store.entries() == [store.put(key, None)] == [entry]
 assert store.damaged() == [] and store.prune() == []
 try:
     store.put(msgspec.structs.replace(key, target="sm120"), None)
-except BackendError as error:
+except MachineError as error:
     print(error)
 """
 
@@ -190,7 +191,7 @@ def test_store_that_can_only_be_read(store: EngineStore) -> None:
         for folder in folders:
             folder.chmod(0o755)
     assert result.stderr == ""
-    assert result.stdout == "engines can't be written: Permission denied. Choose another folder with --engines DIR.\n"
+    assert result.stdout == "engines can't be written: Permission denied. Choose another folder for the engines.\n"
     assert store.entries() == [entry]
 
 
@@ -199,12 +200,12 @@ def test_verify_finds_a_cut_and_a_changed_engine_and_put_builds_it_again(store: 
     for damage in (b"engin", b"engine+", b"enginE"):
         entry.engine.write_bytes(damage)
         assert store.get(KEY) == entry
-        with pytest.raises(BackendError, match=r"engine\.bin was changed or is cut off: .* Run foveate build again"):
+        with pytest.raises(BackendError, match=r"engine\.bin is missing, was changed or is cut off"):
             entry.verify()
         entry = store.put(KEY, builds(b"engine"))
         entry.verify()
     entry.engine.unlink()
-    with pytest.raises(BackendError, match=r"engine\.bin can't be read: No such file.* Run foveate build again"):
+    with pytest.raises(BackendError, match=r"engine\.bin is missing, was changed"):
         entry.verify()
     entry.engine.symlink_to(entry.folder / "moved")
     (entry.folder / "moved").write_bytes(b"engine")
@@ -251,7 +252,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty record": (lambda folder: (folder / "engine.json").write_bytes(b""), "engine.json is not a valid record"),
     "unknown key": (damage_record(lambda d: d.update(surprise=1)), "unknown field `surprise`"),
     "unknown key of the key": (damage_record(lambda d: d["key"].update(surprise=1)), "unknown field `surprise`"),
-    "other version": (damage_record(lambda d: d.update(schema_version=2)), "has schema version 2, this foveate reads 1"),
+    "other version": (damage_record(lambda d: d.update(schema_version=1)), "has schema version 1, this foveate reads 2"),
     "no hash": (damage_record(lambda d: d.update(engine_sha256="../../secret")), "is not a valid record"),
     "other key": (damage_record(lambda d: d["key"].update(target="sm120")), "is the record of another engine"),
     "surrogate": (damage_record(lambda d: d["key"].update(target="\ud800")), "is not a valid record"),
@@ -318,7 +319,7 @@ def test_links_in_place_of_our_own_files_lead_nowhere(store: EngineStore, tmp_pa
     (tmp_path / "photos" / "cat.jpg").touch()
     store.folder.mkdir(parents=True)
     (store.folder / f".{KEY.digest()}.{name}").symlink_to(tmp_path / "photos")
-    with suppress(BackendError):
+    with suppress(MachineError):
         store.put(KEY, builds())
     store.prune()
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["cat.jpg"]
@@ -379,10 +380,10 @@ def test_an_engine_that_can_not_fit_replaces_nothing(store: EngineStore) -> None
     entries = filled(store)
     folders = names(store)
     store.max_bytes = 3 * size(entries[0])
-    with pytest.raises(BackendError, match=r"decoder_standard' takes 1\d{4} bytes, all engines in .* may take \d+\. Raise"):
+    with pytest.raises(OptionError, match=r"decoder_standard' takes 1\d{4} bytes, all engines in .* may take \d+\. Raise"):
         store.put(other(target="sm90"), builds(b"e" * 10_000))
     protect = {entry.folder.name for entry in entries}
-    with pytest.raises(BackendError, match=r" bytes beside \d+ bytes of the same build, all"):
+    with pytest.raises(OptionError, match=r" bytes beside \d+ bytes of the same build, all"):
         store.put(other(target="sm90"), builds(b"e" * 1000), protect=protect)
     assert names(store) == folders
 

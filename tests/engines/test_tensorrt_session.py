@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from foveate.engines import BackendError, GraphSpec, Range, TensorSpec
+from foveate.engines import BackendError, GraphSpec, MachineError, Range, TensorSpec
 from foveate.engines.device import CudaMemory, DeviceArray
 from foveate.engines.tensorrt.context import TensorRTRuntime
 from foveate.engines.tensorrt.session import TensorRTSession
@@ -250,7 +250,7 @@ class TestRun:
     def test_out_of_memory(self, file: Path) -> None:
         device = Device(total_bytes=30_000)
         session = device.open(file, DOUBLE, ROWS)
-        with pytest.raises(BackendError, match=r"GPU 0 .* is out of memory: .* bytes wanted"):
+        with pytest.raises(MachineError, match=r"GPU 0 .* is out of memory: .* bytes wanted"):
             session.run(self.feeds(1000))
         assert np.asarray(session.run(self.feeds())["picked"]).tolist() == [4, 6]
 

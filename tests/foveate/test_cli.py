@@ -14,6 +14,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
+from foveate.engines.seal import KEY, seal
 from foveate.samples import read_samples
 from tests.foveate.conftest import CHECKPOINT, SCENES, Run
 from tests.runtime.clips import encode, grey, moving_square
@@ -135,8 +136,9 @@ def test_pictures_of_other_modes_are_answered(run: Run, bundle: Path, tmp_path: 
 def _edit_manifest(change: Callable[[dict[str, object]], object]) -> Callable[[Path], None]:
     def edit(bundle: Path) -> None:
         manifest = json.loads((bundle / "manifest.json").read_bytes())
+        del manifest[KEY]
         change(manifest)
-        (bundle / "manifest.json").write_text(json.dumps(manifest))
+        (bundle / "manifest.json").write_bytes(seal(manifest))
 
     return edit
 
@@ -193,7 +195,7 @@ def test_the_exporters_libraries_are_not_installed(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr("foveate.exporter", raising=False)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert_one_clear_line(run(*command, "-o", tmp_path / "out"), "'torch' is not installed", "pip install 'foveate[export]'")
+    assert_one_clear_line(run(*command, "-o", tmp_path / "out"), "'torch' is not installed", "'torch>=")
 
 
 def test_the_demo_without_its_scenes(run: Run, tmp_path: Path) -> None:
@@ -386,7 +388,7 @@ def test_a_video_that_cannot_be_used(
 def test_the_video_library_is_not_installed(run: Run, bundle: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
     result = run("generate", bundle, "--video", clip, QUESTION)
-    assert_one_clear_line(result, "'av' is not installed", "pip install 'foveate[video]'")
+    assert_one_clear_line(result, "'av' is not installed", "pip install 'av>=")
 
 
 @pytest.mark.parametrize("option", [("--fps", "2"), ("--max-frames", "8")])

@@ -247,5 +247,5 @@ def test_an_engine_that_was_cut_off(install: Install, load: Callable[..., Pipeli
     install()
     engine = EngineStore(tmp_path / "engines").entries()[0].engine
     engine.write_bytes(engine.read_bytes()[:-10])
-    with pytest.raises(BackendError, match=r"was changed or is cut off.*Run foveate build again"):
+    with pytest.raises(BackendError, match=r"was changed or is cut off\. Run: foveate build"):
         load()

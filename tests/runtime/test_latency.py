@@ -7,6 +7,7 @@ import shutil
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,16 +17,18 @@ from hypothesis import strategies as st
 
 from foveate.engines import (
     Bundle,
+    BundleError,
     Environment,
     LatencyEntry,
     LatencyPoint,
+    MachineError,
     RequestError,
     SessionOptions,
     describe_environment,
-    write_manifest,
+    save_latencies,
 )
 from foveate.runtime import Budget, Request, load
-from foveate.runtime.latency import LatencyModel, Plan, Sizes, find_model, plan
+from foveate.runtime.latency import LatencyModel, Plan, Sizes, Unmeasured, find_model, plan
 
 HERE = Environment("a CPU", 2, "onnxruntime 1", {})
 SIZES = Sizes(visual_tokens=100, text_tokens=20, spent_ms=50.0, needs_scores=True)
@@ -94,18 +97,35 @@ def test_without_a_measurement_milliseconds_are_an_error() -> None:
         plan(Budget(ttft_ms=500), SIZES, None)
 
 
-@pytest.mark.parametrize("budget", [Budget(ratio=0.5), Budget(tokens=50)])
-def test_scoring_that_does_not_pay_is_left_out(budget: Budget) -> None:
-    assert plan(budget, SIZES, model(score=49.0)) == Plan(budget)
+@pytest.mark.parametrize("budget", [Budget(ratio=0.5), Budget(tokens=50), Budget(mass=0.9)])
+def test_what_was_measured_changes_no_budget_in_tokens(budget: Budget) -> None:
+    for found in (model(score=1e6), Unmeasured(), None):
+        assert plan(budget, SIZES, found) == Plan(budget)
+
+
+@pytest.mark.parametrize("limit", [{"ratio": 0.5}, {"tokens": 50}])
+def test_scoring_that_does_not_pay_is_left_out_on_demand(limit: dict[str, Any]) -> None:
+    budget = Budget(**limit, only_if_faster=True)
+    assert plan(budget, SIZES, model(score=49.0)) == Plan(Budget(**limit))
     found = plan(budget, SIZES, model(score=50.0))
     assert found.budget == Budget()
     assert found.reason == "scoring takes about 50.0 ms and would save 50.0 ms of prefill"
-    assert plan(budget, SIZES, None) == Plan(budget)
-    assert plan(budget, replace(SIZES, needs_scores=False), model(score=50.0)) == Plan(budget)
+    assert plan(budget, replace(SIZES, needs_scores=False), None) == Plan(Budget(**limit))
+    assert plan(budget, replace(SIZES, visual_tokens=0), None) == Plan(Budget(**limit))
 
 
-def test_a_mass_is_known_after_scoring_only() -> None:
-    assert plan(Budget(mass=0.9), SIZES, model(score=500.0)) == Plan(Budget(mass=0.9))
+def test_what_is_faster_is_not_known_without_a_measurement() -> None:
+    with pytest.raises(RequestError, match=r"prunes only if that is faster, and this bundle has no latencies .* --save"):
+        plan(Budget(ratio=0.5, only_if_faster=True), SIZES, None)
+    error = MachineError("latency.json can't be read. Delete it.")
+    with pytest.raises(MachineError, match=r"the budget is 5 ms, and latency\.json can't be read"):
+        plan(Budget(ttft_ms=5), SIZES, Unmeasured(error))
+
+
+@pytest.mark.parametrize("limits", [{}, {"mass": 0.5}, {"ttft_ms": 5.0}])
+def test_only_if_faster_goes_with_a_number_of_tokens(limits: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="expected True beside ratio or tokens"):
+        Budget(**limits, only_if_faster=True)
 
 
 @pytest.mark.parametrize("ttft_ms", [0, -1, float("inf"), float("nan"), True, "300"])
@@ -114,10 +134,14 @@ def test_milliseconds_that_are_none(ttft_ms: object) -> None:
         Budget(ttft_ms=ttft_ms)  # type: ignore[arg-type]
 
 
-def test_another_environment_has_no_model() -> None:
-    entries = [entry({1: 1.0}, {1: 1.0})]
-    assert find_model(entries, HERE) is not None
-    assert find_model(entries, msgspec.structs.replace(HERE, options={"threads": "1"})) is None
+def test_another_environment_or_bundle_has_no_model(reference_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(reference_bundle, verify=False)
+    save_latencies(tmp_path, bundle.sha256, entry({1: 1.0}, {1: 1.0}))
+    assert isinstance(find_model(bundle, tmp_path, HERE), LatencyModel)
+    assert find_model(bundle, tmp_path, msgspec.structs.replace(HERE, options={"threads": "1"})) == Unmeasured()
+    other = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, precision="int8"))
+    assert find_model(other, tmp_path, HERE) == Unmeasured()
+    assert find_model(bundle, None, HERE) == Unmeasured()
 
 
 def test_options_that_change_nothing_are_the_same_environment(reference_bundle: Path) -> None:
@@ -136,9 +160,8 @@ def measured(reference_bundle: Path, tmp_path: Path) -> Path:
     shutil.copytree(reference_bundle, bundle)
     with closing(load(bundle)) as pipe:
         environment = describe_environment("onnxruntime", SessionOptions(), pipe.memory)
-    manifest = Bundle.open(bundle).manifest
     latency = entry({1: 5.0, 1000: 5.0}, {1: 1.0, 1000: 1000.0}, environment)
-    write_manifest(bundle, msgspec.structs.replace(manifest, latency=(latency,)))
+    save_latencies(bundle / "engines", Bundle.open(bundle).sha256, latency)
     return bundle
 
 
@@ -154,9 +177,13 @@ def test_a_request_in_milliseconds(measured: Path) -> None:
         assert json.loads(json.dumps(answer.to_dict()))["predicted_ttft_ms"] == answer.predicted_ttft_ms
         whole = pipe.generate(Request.ask("What is this?", image, ttft_ms=1e6), encoded)
         assert (len(whole.selection.keep_indices), whole.selection.reason) == (total, "all tokens fit into 1e+06 ms")
-        few = pipe.generate(Request.ask("What is this?", image, keep_tokens=total - 3), encoded)
-        assert few.selection.reason == "scoring takes about 5.0 ms and would save 3.0 ms of prefill"
+        request = Request.ask("What is this?", image, keep_tokens=total - 3)
+        few = pipe.generate(request, encoded)
+        assert (len(few.selection.keep_indices), few.selection.reason) == (total - 3, "")
         assert few.predicted_ttft_ms is None
+        faster = pipe.generate(replace(request, budget=replace(request.budget, only_if_faster=True)), encoded)
+        assert len(faster.selection.keep_indices) == total
+        assert faster.selection.reason == "scoring takes about 5.0 ms and would save 3.0 ms of prefill"
         with pytest.raises(RequestError, match="Raise it, or use smaller images"):
             pipe.generate(Request.ask("What is this?", image, ttft_ms=1.0), encoded)
 
@@ -165,3 +192,12 @@ def test_a_text_without_images_has_a_prediction_too(measured: Path) -> None:
     with closing(load(measured)) as pipe:
         answer = pipe.generate(Request.ask("What is this?", ttft_ms=500))
         assert answer.predicted_ttft_ms == pytest.approx(answer.prompt_tokens, rel=0.5)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b'{"measured": [], "schema_version": 1}'])
+def test_damaged_latencies_stop_only_those_who_need_them(measured: Path, content: bytes) -> None:
+    (measured / "engines" / "latency.json").write_bytes(content)
+    with closing(load(measured)) as pipe:
+        assert pipe.generate(Request.ask("What is this?", max_new_tokens=1)).text is not None
+        with pytest.raises(BundleError, match=r"the budget is 500 ms, and .*latency\.json was changed after .* --save"):
+            pipe.generate(Request.ask("What is this?", ttft_ms=500))

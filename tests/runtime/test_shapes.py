@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate.engines import BackendError, Bundle, Manifest, Range, RequestError
+from foveate.engines import Bundle, Manifest, OptionError, Range, RequestError
 from foveate.runtime.shapes import parse_image_sizes, plan_shapes
 
 
@@ -38,16 +38,16 @@ def test_frames_of_a_video_and_an_image(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("text", ["", "448", "448x", "0x448", "448x448:", "1x1:2x2:3x3:4x4", "-4x4", "448 x 448"])
 def test_texts_that_are_no_sizes(text: str) -> None:
-    with pytest.raises(BackendError, match=r"is no range of image sizes.*Use 448x448:1344x1344"):
+    with pytest.raises(OptionError, match=r"is no range of image sizes.*Use 448x448:1344x1344"):
         parse_image_sizes(text)
 
 
 def test_sizes_that_contradict(manifest: Manifest) -> None:
-    with pytest.raises(BackendError, match="both visual tokens and image sizes"):
+    with pytest.raises(OptionError, match="both visual tokens and image sizes"):
         plan_shapes(manifest, Range(1, 2, 3), [(448, 448)])
-    with pytest.raises(BackendError, match="images is 4, which counts with image sizes only"):
+    with pytest.raises(OptionError, match="images is 4, which counts with image sizes only"):
         plan_shapes(manifest, Range(1, 2, 3), images=4)
-    with pytest.raises(BackendError, match="Put them in order"):
+    with pytest.raises(OptionError, match="Put them in order"):
         plan_shapes(manifest, image_sizes=[(448, 448), (224, 224)])
     with pytest.raises(RequestError, match="aspect ratio"):
         plan_shapes(manifest, image_sizes=[(10, 10_000)])

@@ -1,6 +1,6 @@
 """The bundle format, and the backends that run its graphs."""
 
-from foveate.engines.backends import BACKENDS, PREFILL_DECODER, SessionOptions, decoder_graph, open_session
+from foveate.engines.backends import BACKENDS, PREFILL_DECODER, SessionOptions, decoder_graph, open_session, vision_graph
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
 from foveate.engines.environment import describe_environment, usable_cpus
 from foveate.engines.errors import (
@@ -92,5 +92,6 @@ __all__ = [
     "reset_peak",
     "resident_bytes",
     "usable_cpus",
+    "vision_graph",
     "write_manifest",
 ]

@@ -32,7 +32,7 @@ from foveate.runtime import Pipeline
 from foveate.runtime.pipeline import TOKENIZER
 from foveate.samples import Sample, read_samples
 
-GRAPHS = {"vision": "vision", "score": "score", "embed": "embed", "decoder": "decoder_standard"}
+GRAPHS = {"vision": "vision_standard", "score": "score", "embed": "embed", "decoder": "decoder_standard"}
 KEEPS = (1.0, 0.5, 0.25)
 _KV_CAPACITY = 2048
 _NEW_TOKENS = 8

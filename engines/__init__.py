@@ -1,6 +1,6 @@
 """The bundle format, and the backends that run its graphs."""
 
-from foveate.engines.backends import BACKENDS, PREFILL_DECODER, SessionOptions, decoder_graph, open_session
+from foveate.engines.backends import BACKENDS, PREFILL_DECODER, SessionOptions, decoder_graph, open_session, vision_graph
 from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
 from foveate.engines.cpu import usable_cpus
 from foveate.engines.environment import describe_environment
@@ -97,5 +97,6 @@ __all__ = [
     "resident_bytes",
     "save_latencies",
     "usable_cpus",
+    "vision_graph",
     "write_manifest",
 ]

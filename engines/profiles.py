@@ -305,7 +305,7 @@ def _decoder_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
 
 
 _GRAPHS: dict[str, Callable[[ShapeProfile], tuple[GraphProfile, ...]]] = {
-    "vision": _vision_profiles,
+    "vision_standard": _vision_profiles,
     "score": _score_profiles,
     "embed": _embed_profiles,
     "decoder_standard": _decoder_profiles,

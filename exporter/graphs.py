@@ -36,9 +36,10 @@ class Vision(nn.Module):
         return self.visual(*inputs)
 
 
-def vision_graph(visual: nn.Module, inputs: tuple[TensorSpec, ...], hidden_size: int) -> GraphModule:
-    """`vision`, from a family's tower and what it takes."""
-    return _graph("vision", Vision(visual), inputs, (_visual_embeds(hidden_size),))
+def vision_graphs(visual: nn.Module, inputs: tuple[TensorSpec, ...], hidden_size: int) -> list[GraphModule]:
+    """Both lowerings of `vision`, from a family's tower and what it takes: they are traced alike, and one is fused then."""
+    module, outputs = Vision(visual), (_visual_embeds(hidden_size),)
+    return [_graph(name, module, inputs, outputs) for name in ("vision", "vision_standard")]
 
 
 def text_graphs(language_model: TextDecoder, scorer: Scorer | None) -> list[GraphModule]:

@@ -326,6 +326,7 @@ def _empty_past(session: Session, batch: int, length: int) -> dict[str, np.ndarr
 
 _COMPARISONS: dict[str, Callable[[_Examples, Session], Iterator[_Compared]]] = {
     "vision": _compare_vision,
+    "vision_standard": _compare_vision,
     "score": _compare_score,
     "embed": _compare_embed,
     "decoder": partial(_compare_decoder, make_cache=SharedCache),

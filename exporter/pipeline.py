@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import msgspec
 import onnx_ir as ir
+from torch import nn
 
 from foveate.engines import (
     SCHEMA_VERSION,
@@ -30,8 +31,8 @@ from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
 from foveate.exporter.decoder import DecoderConfig, TextDecoder
 from foveate.exporter.families import read_family
 from foveate.exporter.family import Family
-from foveate.exporter.fuse import fuse_attention, fuse_rotation
-from foveate.exporter.graphs import GraphModule, text_graphs, vision_graph
+from foveate.exporter.fuse import FUSED_GRAPHS, fuse_attention, fuse_rotation
+from foveate.exporter.graphs import GraphModule, text_graphs, vision_graphs
 from foveate.exporter.parity import ParityReport, check_parity
 from foveate.exporter.precision import FP32_GRAPHS, describe, plan_precisions
 from foveate.exporter.quantise import quantise_graph
@@ -122,8 +123,8 @@ def export(
 
 def build_graphs(family: Family, scorer: Scorer | None = None, names: Collection[str] = FP32_GRAPHS) -> list[GraphModule]:
     """The graphs of a bundle of the family, those of `names`."""
-    vision = vision_graph(family.vision_tower(), family.vision_inputs, family.decoder.hidden_size)
-    graphs = [vision, *text_graphs(TextDecoder(family.decoder), scorer)]
+    vision = vision_graphs(family.vision_tower(), family.vision_inputs, family.decoder.hidden_size)
+    graphs = [*vision, *text_graphs(TextDecoder(family.decoder), scorer)]
     return [graph for graph in graphs if graph.spec.name in names]
 
 
@@ -158,22 +159,31 @@ def _write_graphs(
     report: Progress,
 ) -> None:
     """The graphs, and the weights that they use in the precision in which they use them."""
-    models: dict[str, ir.Model] = {}
+    models = _trace(graphs, weights, report)
     needed: dict[str, Writable] = {}
-    for graph in graphs:
-        name = graph.spec.name
-        report(f"tracing the graph '{name}'")
-        models[name] = trace_graph(graph, weights.keys())
     for name, model in models.items():
-        if precisions[name] != "fp32":
+        if name in FUSED_GRAPHS:
             fuse_rotation(model)
             fuse_attention(model)
+        if precisions[name] != "fp32":
             needed |= quantise_graph(model, weights, precisions[name])
         needed |= {key: weights[key] for key in model.graph.initializers.keys() & weights.keys()}
     report("writing the weights")
     stored = write_weights(needed, _inside(folder, _WEIGHTS))
     for graph in graphs:
         save_graph(models[graph.spec.name], graph.spec, stored, _inside(folder, graph.spec.file))
+
+
+def _trace(graphs: Sequence[GraphModule], weights: Mapping[str, Weight], report: Progress) -> dict[str, ir.Model]:
+    """The graphs by name; those of one module are traced once."""
+    models: dict[str, ir.Model] = {}
+    traced: dict[nn.Module, ir.Model] = {}
+    for graph in graphs:
+        if graph.module not in traced:
+            report(f"tracing the graph '{graph.spec.name}'")
+            traced[graph.module] = trace_graph(graph, weights.keys())
+        models[graph.spec.name] = traced[graph.module].clone()
+    return models
 
 
 def _manifest(family: Family, source: Checkpoint, graphs: list[GraphModule], precision: str, scorer: ScorerEntry) -> Manifest:

@@ -17,7 +17,7 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
 
     The decoder in `int4` is two graphs: the prefill, in which many rows meet a matrix, is fastest in `int8`, and what runs one
     token at a time in 4 bits. `score` stays in fp32: it has two small matrices, and which tokens stay hangs on them. A
-    quantised decoder has no graph of standard operators.
+    quantised part has no graph of standard operators.
 
     Args:
         precision: of the whole.
@@ -35,16 +35,17 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
         if part not in PARTS or chosen not in PARTS[part]:
             choices = "; ".join(f"{name}: {', '.join(values)}" for name, values in PARTS.items())
             raise ExportError(f"precision '{chosen}' of part '{part}' is not supported. Choose one of {choices}.")
+    vision = parts.get("vision", "fp32" if precision == "fp32" else "int8")
     decoder = parts.get("decoder", precision)
-    plan = {
-        "vision": parts.get("vision", "fp32" if precision == "fp32" else "int8"),
+    return {
+        "vision": vision,
+        **({"vision_standard": "fp32"} if vision == "fp32" else {}),
         "score": "fp32",
         "embed": "fp32" if decoder == "fp32" else "int8",
         "decoder": decoder,
+        **({"decoder_standard": "fp32"} if decoder == "fp32" else {}),
+        **({PREFILL_DECODER: "int8"} if decoder == "int4" else {}),
     }
-    if decoder == "fp32":
-        return {**plan, "decoder_standard": "fp32"}
-    return {**plan, PREFILL_DECODER: "int8"} if decoder == "int4" else plan
 
 
 FP32_GRAPHS = tuple(plan_precisions("fp32", {}))

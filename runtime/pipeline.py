@@ -25,6 +25,7 @@ from foveate.engines import (
     describe_environment,
     find_neighbours,
     open_session,
+    vision_graph,
 )
 from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
@@ -44,7 +45,7 @@ from foveate.runtime.vision_cache import DEFAULT_BYTES, VisionCache
 SCORES = frozenset({"scores", "attention"})
 """What the score graph gives."""
 GRAPHS = ("vision", "score", "embed")
-"""The graphs that every backend runs; the decoder has one for each kind of backend."""
+"""What every pipeline runs beside a decoder; `vision`, as the decoder, has a graph for each kind of backend."""
 TOKENIZER = "tokenizer/tokenizer.json"
 
 
@@ -82,12 +83,14 @@ def load(
     bundle = Bundle.open(path, verify=verify)
     tokenizer = _load_tokenizer(bundle)
     options = options or SessionOptions()
-    graphs = {**{name: name for name in GRAPHS}, "decoder": decoder_graph(backend, options)}
+    graphs = {name: name for name in GRAPHS}
+    graphs |= {"vision": vision_graph(backend, options), "decoder": decoder_graph(backend, options)}
     if graphs["decoder"] == "decoder" and PREFILL_DECODER in bundle.manifest.graphs:
         graphs[PREFILL_DECODER] = PREFILL_DECODER
     chosen = dict.fromkeys(graphs, (backend, options))
     if vision_backend is not None:
         chosen["vision"] = vision_backend, SessionOptions(threads=options.threads)
+        graphs["vision"] = vision_graph(*chosen["vision"])
     sessions = {name: open_session(bundle, graph, *chosen[name]) for name, graph in graphs.items()}
     environment = describe_environment(backend, options, sessions["embed"].memory)
     latency = find_model(bundle, options.engines, environment)

@@ -41,11 +41,17 @@ AS_THEY_ARE = frozenset({"onnxruntime"})
 THREADS_PER_CPU = 16
 """The most that `SessionOptions.threads` takes, for each CPU that the process may use."""
 
-FUSED_DECODERS = {("onnxruntime", "cpu"): "decoder", ("onnxruntime", "CPUExecutionProvider"): "decoder"}
-"""Backend and provider -> its own decoder graph, where there is one: GroupQueryAttention in float32 exists on the CPU only."""
+FUSED = {
+    ("onnxruntime", "cpu"): frozenset({"vision", "decoder"}),
+    ("onnxruntime", "CPUExecutionProvider"): frozenset({"vision", "decoder"}),
+    ("openvino", "cpu"): frozenset({"vision"}),
+}
+"""Backend and provider -> the graphs with operators of ONNX Runtime that it runs. Its attention never holds the scores of all
+pairs of tokens, and exists in float32 on the CPU only."""
 
-STANDARD_DECODER = "decoder_standard"
-"""The decoder graph that every other backend and provider runs."""
+STANDARD = "_standard"
+"""Ends the names of the graphs of standard operators alone, `vision_standard` and `decoder_standard`: every other backend and
+provider runs those."""
 
 PREFILL_DECODER = "decoder_prefill"
 """What fills the cache for the graph `decoder`, in bundles where that is fast at one token at a time only."""
@@ -114,9 +120,19 @@ def _check_heeded(backend: str, options: SessionOptions) -> None:
             )
 
 
+def vision_graph(backend: str, options: SessionOptions | None = None) -> str:
+    """The name of the vision graph that a backend runs with these options."""
+    return _graph_of("vision", backend, options)
+
+
 def decoder_graph(backend: str, options: SessionOptions | None = None) -> str:
     """The name of the decoder graph that a backend runs with these options."""
-    return FUSED_DECODERS.get((backend, (options or SessionOptions()).provider), STANDARD_DECODER)
+    return _graph_of("decoder", backend, options)
+
+
+def _graph_of(part: str, backend: str, options: SessionOptions | None) -> str:
+    provider = (options or SessionOptions()).provider
+    return part if part in FUSED.get((backend, provider), ()) else part + STANDARD
 
 
 def open_session(bundle: Bundle, graph: str, backend: str = "onnxruntime", options: SessionOptions | None = None) -> Session:

@@ -19,7 +19,7 @@ from foveate.engines.tensorrt.precision import PRECISIONS
 
 OPTIMIZATION_LEVELS = range(6)
 PROFILES = ("split", "single")
-GRAPHS = ("vision", "score", "embed", "decoder_standard")
+GRAPHS = ("vision_standard", "score", "embed", "decoder_standard")
 _FIRST_BF16 = 80
 """Compute capability, times ten, from which on a GPU computes in bf16."""
 

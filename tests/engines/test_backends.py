@@ -26,7 +26,7 @@ from foveate.engines import (
     usable_cpus,
     write_manifest,
 )
-from foveate.engines.backends import THREADS_PER_CPU, decoder_graph
+from foveate.engines.backends import THREADS_PER_CPU, decoder_graph, vision_graph
 from foveate.engines.backends import onnxruntime as backend
 from foveate.engines.backends.onnxruntime import PROVIDERS
 from foveate.engines.device import CudaMemory
@@ -34,21 +34,25 @@ from foveate.engines.device import CudaMemory
 Asked = list[list[tuple[str, dict[str, str]]]]
 
 
-def test_onnxruntime_on_the_cpu_runs_its_own_decoder() -> None:
-    assert decoder_graph("onnxruntime") == "decoder"
+def graphs(backend: str, options: SessionOptions | None = None) -> tuple[str, str]:
+    return vision_graph(backend, options), decoder_graph(backend, options)
+
+
+def test_onnxruntime_on_the_cpu_runs_its_own_graphs() -> None:
+    assert graphs("onnxruntime") == ("vision", "decoder")
     for provider in ("cpu", "CPUExecutionProvider"):
-        assert decoder_graph("onnxruntime", SessionOptions(provider=provider)) == "decoder"
+        assert graphs("onnxruntime", SessionOptions(provider=provider)) == ("vision", "decoder")
 
 
 @pytest.mark.parametrize("provider", [*(PROVIDERS.keys() - {"cpu"}), "CUDAExecutionProvider", "OpenVINOExecutionProvider"])
-def test_other_providers_run_the_standard_decoder(provider: str) -> None:
-    assert decoder_graph("onnxruntime", SessionOptions(provider=provider)) == "decoder_standard"
+def test_other_providers_run_the_standard_graphs(provider: str) -> None:
+    assert graphs("onnxruntime", SessionOptions(provider=provider)) == ("vision_standard", "decoder_standard")
 
 
 @pytest.mark.parametrize("backend", sorted({*BACKENDS, "tensorrt", "tensorrt-rtx"} - {"onnxruntime"}))
-def test_other_backends_run_the_standard_decoder(backend: str) -> None:
-    assert decoder_graph(backend) == "decoder_standard"
-    assert decoder_graph(backend, SessionOptions(threads=2)) == "decoder_standard"
+def test_other_backends_run_the_standard_graphs(backend: str) -> None:
+    vision = "vision" if backend == "openvino" else "vision_standard"  # it reads that graph too
+    assert graphs(backend) == graphs(backend, SessionOptions(threads=2)) == (vision, "decoder_standard")
 
 
 def test_options_are_values() -> None:

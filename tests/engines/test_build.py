@@ -21,7 +21,7 @@ from foveate.engines.store import EngineStore
 from foveate.engines.tensorrt import builder, library, network
 from foveate.engines.tensorrt.callbacks import make_writer
 
-GRAPHS = ("vision", "score", "embed", "decoder_standard")
+GRAPHS = ("vision_standard", "score", "embed", "decoder_standard")
 TARGETS = ("sm86", "sm89", "sm120")
 SHAPES = ShapeProfile(visual_tokens=Range(4, 64, 256), patches=Range(16, 256, 1024))
 LARGEST = ShapeProfile(visual_tokens=Range(1, 1024, 16_384), patches=Range(4, 4096, 4 * 16_384))
@@ -77,7 +77,7 @@ def test_16384_visual_tokens_and_fp32(bundle: Bundle, store: EngineStore, profil
     assert tuple(built) == GRAPHS
     ranges = {graph: one.entry.record.key.options["profiles"] for graph, one in built.items()}
     assert len(ranges["decoder_standard"]) == (2 if profiles == "split" else 1)
-    assert ranges["vision"][0]["ranges"]["patches"] == [4, 4096, 65_536]
+    assert ranges["vision_standard"][0]["ranges"]["patches"] == [4, 4096, 65_536]
     assert ranges["score"][0]["ranges"]["visual_tokens"] == [1, 1024, 16_384]
     assert ranges["decoder_standard"][-1]["ranges"]["sequence"][2] >= 16_384
 
@@ -88,7 +88,7 @@ def test_what_is_there_is_not_built_again(bundle: Bundle, store: EngineStore) ->
     assert [one.fresh for one in build(bundle, options(), store)] == [False] * 4
     # Only the decoder's cache grows with the answer.
     assert {graph: one.fresh for graph, one in by_graph(build(bundle, longer, store)).items()} == {
-        "vision": False, "score": False, "embed": False, "decoder_standard": True,
+        "vision_standard": False, "score": False, "embed": False, "decoder_standard": True,
     }  # fmt: skip
     assert len(store.entries()) == len(first) + 1
 
@@ -131,7 +131,7 @@ def test_an_interrupted_build_leaves_what_was_finished(
     with pytest.raises(KeyboardInterrupt):
         build(bundle, options(), store, show)
     assert signal.getsignal(signal.SIGINT) is handler
-    assert sorted(entry.record.key.graph for entry in store.entries()) == ["score", "vision"]
+    assert sorted(entry.record.key.graph for entry in store.entries()) == ["score", "vision_standard"]
     assert sorted(path.name for path in store.folder.iterdir()) == sorted(entry.folder.name for entry in store.entries())
     assert [one.fresh for one in build(bundle, options(), store)] == [False, False, True, True]
 
@@ -227,9 +227,9 @@ def test_a_graph_that_tensorrt_refuses(bundle: Bundle, store: EngineStore, monke
 
 
 def test_the_record_is_json_that_says_what_was_built(bundle: Bundle, store: EngineStore) -> None:
-    entry = by_graph(build(bundle, options(), store))["vision"].entry
+    entry = by_graph(build(bundle, options(), store))["vision_standard"].entry
     record = json.loads((entry.folder / "engine.json").read_text())
-    assert record["key"]["graph_sha256"] == bundle.manifest.files["graphs/vision.onnx"].sha256
+    assert record["key"]["graph_sha256"] == bundle.manifest.files["graphs/vision_standard.onnx"].sha256
     assert record["key"]["weights_sha256"] == bundle.manifest.files["graphs/weights.safetensors"].sha256
     assert record["key"]["target"] == "sm89"
     assert record["details"]["shapes"]["visual_tokens"] == [4, 64, 256]

@@ -50,7 +50,9 @@ def cache(prefix: str) -> tuple[TensorSpec, ...]:
 
 VISUAL_EMBEDS = tensors(visual_embeds=f"visual_tokens {HIDDEN_SIZE}")
 INPUTS_EMBEDS = tensors(inputs_embeds=f"batch sequence {HIDDEN_SIZE}")
-VISION = spec("vision", tensors(pixel_values=f"frames patches {PATCH_VALUES}", patch_positions="patches 2"), VISUAL_EMBEDS)
+VISION = spec(
+    "vision_standard", tensors(pixel_values=f"frames patches {PATCH_VALUES}", patch_positions="patches 2"), VISUAL_EMBEDS
+)
 SCORE = spec(
     "score",
     tensors(inputs_embeds=f"total_tokens {HIDDEN_SIZE}", position_ids="3 total_tokens", visual_indices="visual_tokens")
@@ -176,7 +178,7 @@ def prompt_runs(visual: int, kept: int, text: int, new: int, batch: int, image: 
     scored = {"total_tokens": visual + text, "visual_tokens": visual, "instruction_tokens": text}
     prompt = text + kept
     return [
-        *([("vision", image), ("score", scored)] if visual else []),
+        *([("vision_standard", image), ("score", scored)] if visual else []),
         ("embed", {"batch": 1, "sequence": text, "visual_tokens": 0, "kept_tokens": 0}),
         ("embed", {"batch": batch, "sequence": prompt, "visual_tokens": batch * visual, "kept_tokens": batch * kept}),
         ("decoder_standard", {"batch": batch, "sequence": prompt, "cache_tokens": prompt}),
@@ -215,7 +217,7 @@ def test_a_single_profile_is_tuned_for_prompts() -> None:
 
 def test_several_images_may_need_more_visual_tokens_than_one_run_of_vision_gives() -> None:
     shapes = ShapeProfile(Range(16, 64, 512), Range(64, 64, 64))
-    assert graph_profiles(SPECS["vision"], shapes)[0].ranges["patches"] == Range(64, 64, 64)
+    assert graph_profiles(SPECS["vision_standard"], shapes)[0].ranges["patches"] == Range(64, 64, 64)
 
 
 @st.composite
@@ -286,7 +288,7 @@ def test_rebuilding_with_the_named_visual_tokens_serves_the_image(visual: Range,
             VISION,
             {"frames": 1, "patches": 5184},
             {},
-            "the image needs 5184 patches ('patches' of graph 'vision'), the engine takes 4 to 4096",
+            "the image needs 5184 patches ('patches' of graph 'vision_standard'), the engine takes 4 to 4096",
             "--visual-tokens 1:256:1296 --text-tokens 1:64:1024 --new-tokens 256 --batch 1",
         ),
         (  # the text needs no more room: the visual tokens alone make the prompt too long
@@ -357,10 +359,12 @@ def test_what_no_engine_can_take() -> None:
 
 def test_graphs_and_dimensions_without_a_profile() -> None:
     shapes = ShapeProfile.from_visual_tokens(Range(1, 256, 1024), merged_by_four)
-    with pytest.raises(OptionError, match="graph 'decoder' has no shape profile, engines are built of vision, score, embed, "):
+    with pytest.raises(
+        OptionError, match="graph 'decoder' has no shape profile, engines are built of vision_standard, score, "
+    ):
         graph_profiles(spec("decoder", ()), shapes)
     with pytest.raises(BundleError, match=r"profile 'vision' has no symbol 'rows', it has frames, patches, visual_tokens\."):
-        graph_profiles(spec("vision", tensors(pixel_values="rows 3")), shapes)
+        graph_profiles(spec("vision_standard", tensors(pixel_values="rows 3")), shapes)
 
 
 def test_shapes_of_a_tensor() -> None:

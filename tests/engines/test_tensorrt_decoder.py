@@ -265,7 +265,7 @@ def test_arrays_stay_on_the_gpu_from_graph_to_graph(tiny_bundle: Bundle) -> None
         }
         return embed.run(feeds)["inputs_embeds"]
 
-    graphs = [tiny_bundle.graph(name) for name in ("vision", "embed")]
+    graphs = [tiny_bundle.graph(name) for name in ("vision_standard", "embed")]
     vision_ranges = {"frames": Range(1, 1, 1), "patches": Range(16, 16, 64)}
     embed_ranges = {name: Range(0, 8, 64) for name in ("visual_tokens", "kept_tokens", "batch", "sequence")}
     sessions = [

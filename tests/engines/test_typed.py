@@ -16,7 +16,7 @@ from foveate.engines.memory import host_dtype
 from foveate.engines.tensorrt.network import lower
 from foveate.engines.tensorrt.precision import HOST_TENSORS, typed_spec
 
-GRAPHS = ("vision", "score", "embed", "decoder_standard")
+GRAPHS = ("vision_standard", "score", "embed", "decoder_standard")
 TYPES = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16, "float32": onnx.TensorProto.FLOAT,
          "int64": onnx.TensorProto.INT64}  # fmt: skip
 CAPACITY = 32

@@ -13,18 +13,21 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from foveate.engines import Bundle, GraphSpec, TensorSpec, open_session
+from foveate.engines import Bundle, GraphSpec, TensorSpec, open_session, reset_peak, resident_bytes
 from foveate.exporter import ExportResult
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import TextDecoder
 from foveate.exporter.families import read_family
 from foveate.exporter.graphs import text_graphs
 from foveate.exporter.parity import ScatterCache, SharedCache
+from foveate.exporter.precision import FP32_GRAPHS
 from foveate.exporter.safetensors import read_header
 from foveate.exporter.trace import save_graph, trace_graph
 
 NEW_TOKENS = 8
-GRAPHS = ("vision", "score", "embed", "decoder", "decoder_standard")
+GRAPHS = FP32_GRAPHS
+FUSED = {"vision": {"MultiHeadAttention", "RotaryEmbedding"}, "decoder": {"GroupQueryAttention", "RotaryEmbedding"}}
+"""Graph -> operators that hold no scores of all pairs of tokens, and the rotation."""
 
 
 def load_graph(bundle: Bundle, name: str) -> onnx.ModelProto:
@@ -138,10 +141,26 @@ def test_dimensions_have_the_documented_names(tiny_bundle: Bundle) -> None:
         assert not [symbol for symbol in symbols(graph) if symbol not in documented]
 
 
-def test_only_the_onnxruntime_decoder_needs_its_operators(tiny_bundle: Bundle) -> None:
+def test_only_graphs_for_the_cpu_need_operators_of_onnx_runtime(tiny_bundle: Bundle) -> None:
     for name in GRAPHS:
-        domains = {node.domain for node in load_graph(tiny_bundle, name).graph.node}
-        assert domains == ({"", "com.microsoft"} if name == "decoder" else {""})
+        model = load_graph(tiny_bundle, name)
+        domains = {"", "com.microsoft"} if name in FUSED else {""}
+        assert {node.domain for node in model.graph.node} == {entry.domain for entry in model.opset_import} == domains
+        found = {node.op_type for node in model.graph.node}
+        assert FUSED.get(name, {"Attention"} & found) == found & {"Attention", *FUSED["vision"], *FUSED["decoder"]}
+
+
+def test_vision_holds_no_scores_of_all_pairs_of_patches(reference_bundle: Path) -> None:
+    session = open_session(Bundle.open(reference_bundle, verify=False), "vision")
+    positions = np.stack(np.meshgrid(np.arange(64), np.arange(128), indexing="ij"), axis=-1).reshape(-1, 2)
+    feeds = {"pixel_values": np.zeros((1, 8192, 1176), dtype=np.float32), "patch_positions": positions}
+    reset_peak()
+    before, _ = resident_bytes()
+    session.run(feeds)
+    _, peak = resident_bytes()
+    assert before is not None
+    assert peak is not None
+    assert peak - before < 4 * 8192**2  # one head's
 
 
 def test_standard_attention_has_one_output_and_a_mask(tiny_bundle: Bundle) -> None:

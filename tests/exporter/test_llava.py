@@ -17,6 +17,7 @@ from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.families.llava import Llava
+from foveate.exporter.precision import FP32_GRAPHS
 from foveate.runtime.shapes import plan_shapes
 from tests.exporter.spellings import change, shard_weights, weights_of
 from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, save_tiny
@@ -56,7 +57,7 @@ def read(folder: Path) -> Llava:
 def test_every_graph_is_that_of_transformers(exported: ExportResult) -> None:
     assert exported.parity is not None
     assert exported.parity.passed
-    assert {row.graph for row in exported.parity.rows} == {"vision", "score", "embed", "decoder", "decoder_standard"}
+    assert {row.graph for row in exported.parity.rows} == set(FP32_GRAPHS)
     (pixels,) = Bundle.open(exported.bundle).graph("vision").inputs
     assert (pixels.name, pixels.shape) == ("pixel_values", ("frames", GRID_SIZE**2, 3 * PATCH_SIZE**2))
 
@@ -150,4 +151,4 @@ def test_engines_build_for_a_gpu_that_is_not_here(exported: ExportResult, tmp_pa
     bundle = Bundle.open(exported.bundle, verify=False)
     shapes = plan_shapes(bundle.manifest, frames=Range(1, 1, 2), new_tokens=16)
     built = build(bundle, BuildOptions(shapes, targets=("sm89",)), EngineStore(tmp_path))
-    assert [one.entry.record.key.graph for one in built] == ["vision", "score", "embed", "decoder_standard"]
+    assert [one.entry.record.key.graph for one in built] == ["vision_standard", "score", "embed", "decoder_standard"]

@@ -24,6 +24,7 @@ from foveate.exporter.families import read_family
 from foveate.exporter.families.llava_llama import LlavaLlama, Regroup
 from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference, regroup, unpatch
 from foveate.exporter.pipeline import build_graphs
+from foveate.exporter.precision import FP32_GRAPHS
 from foveate.exporter.weights import resolve_weights
 from foveate.runtime.shapes import plan_shapes
 from tests.exporter.spellings import shard_weights
@@ -127,7 +128,7 @@ def test_the_reference_keeps_a_sequence_whole_where_positions_have_gaps(vicuna_f
 def test_every_graph_agrees_with_the_reference(exported: ExportResult) -> None:
     assert exported.parity is not None
     assert exported.parity.passed
-    assert {row.graph for row in exported.parity.rows} == {"vision", "score", "embed", "decoder", "decoder_standard"}
+    assert {row.graph for row in exported.parity.rows} == set(FP32_GRAPHS)
 
 
 def test_both_spellings_of_the_tower_give_the_same_weights(vicuna_folder: Path, copy: Path) -> None:
@@ -344,6 +345,6 @@ def test_engines_build_for_a_gpu_that_is_not_here(exported: ExportResult, tmp_pa
     bundle = Bundle.open(exported.bundle, verify=False)
     shapes = plan_shapes(bundle.manifest, frames=Range(1, 2, 4), new_tokens=16)
     built = build(bundle, BuildOptions(shapes, targets=("sm89",)), EngineStore(tmp_path))
-    assert [one.entry.record.key.graph for one in built] == ["vision", "score", "embed", "decoder_standard"]
+    assert [one.entry.record.key.graph for one in built] == ["vision_standard", "score", "embed", "decoder_standard"]
     vision = built[0].entry.record.key.options["profiles"][0]["ranges"]
     assert vision["frames"][2] >= 4

@@ -22,6 +22,7 @@ from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.families.llava_onevision import LlavaOnevision
+from foveate.exporter.precision import FP32_GRAPHS
 from foveate.runtime.shapes import plan_shapes
 from tests.exporter.spellings import change, shard_weights, weights_of
 from tests.tiny_llava_onevision import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PINPOINTS, save_tiny
@@ -63,7 +64,7 @@ def read(folder: Path) -> LlavaOnevision:
 def test_every_graph_is_that_of_transformers(exported: ExportResult) -> None:
     assert exported.parity is not None
     assert exported.parity.passed
-    assert {row.graph for row in exported.parity.rows} == {"vision", "score", "embed", "decoder", "decoder_standard"}
+    assert {row.graph for row in exported.parity.rows} == set(FP32_GRAPHS)
 
 
 def test_an_earlier_feature_layer_is_that_of_transformers(copy: Path) -> None:
@@ -213,6 +214,6 @@ def test_engines_build_for_a_gpu_that_is_not_here(exported: ExportResult, tmp_pa
     bundle = Bundle.open(exported.bundle, verify=False)
     shapes = plan_shapes(bundle.manifest, frames=Range(1, 2, 4), new_tokens=16)
     built = build(bundle, BuildOptions(shapes, targets=("sm89",)), EngineStore(tmp_path))
-    assert [one.entry.record.key.graph for one in built] == ["vision", "score", "embed", "decoder_standard"]
+    assert [one.entry.record.key.graph for one in built] == ["vision_standard", "score", "embed", "decoder_standard"]
     vision = built[0].entry.record.key.options["profiles"][0]["ranges"]
     assert vision["frames"][2] >= 4

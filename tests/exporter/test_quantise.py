@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import foveate
 from foveate.engines import PREFILL_DECODER, Bundle, ExportError
-from foveate.exporter.precision import describe, plan_precisions
+from foveate.exporter.precision import FP32_GRAPHS, describe, plan_precisions
 from foveate.exporter.quantise import (
     BLOCK,
     ROW_BLOCK,
@@ -175,9 +175,10 @@ def test_what_is_no_weight_stays() -> None:
 
 
 def test_plans() -> None:
-    assert plan_precisions("fp32", {}).keys() == {"vision", "score", "embed", "decoder", "decoder_standard"}
+    assert FP32_GRAPHS == ("vision", "vision_standard", "score", "embed", "decoder", "decoder_standard")
     mixed = plan_precisions("int4", {"vision": "fp32"})
-    assert mixed == {"vision": "fp32", "score": "fp32", "embed": "int8", "decoder": "int4", PREFILL_DECODER: "int8"}
+    whole = {"vision": "fp32", "vision_standard": "fp32", "score": "fp32"}
+    assert mixed == {**whole, "embed": "int8", "decoder": "int4", PREFILL_DECODER: "int8"}
     assert [describe(plan_precisions(name, {})) for name in ("fp32", "int8")] == ["fp32", "int8"]
     assert describe(mixed) == "vision fp32, decoder int4"
     assert describe(plan_precisions("int4", {})) == "vision int8, decoder int4"

@@ -29,7 +29,7 @@ def test_build_and_inspect(run: Run, reference_bundle: Path, engines: Path) -> N
     assert Path(last) == engines
     rows = [line.split() for line in built.stdout.splitlines()[1:-1]]
     assert [(row[0], row[1], row[2]) for row in rows] == [
-        (graph, "sm89", "bf16") for graph in ("vision", "score", "embed", "decoder_standard")
+        (graph, "sm89", "bf16") for graph in ("vision_standard", "score", "embed", "decoder_standard")
     ]
     again = run("build", reference_bundle, *RTX, *SMALL, "--engines", engines)
     assert again.stdout.count("(there)") == 4
@@ -38,7 +38,7 @@ def test_build_and_inspect(run: Run, reference_bundle: Path, engines: Path) -> N
     for text in ("tensorrt-rtx 1.7", "patches 4:256:1024", "cache_tokens 1:256:1536", "attention_output", "scorer: trained"):
         assert text in shown.stdout
     facts = json.loads(run("inspect", reference_bundle, "--engines", engines, "--json").stdout)
-    assert {engine["graph"] for engine in facts["engines"]} == {"vision", "score", "embed", "decoder_standard"}
+    assert {engine["graph"] for engine in facts["engines"]} == {"vision_standard", "score", "embed", "decoder_standard"}
     assert all(Path(engine["path"]).stat().st_size == engine["engine_bytes"] for engine in facts["engines"])
     assert facts["damaged"] == []
 
@@ -71,7 +71,7 @@ def test_sizes_of_images(run: Run, reference_bundle: Path, engines: Path) -> Non
     assert run("build", reference_bundle, *RTX, *sizes, "--engines", engines).exit_code == 0
     facts = json.loads(run("inspect", reference_bundle, "--engines", engines, "--json").stdout)
     by_graph = {engine["graph"]: engine["profiles"] for engine in facts["engines"]}
-    assert by_graph["vision"][0]["ranges"]["patches"] == [256, 384, 1024]
+    assert by_graph["vision_standard"][0]["ranges"]["patches"] == [256, 384, 1024]
     assert by_graph["score"][0]["ranges"]["visual_tokens"] == [64, 96, 512]
     assert [profile["name"] for profile in by_graph["decoder_standard"]] == ["any"]
     assert by_graph["decoder_standard"][0]["ranges"]["batch"] == [1, 1, 4]
@@ -82,7 +82,7 @@ def test_frames_of_videos(run: Run, reference_bundle: Path, engines: Path) -> No
     assert run("build", reference_bundle, *RTX, *sizes, "--engines", engines).exit_code == 0
     facts = json.loads(run("inspect", reference_bundle, "--engines", engines, "--json").stdout)
     by_graph = {engine["graph"]: engine["profiles"][0]["ranges"] for engine in facts["engines"]}
-    assert by_graph["vision"]["frames"] == [1, 4, 16]
+    assert by_graph["vision_standard"]["frames"] == [1, 4, 16]
     assert by_graph["score"]["visual_tokens"][2] == 16 * 64
 
 

@@ -26,7 +26,7 @@ from tests.engines.fake_tensorrt import FakeTensorRT, fake_engine
 
 SCENES = Path(__file__).parents[2] / "models" / "demo-scenes" / "images"
 QUESTION = "What colour is the circle?"
-GRAPHS = ("vision", "score", "embed", "decoder_standard")
+GRAPHS = ("vision_standard", "score", "embed", "decoder_standard")
 SHAPES = ShapeProfile(visual_tokens=Range(1, 64, 512), patches=Range(4, 256, 1024), batch=Range(1, 1, 2), new_tokens=32)
 KEEPS = (1.0, 0.5, 0.25)
 
@@ -212,7 +212,9 @@ def test_an_image_outside_of_the_profile(bundle: Bundle, install: Install, load:
     large = Image.fromarray(np.zeros((28 * 24, 28 * 24, 3), np.uint8))
     with pytest.raises(RequestError) as caught:
         load().generate(Request.ask(QUESTION, large))
-    assert "the image needs 2304 patches ('patches' of graph 'vision'), the engine takes 4 to 1024" in str(caught.value)
+    assert "the image needs 2304 patches ('patches' of graph 'vision_standard'), the engine takes 4 to 1024" in str(
+        caught.value
+    )
     assert f"Run: foveate build {bundle.path} --backend tensorrt --precision fp32 --target sm89" in str(caught.value)
     assert "--visual-tokens 1:64:1152" in str(caught.value)
 
@@ -234,7 +236,7 @@ def test_a_batch_outside_of_the_profile(install: Install, load: Callable[..., Pi
     [
         ({"target": "sm120"}, r"was built for SM120.*this device is SM89. Run: foveate build .* --target sm89"),
         ({"version": "10.15.0"}, r"10\.15\.0.*10\.16\.1. Run: foveate build"),
-        ({"graphs": ("vision",)}, r"no engine of graph 'score'.* Run: foveate build"),
+        ({"graphs": ("vision_standard",)}, r"no engine of graph 'score'.* Run: foveate build"),
     ],
 )
 def test_engines_that_do_not_fit(install: Install, load: Callable[..., Pipeline], made: dict[str, Any], message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.engines import BundleError, RequestError, SessionOptions
+from foveate.engines import BundleError, OptionError, RequestError, SessionOptions
 from foveate.runtime import Answer, Budget, Pipeline, Relevance, Request, Sampling, load
 
 QUESTION = "What colour is the circle on the left?"

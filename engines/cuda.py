@@ -1,17 +1,19 @@
 """One NVIDIA GPU: its memory, copies, and CUDA graphs, on one stream.
 
 Everything is enqueued in order on the stream, memory is given back in that order too, and only reading on the host waits.
-Not for several threads at once.
+Threads may share it: each call has the stream to itself, and `Cuda.lock` is for what needs it for several calls.
 """
 
 from __future__ import annotations
 
 import ctypes
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from importlib import import_module
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -22,6 +24,21 @@ _PINNED_BYTES = 4 * 1024 * 1024
 """What is read up to this size (logits, scores) comes through page-locked memory, which is several times as fast."""
 _KEEP_ALL = 2**64 - 1
 _WITHOUT = "use the backend 'onnxruntime', which needs none"
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _alone(method: Callable[Concatenate[Cuda, _P], _T]) -> Callable[Concatenate[Cuda, _P], _T]:
+    """A method that has the stream to itself."""
+
+    @wraps(method)
+    def locked(self: Cuda, /, *arguments: _P.args, **named: _P.kwargs) -> _T:
+        with self.lock:
+            return method(self, *arguments, **named)
+
+    return locked
 
 
 @dataclass(frozen=True)
@@ -42,6 +59,10 @@ class Cuda:
         device: its index.
         bindings: the package `cuda.bindings`, or one with the same functions; None imports it.
 
+    Attributes:
+        lock: held by the one thread that may use the stream. While it captures a graph, whatever another thread enqueued would
+            become part of the graph. It may be taken again by the thread that has it: memory is freed at any moment.
+
     Raises:
         BackendError: there is no driver or no GPU.
         OptionError: there is no such GPU.
@@ -51,6 +72,7 @@ class Cuda:
     def __init__(self, device: int = 0, bindings: Any = None) -> None:
         bindings = bindings or _library()
         self._runtime = bindings.runtime
+        self.lock = threading.RLock()
         self._capturing = False
         self._postponed: list[Callable[[], object]] = []
         self._pinned: np.ndarray | None = None
@@ -79,6 +101,7 @@ class Cuda:
         driver = _version(self._call("cudaDriverGetVersion"))
         return DeviceInfo(name, f"sm{properties.major}{properties.minor}", total_bytes, free_bytes, driver)
 
+    @_alone
     def malloc(self, nbytes: int) -> int:
         """Address of new device memory, a multiple of 256 bytes; no two are equal, even of 0 bytes.
 
@@ -103,6 +126,7 @@ class Cuda:
         # A captured graph would free it in each launch.
         self._after_capture(lambda: self._call("cudaFreeAsync", address, self.stream))
 
+    @_alone
     def to_device(self, address: int, array: np.ndarray) -> None:
         """Enqueues a copy of a host array; it may be changed right after the call."""
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
@@ -111,6 +135,7 @@ class Cuda:
         if array.nbytes:
             self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, self.stream)
 
+    @_alone
     def to_host(self, array: np.ndarray, address: int) -> None:
         """Waits for everything enqueued and fills a contiguous host array."""
         if not array.nbytes:
@@ -123,25 +148,30 @@ class Cuda:
         if pinned is not None:
             array.reshape(-1).view(np.uint8)[:] = pinned
 
+    @_alone
     def copy(self, target: int, source: int, nbytes: int) -> None:
         """Enqueues a copy on the device."""
         if nbytes:
             kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToDevice
             self._call("cudaMemcpyAsync", target, source, nbytes, kind, self.stream)
 
+    @_alone
     def fill_zero(self, address: int, nbytes: int) -> None:
         """Enqueues the zeroing of device memory."""
         if nbytes:
             self._call("cudaMemsetAsync", address, 0, nbytes, self.stream)
 
+    @_alone
     def synchronize(self) -> None:
         """Waits for everything enqueued."""
         self._call("cudaStreamSynchronize", self.stream)
 
+    @_alone
     def wait_for(self, stream: int) -> None:
         """Waits for everything enqueued on another stream: for arrays that another library is still writing."""
         self._call("cudaStreamSynchronize", stream)
 
+    @_alone
     def capture(self, enqueue: Callable[[], object]) -> Any:
         """A graph of what `enqueue` puts on the stream; nothing of it runs now.
 
@@ -165,10 +195,12 @@ class Cuda:
         finally:
             self._call("cudaGraphDestroy", graph)
 
+    @_alone
     def launch(self, graph: Any) -> None:
         """Enqueues a captured graph."""
         self._call("cudaGraphLaunch", graph, self.stream)
 
+    @_alone
     def destroy(self, graph: Any) -> None:
         """Frees a captured graph, once its last launch is done."""
         self._call("cudaGraphExecDestroy", graph)
@@ -182,6 +214,7 @@ class Cuda:
 
         self._after_capture(wait)
 
+    @_alone
     def _after_capture(self, action: Callable[[], object]) -> None:
         if self._capturing:
             self._postponed.append(action)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -156,16 +156,22 @@ class CudaMemory:
         self.cuda.synchronize()
 
 
-@cache
+_memories: dict[int, CudaMemory] = {}
+_opening = threading.Lock()
+
+
 def gpu_memory(device: int = 0) -> CudaMemory:
-    """The memory of a GPU, one for all sessions on it: its stream orders the copies between them.
+    """The memory of a GPU, one for all sessions on it, in whichever threads: its stream orders the copies between them.
 
     Raises:
         BackendError: there is no driver or no GPU.
         OptionError: there is no such GPU.
         MissingPackageError: cuda-bindings is not installed.
     """
-    return CudaMemory(Cuda(device))
+    with _opening:
+        if device not in _memories:
+            _memories[device] = CudaMemory(Cuda(device))
+        return _memories[device]
 
 
 def fill(target: DeviceArray, source: Array) -> None:

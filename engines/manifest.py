@@ -19,6 +19,7 @@ TemplateToken = Literal["bos_token", "eos_token", "pad_token", "unk_token"]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -55,6 +56,28 @@ class DecoderEntry(_Strict, frozen=True):
     kv_dtype: DType
 
 
+class GenerationEntry(_Strict, frozen=True, omit_defaults=True):
+    """What the checkpoint's generation_config.json says about drawing tokens; where it says nothing, what transformers does."""
+
+    repetition_penalty: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    no_repeat_ngram_size: Count = 0
+    bad_words_ids: tuple[Annotated[tuple[TokenId, ...], msgspec.Meta(min_length=1)], ...] = ()
+    min_new_tokens: Count = 0
+    suppress_tokens: tuple[TokenId, ...] = ()
+    begin_suppress_tokens: tuple[TokenId, ...] = ()
+    stop_strings: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
+    do_sample: bool = False
+    """Whether its authors sample; a request does where it asks for it."""
+    temperature: NonNegative = 1.0
+    top_k: Count = 50
+    """0 for all tokens."""
+    top_p: Share = 1.0
+    unsupported_sampling: tuple[str, ...] = ()
+    """Keys that change how its authors sample and that the runtime does not know."""
+    prompt_counts: bool = True
+    """Whether penalties look at the prompt too, or at the answer alone: what its own library shows them."""
+
+
 class PromptEntry(_Strict, frozen=True):
     """How messages become token ids. Each image or video of a message renders as its placeholder token."""
 
@@ -66,6 +89,7 @@ class PromptEntry(_Strict, frozen=True):
     max_new_tokens: Size = 64
     template_tokens: dict[TemplateToken, str] = {}
     """Text of the tokens that a chat template may name."""
+    generation: GenerationEntry = GenerationEntry()
 
 
 class RetentionPoint(_Strict, frozen=True):

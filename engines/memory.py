@@ -42,7 +42,7 @@ class Array(Protocol):
 
 
 class Memory(Protocol):
-    """Makes arrays where a session works on them."""
+    """Makes arrays where a session works on them. Threads may share it."""
 
     def empty(self, shape: Sequence[int], dtype: str) -> Array:
         """An array with anything in it."""

@@ -15,7 +15,11 @@ Arrays = Mapping[str, Array]
 
 
 class Session(Protocol):
-    """One graph, loaded by a backend."""
+    """One graph, loaded by a backend. Threads may share it, but for `close`.
+
+    Runs on the CPU go on side by side; on a GPU each has the whole GPU while it lasts, so that threads take turns run by run.
+    Arrays of a run belong to the thread that asked for it: what two threads feed and write at once must not be the same.
+    """
 
     spec: GraphSpec
     memory: Memory

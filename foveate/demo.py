@@ -13,6 +13,7 @@ from PIL import Image
 
 from foveate.runtime import Answer, Pipeline, load
 from foveate.runtime.explain import Panel, fit, kept_picture, sheet
+from foveate.runtime.types import Picture
 from foveate.samples import Sample
 
 KEEPS = (1.0, 0.5, 0.25)
@@ -42,8 +43,9 @@ def run(bundle: Path, samples: Sequence[Sample], output: Path, progress: Callabl
     for number, sample in enumerate(samples, start=1):
         progress(sample.question)
         answers = {keep: _ask(pipe, sample, keep) for keep in KEEPS}
+        (seen,) = pipe.prepare(sample.request()).pictures
         picture = output / f"{number:02d}.png"
-        _draw(sample, answers).save(picture)
+        _draw(sample, answers, seen).save(picture)
         outcomes.append(Outcome(sample, answers, picture))
     facts = [{**msgspec.to_builtins(o.sample), "answers": {k: a.to_dict() for k, a in o.answers.items()}} for o in outcomes]
     (output / "answers.json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -54,11 +56,10 @@ def _ask(pipe: Pipeline, sample: Sample, keep: float) -> Answer:
     return pipe.generate(sample.request(keep=keep, max_new_tokens=_MAX_NEW_TOKENS))
 
 
-def _draw(sample: Sample, answers: dict[float, Answer]) -> Image.Image:
+def _draw(sample: Sample, answers: dict[float, Answer], seen: Picture) -> Image.Image:
     panels = []
     for keep, answer in answers.items():
         kept = np.isin(np.arange(answer.selection.num_visual_tokens), answer.selection.keep_indices)
-        (seen,) = answer.pictures
         picture = kept_picture(fit(seen.image), seen.grid, kept)
         panels.append(Panel(picture, f"keep {keep:g}: {answer.text}"))
     return sheet([panels], sample.question, f"right answer: {sample.answer}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from numbers import Integral, Real
 
 import numpy as np
 
 from foveate.engines import RequestError
+from foveate.runtime.values import number, settle, share, whole
 
 _LIMITS = ("ratio", "tokens", "mass", "ttft_ms")
 
@@ -47,14 +47,14 @@ class Budget:
             raise RequestError(f"the budget has {' and '.join(chosen)}, expected one of them. Drop all but one.")
         if self.ratio is not None:
             remedy = "Use 0.5 for half of the tokens; a number of tokens is another limit (keep_tokens)."
-            check_share("the budget's ratio", self.ratio, remedy)
+            settle(self, ratio=share("the budget's ratio", self.ratio, remedy))
         if self.mass is not None:
-            check_share("the budget's mass", self.mass, "Use 0.9 for 90 % of the relevance.")
-        if self.tokens is not None and (not _is_number(self.tokens, Integral) or self.tokens < 1):
-            raise RequestError(f"the budget keeps {self.tokens!r} tokens, expected a whole number of at least 1. Raise it.")
-
-        if self.ttft_ms is not None and (not _is_number(self.ttft_ms, Real) or not 0 < self.ttft_ms < math.inf):
-            raise RequestError(f"the budget is {self.ttft_ms!r} ms, expected a number above 0. Use 300 for 0.3 seconds.")
+            settle(self, mass=share("the budget's mass", self.mass, "Use 0.9 for 90 % of the relevance."))
+        if self.tokens is not None:
+            settle(self, tokens=whole("the budget's number of tokens", self.tokens, 1, "Use 64 for 64 tokens."))
+        if self.ttft_ms is not None:
+            remedy = "Use 300 for 0.3 seconds."
+            settle(self, ttft_ms=number("the budget's ttft_ms", self.ttft_ms, lambda ms: ms > 0, "above 0", remedy))
 
     def keeps_all(self, num_visual_tokens: int) -> str | None:
         """Why every token stays whatever the scores say; None where the scores matter."""
@@ -83,13 +83,3 @@ class Budget:
             return min(self.tokens, total)
         ratio = 1.0 if self.ratio is None else self.ratio
         return min(max(1, math.floor(ratio * total + 0.5)), total)
-
-
-def check_share(name: str, value: object, remedy: str) -> None:
-    """Raises RequestError unless 0 < value <= 1."""
-    if not _is_number(value, Real) or not 0 < value <= 1:  # type: ignore[operator]
-        raise RequestError(f"{name} is {value!r}, expected a number above 0 and up to 1. {remedy}")
-
-
-def _is_number(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)

@@ -9,7 +9,8 @@ from time import perf_counter
 import numpy as np
 
 from foveate.runtime.kv_cache import KVCache
-from foveate.runtime.sampling import Sampler
+from foveate.runtime.logits import LogitsProcessor
+from foveate.runtime.sampling import Sampler, greedy
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import NextTokens, TextModel
 from foveate.runtime.types import Chunk
@@ -25,6 +26,8 @@ class Row:
         stream: turns them into text.
         eos_token_ids: tokens that end the answer.
         max_new_tokens: most tokens that it may draw.
+        processor: changes the logits first; None leaves them as they are.
+        stop_token_ids: special tokens that were given as stop strings.
         finish_reason: None while it goes on.
     """
 
@@ -33,6 +36,8 @@ class Row:
     stream: TextStream
     eos_token_ids: Sequence[int]
     max_new_tokens: int
+    processor: LogitsProcessor | None = None
+    stop_token_ids: Sequence[int] = ()
     tokens: list[int] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     decode_ms: list[float] = field(default_factory=list)
@@ -40,17 +45,25 @@ class Row:
 
     def draw(self, following: NextTokens) -> Chunk:
         """Draws the next token and says what it adds."""
-        token = self.sampler(following.logits[self.index]) if self.sampler else following.likeliest_token(self.index)
+        token = self._choose(following)
         self.tokens.append(token)
-        ended = token in self.eos_token_ids
-        text = "" if ended else self.stream.push(token)
-        if not self.stream.stopped and (ended or len(self.tokens) == self.max_new_tokens):
+        ended, stopped = token in self.eos_token_ids, token in self.stop_token_ids
+        text = "" if ended or stopped else self.stream.push(token)
+        if not self.stream.stopped and (ended or stopped or len(self.tokens) == self.max_new_tokens):
             text += self.stream.flush()
-            self.finish_reason = "eos" if ended else "length"
+            self.finish_reason = "eos" if ended else "stop" if stopped else "length"
         if self.stream.stopped:
             self.finish_reason = "stop"
         self.pieces.append(text)
         return Chunk(text, token, self.finish_reason, self.index)
+
+    def _choose(self, following: NextTokens) -> int:
+        if self.processor is None and self.sampler is None:
+            return following.likeliest_token(self.index)  # without the logits, which may lie on a GPU
+        logits = following.logits[self.index]
+        if self.processor is not None:
+            logits = self.processor(self.tokens, logits)
+        return (self.sampler or greedy)(logits)
 
 
 def decode(

@@ -12,7 +12,7 @@ from itertools import chain
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
-from foveate.engines import RequestError
+from foveate.engines import BackendError, RequestError
 from foveate.runtime.select import Selection
 from foveate.runtime.types import Answer, Picture
 
@@ -63,8 +63,8 @@ def draw(answer: Answer) -> Image.Image:
     caption says so.
 
     Raises:
-        RequestError: the request has no image or video, its visual tokens were neither scored nor pruned, or the scores are not
-            finite.
+        RequestError: the request has no image or video, or its visual tokens were neither scored nor pruned.
+        BackendError: the scores are not finite.
     """
     selection = answer.selection
     _check(answer)
@@ -150,7 +150,7 @@ def sheet(rows: Sequence[Sequence[Panel]], title: str, note: str = "") -> Image.
 
 def _check(answer: Answer) -> None:
     selection = answer.selection
-    if not answer.pictures:
+    if not answer.grids:
         raise RequestError("the request has no image or video, so there is nothing to explain. Ask about one.")
     if selection.scores is None and len(selection.keep_indices) == selection.num_visual_tokens:
         raise RequestError(
@@ -158,7 +158,7 @@ def _check(answer: Answer) -> None:
             "Keep fewer, or set explain=True with a selector that scores."
         )
     if selection.scores is not None and not np.isfinite(selection.scores).all():
-        raise RequestError("the scores are not finite, so there is nothing to explain. Export the bundle again.")
+        raise BackendError("the scores are not finite, so there is nothing to explain. Export the bundle again.")
 
 
 def _name(picture: Picture, number: int, pictures: int) -> str:

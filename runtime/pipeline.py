@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import chain
+from numbers import Integral
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -18,6 +20,7 @@ from foveate.engines import (
     BundleError,
     Manifest,
     Memory,
+    OptionError,
     RequestError,
     Session,
     SessionOptions,
@@ -31,14 +34,17 @@ from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
+from foveate.runtime.logits import LogitsProcessor
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
+from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Custom, Policy, Relevance, Selection, Selector, keep_everything, open_selector, select
 from foveate.runtime.select.scores import Learned
-from foveate.runtime.stream import Job, Stopwatch, Stream
+from foveate.runtime.stream import Job, Stopwatch, Stream, enough_memory
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 from foveate.runtime.types import Answer, Encoded, Prepared, Request
+from foveate.runtime.values import shown
 from foveate.runtime.video import VideoLimits
 from foveate.runtime.vision_cache import DEFAULT_BYTES, VisionCache
 
@@ -78,7 +84,7 @@ def load(
     Raises:
         BundleError: the bundle can't be read or trusted.
         BackendError: the backend is missing or refuses a graph.
-        RequestError: `kv_capacity_tokens` is not within what the model takes.
+        OptionError: `kv_capacity_tokens` is not within what the model takes.
     """
     bundle = Bundle.open(path, verify=verify)
     tokenizer = _load_tokenizer(bundle)
@@ -98,7 +104,8 @@ def load(
 
 
 class Pipeline:
-    """A loaded bundle.
+    """A loaded bundle. Threads may share it, but for `close`: every method may be called at any time, and an answer is the same
+    as if it were the only one. A stream is for one thread at a time.
 
     Args:
         manifest: the bundle's manifest.
@@ -117,7 +124,7 @@ class Pipeline:
 
     Raises:
         BundleError: unknown family, processor constants or chat template.
-        RequestError: `kv_capacity_tokens` is not within what the model takes.
+        OptionError: `kv_capacity_tokens` is not within what the model takes.
     """
 
     def __init__(
@@ -157,6 +164,7 @@ class Pipeline:
         Raises:
             RequestError: the request can't be served.
             BackendError: a graph failed.
+            MachineError: there is not enough memory.
         """
         return self._start([request], [None])
 
@@ -174,11 +182,12 @@ class Pipeline:
         return self._start(requests, [None] * len(requests)).answers() if requests else []
 
     def close(self) -> None:
-        """Frees the graphs; the pipeline can't answer afterwards."""
+        """Frees the graphs; the pipeline can't answer afterwards. No other thread may be in it."""
         self.vision_cache.clear()
         for session in self._sessions.values():
             session.close()
 
+    @enough_memory()
     def encode(self, request: Request, visual_embeds: Array | None = None) -> Encoded:
         """The stages that depend neither on the budget nor on the selector; `generate` takes the result.
 
@@ -190,6 +199,7 @@ class Pipeline:
         Raises:
             RequestError: images, videos or messages that can't be used, or `visual_embeds` of other images.
             BackendError: the vision graph failed.
+            MachineError: there is not enough memory.
         """
         stopwatch = Stopwatch()
         with stopwatch("preprocess_ms"):
@@ -206,6 +216,7 @@ class Pipeline:
             )
         return Encoded(prepared, visual_embeds, stopwatch.stage_ms)
 
+    @enough_memory()
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:
         """Every stage up to the logits of the first token."""
         jobs = [self._admit(request, known) for request, known in zip(requests, encoded, strict=True)]
@@ -224,6 +235,7 @@ class Pipeline:
     def _admit(self, request: Request, encoded: Encoded | None) -> Job:
         """The stages that each request goes through on its own."""
         selector = self.selector(request.select)
+        request = replace(request, sampling=self._sampling(request))
         encoded = encoded or self.encode(request)
         prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
         sizes = Sizes(
@@ -320,7 +332,8 @@ class Pipeline:
         """Which visual tokens stay; without relevance all of them.
 
         Raises:
-            RequestError: scores that are not finite, or a selector that breaks its contract.
+            RequestError: a selector that breaks its contract.
+            BackendError: scores that are not finite.
         """
         total = prepared.num_visual_tokens
         everything = request.budget.keeps_all(total)
@@ -344,7 +357,8 @@ class Pipeline:
         if isinstance(selector, Learned) and not trained:
             raise RequestError(
                 f"selector '{selector.name}' needs a trained scorer, which this bundle has not. "
-                "Export it with --scorer FILE, or use --select attention."
+                "Export it with a scorer, or use select='attention'.",
+                options=("select",),
             )
         return selector
 
@@ -358,12 +372,40 @@ class Pipeline:
                 "Keep fewer visual tokens, shorten the text or lower max_new_tokens."
             )
 
+    def _sampling(self, request: Request) -> Sampling:
+        """That of a request, with the checkpoint's settings where it leaves them to it."""
+        vocab_size = self.manifest.decoder.vocab_size
+        given = request.sampling
+        named = chain(given.suppress_tokens or (), given.begin_suppress_tokens or (), *(given.bad_words_ids or ()))
+        if beyond := [token for token in named if token >= vocab_size]:
+            raise RequestError(f"the sampling names token {beyond[0]}, the model has 0 to {vocab_size - 1}. Take it out.")
+        return given.over(self.manifest.prompt.generation)
+
     def _row(self, index: int, job: Job) -> Row:
-        stream = TextStream(self._tokenizer, job.request.stop)
-        sampling = job.request.sampling
-        sampler = sampling.sampler() if sampling.temperature else None
-        eos_token_ids = () if job.request.ignore_eos else self.manifest.prompt.eos_token_ids
-        return Row(index, sampler, stream, eos_token_ids, job.max_new_tokens)
+        request, entry = job.request, self.manifest.prompt
+        sampling = request.sampling
+        stop = entry.generation.stop_strings if request.stop is None else request.stop
+        eos_token_ids = () if request.ignore_eos else entry.eos_token_ids
+        processor = self._processor(sampling, job.prepared, eos_token_ids)
+        return Row(
+            index,
+            sampling.sampler() if sampling.temperature else None,
+            TextStream(self._tokenizer, stop),
+            eos_token_ids,
+            job.max_new_tokens,
+            processor if processor.changes else None,
+            [token for text in stop if (token := self._special_token(text)) is not None],
+        )
+
+    def _processor(self, sampling: Sampling, prepared: Prepared, eos_token_ids: Sequence[int]) -> LogitsProcessor:
+        counts = self.manifest.prompt.generation.prompt_counts
+        prompt_ids = prepared.layout.input_ids if counts else np.empty(0, np.int64)
+        return LogitsProcessor(prompt_ids, eos_token_ids, **sampling.changes())
+
+    def _special_token(self, text: str) -> int | None:
+        """The id of a token that never becomes text, by its own name."""
+        token = self._tokenizer.token_to_id(text)
+        return token if token is not None and not self._tokenizer.decode([token], skip_special_tokens=True) else None
 
 
 def _load_tokenizer(bundle: Bundle) -> Tokenizer:
@@ -377,6 +419,8 @@ def _load_tokenizer(bundle: Bundle) -> Tokenizer:
 def _check_capacity(wanted: int | None, limit: int) -> int:
     if wanted is None:
         return limit
-    if not 1 <= wanted <= limit:
-        raise RequestError(f"kv_capacity_tokens is {wanted}, this model takes 1 to {limit}. Choose a number in between.")
-    return wanted
+    whole = isinstance(wanted, Integral) and not isinstance(wanted, bool)
+    if not whole or not 1 <= wanted <= limit:
+        fact = f"kv_capacity_tokens is {shown(wanted)}, this model takes 1 to {limit}"
+        raise OptionError(f"{fact}. Choose a number in between.", options=("kv_capacity",))
+    return int(wanted)

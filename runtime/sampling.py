@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from numbers import Integral, Real
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
-from foveate.engines import BackendError, RequestError
+from foveate.engines import BackendError, GenerationEntry, RequestError
+from foveate.runtime.values import flag, items, number, settle, share, token_ids, whole
 
 Sampler = Callable[[np.ndarray], int]
 """Draws a token from `logits [vocab_size]`."""
@@ -19,32 +19,80 @@ NAN_LOGITS = "the decoder gave NaN logits. Export or build the bundle again at a
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. Applied in this order: temperature, top_k, top_p.
+    """How tokens are drawn. Applied in this order: what forbids tokens or changes their logits, temperature, top_k, top_p.
+
+    Where a setting that forbids or changes is None, the checkpoint's own holds, of its generation_config.json: those are part
+    of greedy decoding too, as in transformers. Tokens are drawn at random only where the request says so.
 
     Attributes:
         temperature: 0 takes the likeliest token (greedy).
         top_k: only the k likeliest tokens; None for all.
         top_p: only the likeliest tokens whose probabilities reach this share, 0 < top_p <= 1.
         seed: the same seed draws the same tokens; None draws anew each time.
+        of_checkpoint: draw with the temperature, top_k and top_p of the checkpoint, as transformers does with `do_sample=True`.
+        repetition_penalty: above 1, tokens of the prompt and of the answer so far become less likely; 1 for none.
+        no_repeat_ngram_size: no run of so many tokens comes twice in prompt and answer; 0 allows all.
+        min_new_tokens: the answer does not end before.
+        suppress_tokens: tokens that are never drawn.
+        begin_suppress_tokens: tokens that no answer begins with.
+        bad_words_ids: sequences of tokens that are never drawn; what ends an answer stays allowed.
 
     Raises:
-        RequestError: a value out of its range, or `top_k` or `top_p` without a temperature.
+        RequestError: a value out of its range, `top_k` or `top_p` without a temperature, or any of the three beside
+            `of_checkpoint`.
     """
 
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
+    of_checkpoint: bool = False
+    repetition_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
+    min_new_tokens: int | None = None
+    suppress_tokens: Sequence[int] | None = None
+    begin_suppress_tokens: Sequence[int] | None = None
+    bad_words_ids: Sequence[Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
-        _check("temperature", self.temperature, _is(self.temperature, Real) and 0 <= self.temperature < math.inf, "0 or above")
-        _check(
-            "top_k", self.top_k, self.top_k is None or (_is(self.top_k, Integral) and self.top_k >= 1), "1 or above, or None"
+        settle(
+            self,
+            temperature=number("temperature", self.temperature, lambda value: value >= 0, "of 0 or above"),
+            top_p=share("top_p", self.top_p),
+            of_checkpoint=flag("of_checkpoint", self.of_checkpoint),
         )
-        _check("top_p", self.top_p, _is(self.top_p, Real) and 0 < self.top_p <= 1, "above 0 and up to 1")
-        _check("seed", self.seed, self.seed is None or (_is(self.seed, Integral) and self.seed >= 0), "0 or above, or None")
-        if self.temperature == 0 and (self.top_k is not None or self.top_p < 1):
+        checks: dict[str, Callable[[str, Any], object]] = {
+            "top_k": lambda name, value: whole(name, value, 1),
+            "seed": lambda name, value: whole(name, value, 0),
+            **_CHANGES,
+        }
+        given = {name: getattr(self, name) for name in checks}
+        settle(self, **{name: checks[name](name, value) for name, value in given.items() if value is not None})
+        drawn = (self.temperature, self.top_k, self.top_p)
+        if self.of_checkpoint and drawn != (0, None, 1):
+            raise RequestError("temperature, top_k and top_p are given beside of_checkpoint. Give either.")
+        if self.temperature == 0 and drawn != (0, None, 1):
             raise RequestError("top_k and top_p do nothing at temperature 0. Set a temperature above 0 or drop them.")
+
+    def over(self, checkpoint: GenerationEntry) -> Sampling:
+        """These settings, with the checkpoint's where they leave it to it.
+
+        Raises:
+            RequestError: `of_checkpoint`, and its authors sample in a way that the runtime does not know.
+        """
+        changes = {name: getattr(checkpoint, name) for name, value in self.changes().items() if value is None}
+        if self.of_checkpoint and checkpoint.unsupported_sampling:
+            raise RequestError(
+                f"the checkpoint samples with {', '.join(checkpoint.unsupported_sampling)}, which the runtime does not know. "
+                "Give temperature, top_k and top_p in place of of_checkpoint."
+            )
+        if self.of_checkpoint and checkpoint.temperature:
+            changes |= {"temperature": checkpoint.temperature, "top_k": checkpoint.top_k or None, "top_p": checkpoint.top_p}
+        return replace(self, of_checkpoint=False, **changes)
+
+    def changes(self) -> dict[str, Any]:
+        """The settings of `LogitsProcessor`."""
+        return {name: getattr(self, name) for name in _CHANGES}
 
     def sampler(self) -> Sampler:
         """A sampler with a random state of its own."""
@@ -71,10 +119,29 @@ class Sampling:
         else:
             tokens = np.arange(len(logits))
         tokens = tokens[np.argsort(-logits[tokens], kind="stable")]
+        tokens = tokens[logits[tokens] > -np.inf]  # what is forbidden
         probabilities = np.exp((logits[tokens].astype(np.float64) - best) / self.temperature)
         cumulative = np.cumsum(probabilities)
         count = int(np.searchsorted(cumulative, self.top_p * cumulative[-1])) + 1 if self.top_p < 1 else len(tokens)
         return tokens[:count], probabilities[:count] / cumulative[count - 1]
+
+
+def _words(name: str, value: object) -> tuple[tuple[int, ...], ...]:
+    words = tuple(token_ids(name, word) for word in items(name, value, "a list of lists of token ids"))
+    if () in words:
+        raise RequestError(f"{name} holds an empty list, expected lists of token ids. Take it out.")
+    return words
+
+
+_CHANGES: dict[str, Callable[[str, Any], object]] = {
+    "repetition_penalty": lambda name, value: number(name, value, lambda found: found > 0, "above 0"),
+    "no_repeat_ngram_size": lambda name, value: whole(name, value, 0),
+    "min_new_tokens": lambda name, value: whole(name, value, 0),
+    "suppress_tokens": token_ids,
+    "begin_suppress_tokens": token_ids,
+    "bad_words_ids": _words,
+}
+"""Settings that the checkpoint may have too, each with what checks a value and makes it plain."""
 
 
 def greedy(logits: np.ndarray) -> int:
@@ -87,12 +154,3 @@ def greedy(logits: np.ndarray) -> int:
     if np.isnan(logits[token]):  # argmax stops at the first NaN, so this one look finds any
         raise BackendError(NAN_LOGITS)
     return token
-
-
-def _check(name: str, value: object, good: bool, expected: str) -> None:
-    if not good:
-        raise RequestError(f"{name} is {value!r}, expected a number {expected}. Leave it out for the default.")
-
-
-def _is(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)

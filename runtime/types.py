@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -13,14 +13,17 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import Array, Grid, RequestError
-from foveate.runtime.budget import Budget, check_share
+from foveate.runtime.budget import Budget
 from foveate.runtime.images import ImageSource
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
+from foveate.runtime.values import LEAVE_OUT, flag, items, number, settle, share, shown, whole
 from foveate.runtime.video import VideoSource, check_sampling
 
 Message = Mapping[str, Any]
 VisualKind = Literal["image", "video"]
+_SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+"""What is one image or video; so is an open file."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +44,14 @@ class Request:
         min_retained: refuse a budget that retains less than this share of the right answers, by the bundle's retention curve.
         explain: score the visual tokens even where all stay, so that `Answer.explain` can show the scores.
         max_new_tokens: most tokens to generate; None takes the bundle's default.
-        stop: strings that end the answer; they are not part of it.
+        stop: strings that end the answer; they are not part of it. None takes the bundle's, which are the checkpoint's.
         ignore_eos: draw `max_new_tokens` tokens whatever they are, to measure how long that takes.
 
+    Collections may be of any kind, generators too, and numbers numpy's; they are kept as tuples and Python's. A single image
+    or video counts as a list of one. None stands for the default of every field but `messages`.
+
     Raises:
-        RequestError: `max_new_tokens`, `stop`, `fps` or `max_frames` is unusable.
+        RequestError: a field is unusable.
     """
 
     messages: Sequence[Message]
@@ -56,31 +62,47 @@ class Request:
     min_retained: float | None = None
     explain: bool = False
     max_new_tokens: int | None = None
-    stop: Sequence[str] = ()
+    stop: Sequence[str] | None = None
     videos: Sequence[VideoSource] = ()
     fps: float = 1.0
     max_frames: int = 32
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        for entry in fields(self):
+            if getattr(self, entry.name) is None and entry.name != "messages":
+                made = entry.default_factory() if callable(entry.default_factory) else entry.default
+                settle(self, **{entry.name: made})
+        settle(
+            self,
+            messages=items("messages", self.messages, "a list of messages", "Use Request.ask for a single question."),
+            images=_sources("images", self.images),
+            videos=_sources("videos", self.videos),
+            fps=number("fps", self.fps, lambda fps: fps > 0, "above 0", "Use 1 for a frame a second."),
+            max_frames=whole("max_frames", self.max_frames, 1, "Leave it out for 32."),
+            explain=flag("explain", self.explain),
+            ignore_eos=flag("ignore_eos", self.ignore_eos),
+        )
         check_sampling(self.fps, self.max_frames)
-        count = self.max_new_tokens
-        if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-            raise RequestError(
-                f"max_new_tokens is {count!r}, expected a whole number of at least 1. Leave it out for the default."
-            )
-        if isinstance(self.stop, str) or not all(isinstance(text, str) and text for text in self.stop):
-            raise RequestError(f"stop is {self.stop!r}, expected a list of strings that are not empty. Leave it out for none.")
+        _check_kind("budget", self.budget, Budget, "a Budget, as Budget(ratio=0.5)")
+        _check_kind("sampling", self.sampling, Sampling, "a Sampling, as Sampling(temperature=0.7)")
+        if self.select is not None and not isinstance(self.select, str) and not callable(self.select):
+            raise RequestError(f"select is {shown(self.select)}, expected a selector, its name or a function. {LEAVE_OUT}")
+        if self.max_new_tokens is not None:
+            settle(self, max_new_tokens=whole("max_new_tokens", self.max_new_tokens, 1))
+        if self.stop is not None:
+            settle(self, stop=_stop_strings(self.stop))
         if self.min_retained is not None:
-            check_share("min_retained", self.min_retained, "Use 0.95 for 95 % of the right answers.")
+            remedy = "Use 0.95 for 95 % of the right answers."
+            settle(self, min_retained=share("min_retained", self.min_retained, remedy))
 
     @classmethod
     def ask(
         cls,
-        question: str,
-        images: ImageSource | Sequence[ImageSource] = (),
+        question: str | None,
+        images: ImageSource | Iterable[ImageSource] | None = (),
         *,
-        videos: str | os.PathLike[str] | bytes | np.ndarray | Sequence[VideoSource] = (),
+        videos: str | os.PathLike[str] | bytes | np.ndarray | Iterable[VideoSource] | None = (),
         keep: float | None = None,
         keep_tokens: int | None = None,
         mass: float | None = None,
@@ -90,8 +112,8 @@ class Request:
         """A question about images and videos, which stand before it in this order.
 
         Args:
-            question: the user's text; may be empty.
-            images: one image or several: path, encoded bytes, PIL image or array.
+            question: the user's text; may be empty or None.
+            images: one image or several in a collection of any kind: path, encoded bytes, PIL image or array.
             videos: one video or several: path, encoded bytes, array or list of frames. One that is given as a list of frames
                 stands in a list of videos.
             keep: `Budget.ratio`.
@@ -103,14 +125,34 @@ class Request:
         Raises:
             RequestError: an unusable budget or option.
         """
-        if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
-            images = (images,)
-        if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
-            videos = (videos,)
+        _check_kind("the question", question or "", str, "text")
+        images, videos = _sources("images", images), _sources("videos", videos)
         content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
         content += [{"type": "text", "text": question}] if question else []
         messages = ({"role": "user", "content": content},)
-        return cls(messages, tuple(images), Budget(keep, keep_tokens, mass, ttft_ms), videos=tuple(videos), **options)
+        return cls(messages, images, Budget(keep, keep_tokens, mass, ttft_ms), videos=videos, **options)
+
+
+def _sources(name: str, value: object) -> tuple[Any, ...]:
+    """Images or videos as a tuple: of nothing, of a single one, or of a collection of them."""
+    if value is None:
+        return ()
+    if isinstance(value, _SINGLE) or hasattr(value, "read"):
+        return (value,)
+    return items(name, value, f"one of {name} or a list of them")
+
+
+def _stop_strings(value: object) -> tuple[str, ...]:
+    texts = items("stop", value, "a list of strings that are not empty")
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise RequestError(f"stop holds {shown(text)}, expected strings that are not empty. Leave stop out for none.")
+    return texts
+
+
+def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
+    if not isinstance(value, kind):
+        raise RequestError(f"{name} is {shown(value)}, expected {expected}. {LEAVE_OUT}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,7 +256,8 @@ class Encoded:
 
     Attributes:
         prepared: the request as the graphs want it.
-        visual_embeds: `[visual_tokens, hidden_size]`, where the vision graph left them.
+        visual_embeds: `[visual_tokens, hidden_size]`, where the vision graph left them. They may be those that the vision cache
+            keeps: a numpy array is read-only, and nobody may write to one on a GPU.
         stage_ms: what these stages took.
     """
 
@@ -289,7 +332,9 @@ class Answer:
         prompt_tokens: tokens of the prompt that the decoder saw.
         timings: wall time per stage.
         kv_bytes: allocated for this request's KV cache.
-        pictures: the images and frames as the model saw them.
+        pictures: the images and frames as the model saw them, where `explain` can draw on them: visual tokens were dropped, or
+            scored. `Pipeline.prepare` has them for any request.
+        frame_seconds: when each frame of the videos is shown.
         predicted_ttft_ms: what `Timings.ttft_ms` was expected to be; None where the budget is not in milliseconds.
     """
 
@@ -303,6 +348,7 @@ class Answer:
     kv_bytes: int
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
     predicted_ttft_ms: float | None = None
+    frame_seconds: tuple[float, ...] = ()
 
     def explain(self) -> Image.Image:
         """A picture of what was decided: each image and frame, its scores as a heat map, and the visual tokens that stayed.
@@ -322,7 +368,7 @@ class Answer:
             "finish_reason": self.finish_reason,
             "selection": self.selection.to_dict(),
             "grids": [list(grid) for grid in self.grids],
-            "frame_seconds": [picture.seconds for picture in self.pictures if picture.seconds is not None],
+            "frame_seconds": list(self.frame_seconds),
             "prompt_tokens": self.prompt_tokens,
             "timings": {
                 **asdict(self.timings),

@@ -39,9 +39,9 @@ class VisionCache:
         self._lock = threading.Lock()
 
     def get(self, feeds: Mapping[str, np.ndarray], compute: Callable[[], Array]) -> Array:
-        """What `compute` gives for these inputs, or gave the last time. Nobody may write to it."""
+        """What `compute` gives for these inputs, or gave the last time. Nobody may write to it: numpy arrays are read-only."""
         if not self._max_bytes:
-            return compute()
+            return _read_only(compute())
         key = content_hash(feeds)
         with self._lock:
             found = self._entries.get(key)
@@ -51,7 +51,7 @@ class VisionCache:
                 return found
             self._misses += 1
         # Without the lock: two threads with the same new image both compute it, which harms nobody.
-        made = compute()
+        made = _read_only(compute())
         with self._lock:
             self._keep(key, made)
         return made
@@ -76,6 +76,13 @@ class VisionCache:
         while self._nbytes > self._max_bytes:
             _, oldest = self._entries.popitem(last=False)
             self._nbytes -= oldest.nbytes
+
+
+def _read_only(array: Array) -> Array:
+    if isinstance(array, np.ndarray):
+        array.flags.writeable = False
+        return array.view()  # which can't be made writable again
+    return array
 
 
 def content_hash(feeds: Mapping[str, np.ndarray]) -> bytes:

@@ -115,7 +115,7 @@ def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRun
 
 
 class OnnxRuntimeSession:
-    """A graph in ONNX Runtime; see `Session`.
+    """A graph in ONNX Runtime; see `Session`. On a GPU one run at a time has it, of all sessions there.
 
     Args:
         ort: the library.
@@ -135,7 +135,14 @@ class OnnxRuntimeSession:
 
     def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, Array]:
         """See `Session.run`. Feeds and buffers are used where they lie; only a strided feed is copied."""
-        buffers = buffers or {}
+        # Between the wait for our stream and the run no other thread may enqueue what reads arrays that the run reuses.
+        with nullcontext() if self._cuda is None else self._cuda.lock:
+            return self._run(feeds, buffers or {})
+
+    def close(self) -> None:
+        self._inner = None
+
+    def _run(self, feeds: Arrays, buffers: Arrays) -> dict[str, Array]:
         check_buffers(buffers, self.spec, check_feeds(feeds, self.spec))
         if self._inner is None:
             raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
@@ -155,9 +162,6 @@ class OnnxRuntimeSession:
             raise BackendError(f"ONNX Runtime failed in graph '{self.spec.name}': {_line(error)}") from error
         outputs = zip(self.spec.outputs, binding.get_outputs(), strict=True)
         return {t.name: buffers[t.name] if t.name in buffers else self._result(t, value) for t, value in outputs}
-
-    def close(self) -> None:
-        self._inner = None
 
     def _reachable(self, array: Array) -> Array:
         on_gpu = self._cuda is not None and isinstance(array, DeviceArray)

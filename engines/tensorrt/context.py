@@ -62,11 +62,12 @@ class TensorRTRuntime:
         Raises:
             BackendError: the engine is for another GPU or version, damaged, or too large for the GPU.
         """
-        self.cuda.activate()
-        loaded = self._runtime.deserialize_cuda_engine(engine)
-        if loaded is None:
-            raise self.failure(f"can't load {name}", "Build it again.")
-        return loaded
+        with self.cuda.lock:
+            self.cuda.activate()
+            loaded = self._runtime.deserialize_cuda_engine(engine)
+            if loaded is None:
+                raise self.failure(f"can't load {name}", "Build it again.")
+            return loaded
 
     def failure(self, fact: str, remedy: str) -> BackendError:
         """An error with the last lines of the library's log."""

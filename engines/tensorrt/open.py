@@ -74,8 +74,9 @@ def _open_runtime(flavour: Flavour, options: SessionOptions) -> TensorRTRuntime:
     trt = load_library(flavour)
     cuda = gpu_memory(options.device).cuda
     name = (flavour.backend, options.device, options.cuda_graphs)
-    runtime = _runtimes.get(name) or TensorRTRuntime(trt, flavour.title, cuda, options.cuda_graphs)
-    _runtimes[name] = runtime
+    with cuda.lock:
+        runtime = _runtimes.get(name) or TensorRTRuntime(trt, flavour.title, cuda, options.cuda_graphs)
+        _runtimes[name] = runtime
     return runtime
 
 

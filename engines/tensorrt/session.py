@@ -34,7 +34,7 @@ unchanged. A prefill, which gains nothing from that, copies nothing."""
 
 
 class TensorRTSession:
-    """A graph in one of the libraries; see `Session`. Not for several threads at once.
+    """A graph in one of the libraries; see `Session`. One run at a time has the GPU, of all sessions on it.
 
     Host feeds are copied to memory that is kept between runs. Outputs that are not read on the host are new device arrays, and
     nothing waits for them.
@@ -78,7 +78,23 @@ class TensorRTSession:
 
         GPU tensors of other libraries are taken as feeds where they lie (DLPack, `__cuda_array_interface__`).
         """
-        buffers = buffers or {}
+        with self._runtime.cuda.lock:
+            return self._run(feeds, buffers or {})
+
+    def close(self) -> None:
+        """Frees the engine and what its runs kept."""
+        with self._runtime.cuda.lock:
+            if self._engine is not None:
+                self._runtime.cuda.synchronize()
+                if self._kernels is not None:
+                    self._kernels.save()
+            for context in self._contexts.values():
+                context.close()
+            self._contexts.clear()
+            self._workspaces.clear()
+            self._engine = None
+
+    def _run(self, feeds: Arrays, buffers: Arrays) -> dict[str, Array]:
         if self._engine is None:
             raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
         feeds = {name: adopt(array, self._runtime.cuda) for name, array in feeds.items()}
@@ -92,18 +108,6 @@ class TensorRTSession:
         inputs = {tensor.name: self._input(tensor, feeds[tensor.name]) for tensor in self.spec.inputs}
         context.run({name: array.ptr for name, array in (inputs | outputs).items()})
         return {tensor.name: self._result(tensor, outputs[tensor.name], buffers) for tensor in self.spec.outputs}
-
-    def close(self) -> None:
-        """Frees the engine and what its runs kept."""
-        if self._engine is not None:
-            self._runtime.cuda.synchronize()
-            if self._kernels is not None:
-                self._kernels.save()
-        for context in self._contexts.values():
-            context.close()
-        self._contexts.clear()
-        self._workspaces.clear()
-        self._engine = None
 
     def _context(self, profile: int) -> Context:
         if profile not in self._contexts:

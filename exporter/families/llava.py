@@ -17,6 +17,7 @@ from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.clip import ClipConfig, ClipTower
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.family import ReferenceOutput
+from foveate.exporter.generation import read_generation
 from foveate.exporter.modules import Linear
 from foveate.exporter.quiet import quiet_transformers
 from foveate.exporter.siglip import SiglipConfig
@@ -49,13 +50,6 @@ class LlavaConfig(msgspec.Struct, frozen=True):
     vision_feature_layer: int | list[int] = -2
     vision_feature_select_strategy: str = "default"
     tie_word_embeddings: bool = False
-
-
-class _EndTokens(msgspec.Struct, frozen=True):
-    """What the prompt needs of generation_config.json or of the text config."""
-
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
 
 
 class _ShortestEdge(msgspec.Struct, frozen=True):
@@ -153,22 +147,14 @@ class Llava:
         return (*spellings, *(f"model.{spelling}" for spelling in spellings))
 
     def prompt(self) -> PromptEntry:
-        file = "generation_config.json"
-        generation = convert(self.checkpoint.optional_json(file), _EndTokens, self.checkpoint.path / file)
-        text = convert(self.config.text_config, _EndTokens, self.where)
-        eos = text.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
-        pad = text.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
-        if eos is None:
-            raise ExportError(f"{self.checkpoint.path} names no 'eos_token_id' in {file} or config.json. Add it.")
-        eos_token_ids = (eos,) if isinstance(eos, int) else eos
+        generation = read_generation(self.checkpoint, self.decoder.vocab_size, self.config.text_config)
         video = self.video_token_id
         return PromptEntry(
             chat_template=self.checkpoint.chat_template(),
             image_token=self.checkpoint.token(self.image_token_id),
             video_token=None if video is None else self.checkpoint.token(video),
-            eos_token_ids=eos_token_ids,
-            pad_token_id=eos_token_ids[0] if pad is None else pad,
             template_tokens=self.checkpoint.template_tokens(),
+            **generation._asdict(),
         )
 
     @property

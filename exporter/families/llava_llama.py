@@ -18,6 +18,7 @@ from foveate.engines import ExportError, PromptEntry, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference
+from foveate.exporter.generation import read_generation
 from foveate.exporter.modules import LayerNorm, Linear
 from foveate.exporter.siglip import SiglipConfig, SiglipTower
 from foveate.exporter.text_config import convert, read_decoder
@@ -45,13 +46,6 @@ class _ProjectorConfig(msgspec.Struct, frozen=True):
     """What the exporter needs of mm_projector/config.json."""
 
     mm_projector_type: str
-
-
-class _GenerationConfig(msgspec.Struct, frozen=True):
-    """What the prompt needs of llm/generation_config.json, or of llm/config.json where that says nothing."""
-
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
 
 
 class _Size(msgspec.Struct, frozen=True):
@@ -177,14 +171,16 @@ class LlavaLlama:
         return (f"{part}.vision_model.{rest}", f"{part}.{rest}") if part == _TOWER else (f"{part}.{rest}",)
 
     def prompt(self) -> PromptEntry:
-        generation = self._generation()
-        eos, pad = self._eos_token_ids(generation.eos_token_id), generation.pad_token_id
+        config, _ = _read_part(self.checkpoint, _LLM)
+        # VILA gives its language model embeddings: penalties see no prompt.
+        generation = read_generation(
+            self.checkpoint, self.decoder.vocab_size, config, _LLM, self._turn_ends(), prompt_counts=False
+        )
         return PromptEntry(
             chat_template=self._chat_template(),
             image_token=self._placeholder,
             video_token=self._placeholder,  # a video is as many images, and the order tells them apart
-            eos_token_ids=eos,
-            pad_token_id=pad if pad is not None and 0 <= pad < self.decoder.vocab_size else eos[0],
+            **generation._asdict(),
         )
 
     def processor(self) -> dict[str, Any]:
@@ -222,14 +218,9 @@ class LlavaLlama:
             "templates llama_3 and vicuna_v1 need. Use the tokenizer that belongs to the weights."
         )
 
-    def _eos_token_ids(self, named: int | tuple[int, ...] | None) -> tuple[int, ...]:
-        """The tokens that end a turn of the conversation, and those that the config names."""
-        stops = [self._ids[token] for token in self._conversation.stops if token in self._ids]
-        eos = tuple(dict.fromkeys((*stops, *((named,) if isinstance(named, int) else named or ()))))
-        if not eos:
-            missing = " or ".join(self._conversation.stops)
-            raise ExportError(f"{self.checkpoint.tokenizer} has no token {missing}. Use the one that belongs to the weights.")
-        return eos
+    def _turn_ends(self) -> list[int]:
+        """The tokens that end a turn of the conversation."""
+        return [self._ids[token] for token in self._conversation.stops if token in self._ids]
 
     def _chat_template(self) -> str:
         bos = "".join(self._tokenizer.encode("").tokens)  # what this tokenizer puts before every text
@@ -262,11 +253,6 @@ class LlavaLlama:
             f"{self.checkpoint.tokenizer} changes the text behind {self._placeholder}, expected a token that leaves it alone. "
             "Use the tokenizer that belongs to the weights."
         )
-
-    def _generation(self) -> _GenerationConfig:
-        where = self.checkpoint.path / _LLM / "generation_config.json"
-        values, _ = _read_part(self.checkpoint, _LLM)
-        return convert(values | self.checkpoint.optional_json(f"{_LLM}/{where.name}"), _GenerationConfig, where)
 
     @cached_property
     def _ids(self) -> dict[str, int]:

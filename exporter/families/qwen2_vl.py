@@ -16,6 +16,7 @@ from foveate.engines import ExportError, PromptEntry, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.family import ReferenceOutput
+from foveate.exporter.generation import read_generation
 from foveate.exporter.modules import LayerNorm, Linear, Rotary, rotate
 from foveate.exporter.quiet import quiet_transformers
 from foveate.exporter.text_config import check_supported, convert
@@ -71,8 +72,6 @@ class _TextConfig(msgspec.Struct, frozen=True):
     hidden_act: str = "silu"
     use_sliding_window: bool | None = False
     tie_word_embeddings: bool = False
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
 
 
 class _Config(msgspec.Struct, frozen=True):
@@ -85,13 +84,6 @@ class _Config(msgspec.Struct, frozen=True):
     vision_end_token_id: int
     text_config: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
-
-
-class _GenerationConfig(msgspec.Struct, frozen=True):
-    """What the prompt needs of generation_config.json."""
-
-    eos_token_id: int | tuple[int, ...] | None = None
-    pad_token_id: int | None = None
 
 
 class _Pixels(msgspec.Struct, frozen=True):
@@ -167,20 +159,14 @@ class Qwen2VL:
         return (f"model.{rest}" if part == "language_model" else name, f"model.{name}")
 
     def prompt(self) -> PromptEntry:
-        file = "generation_config.json"
-        generation = convert(self.checkpoint.optional_json(file), _GenerationConfig, self.checkpoint.path / file)
-        eos = self.text.eos_token_id if generation.eos_token_id is None else generation.eos_token_id
-        pad = self.text.pad_token_id if generation.pad_token_id is None else generation.pad_token_id
-        if eos is None:
-            raise ExportError(f"{self.checkpoint.path} names no 'eos_token_id' in {file} or config.json. Add it.")
-        eos_token_ids = (eos,) if isinstance(eos, int) else eos
+        config = self.checkpoint.config | (self.config.text_config or {})
+        generation = read_generation(self.checkpoint, self.decoder.vocab_size, config)
         return PromptEntry(
             chat_template=self.checkpoint.chat_template(),
             image_token=self.checkpoint.token(self.config.image_token_id),
             video_token=self.checkpoint.token(self.config.video_token_id),
-            eos_token_ids=eos_token_ids,
-            pad_token_id=eos_token_ids[0] if pad is None else pad,
             template_tokens=self.checkpoint.template_tokens(),
+            **generation._asdict(),
         )
 
     def processor(self) -> dict[str, Any]:

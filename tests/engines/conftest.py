@@ -11,6 +11,7 @@ import pytest
 from foveate.engines import (
     Bundle,
     DecoderEntry,
+    GenerationEntry,
     GraphSpec,
     Manifest,
     PromptEntry,
@@ -56,6 +57,7 @@ def make_manifest(folder: Path) -> Manifest:
             eos_token_ids=(2, 0),
             pad_token_id=0,
             template_tokens={"bos_token": "<s>"},
+            generation=GenerationEntry(repetition_penalty=1.05, top_k=1),
         ),
         processor={"patch_size": 14, "image_mean": [0.5, 0.25, 0.125]},
         scorer=ScorerEntry("trained", "1" * 64, {"epochs": 2}, (RetentionPoint(0.5, 0.99, 0.98, 1.0, 500),), "foveated"),

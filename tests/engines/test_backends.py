@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
@@ -214,11 +216,15 @@ def test_graph_capture_may_be_switched_off(bundle: Bundle, gpu_wheel: Asked) -> 
 
 
 def test_one_memory_for_all_sessions_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    backend.gpu_memory.cache_clear()
-    monkeypatch.setattr("foveate.engines.device.Cuda", lambda device: SimpleNamespace(device=device))
-    assert backend.gpu_memory(0) is backend.gpu_memory(0)
+    def slow(device: int) -> SimpleNamespace:
+        sleep(0.01)
+        return SimpleNamespace(device=device)
+
+    monkeypatch.setattr("foveate.engines.device._memories", {})
+    monkeypatch.setattr("foveate.engines.device.Cuda", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(memory) for memory in pool.map(backend.gpu_memory, [0] * 4)}) == 1
     assert backend.gpu_memory(1).cuda.device == 1
-    backend.gpu_memory.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -167,6 +168,7 @@ class HostCuda:
     device = 0
 
     def __init__(self) -> None:
+        self.lock = threading.RLock()
         self.blocks: dict[int, np.ndarray] = {}
         self.queue: list[Callable[[], object]] = []
 
@@ -253,6 +255,17 @@ def test_a_run_waits_for_what_is_enqueued(device_session: Session, memory: CudaM
     x = memory.concatenate([memory.zeros((1, 2), "float32"), np.ones((2, 2), np.float32)])
     assert memory.cuda.queue  # type: ignore[attr-defined]
     assert np.asarray(device_session.run({**feeds(), "x": x})["y"]).tolist() == [[0, 0], [2, 2], [2, 2]]
+
+
+def test_a_run_has_the_device_to_itself(device_session: Session, memory: CudaMemory) -> None:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(np.asarray(device_session.run(feeds())["y"]).tolist()))
+    with memory.cuda.lock:  # another thread's turn
+        thread.start()
+        thread.join(0.2)
+        assert not found
+    thread.join()
+    assert found == [[[0, 2], [4, 6], [8, 10]]]
 
 
 def test_device_outputs_belong_to_the_caller(device_session: Session) -> None:

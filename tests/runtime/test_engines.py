@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -251,3 +253,32 @@ def test_an_engine_that_was_cut_off(install: Install, load: Callable[..., Pipeli
     engine.write_bytes(engine.read_bytes()[:-10])
     with pytest.raises(BackendError, match=r"was changed or is cut off\. Run: foveate build"):
         load()
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_threads_share_a_pipeline(
+    threads: int, machine: Machine, reference: Pipeline, install: Install, load: Callable[..., Pipeline]
+) -> None:
+    install()
+    pipe = load()
+    requests = [
+        Request.ask(question, image, keep=keep, max_new_tokens=12, sampling=Sampling(temperature=2.0, seed=number))
+        for number, (image, keep) in enumerate(product(scenes(), KEEPS))
+        for question in (QUESTION, "How many objects are there, and where?")
+    ]
+    expected = [reference.generate(request).tokens for request in requests]
+    with ThreadPoolExecutor(threads) as pool:
+        answers = list(pool.map(pipe.generate, requests))
+    assert [answer.tokens for answer in answers] == expected
+
+
+def test_streams_of_threads_take_turns_at_the_steps(
+    reference: Pipeline, install: Install, load: Callable[..., Pipeline]
+) -> None:
+    install()
+    pipe = load()
+    request = Request.ask(QUESTION, scenes()[0], keep=0.5, max_new_tokens=24, sampling=RAMBLING)
+    streams = [pipe.stream(request) for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        answers = list(pool.map(lambda stream: stream.answers()[0], streams))
+    assert [answer.tokens for answer in answers] == [reference.generate(request).tokens] * 3

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from foveate.engines import RequestError
+from foveate.engines import BackendError, RequestError
 from foveate.runtime import Answer, Pipeline, Request, Selection, Timings, explain
 from foveate.runtime.explain import Panel, draw, fit, heat_picture, heat_scale, kept_picture, sheet
 from foveate.runtime.types import Picture
@@ -101,7 +101,7 @@ def test_nothing_to_explain(pipe: Pipeline) -> None:
         pipe.generate(Request.ask("What?", max_new_tokens=1)).explain()
     with pytest.raises(RequestError, match="neither scored nor pruned"):
         pipe.generate(Request.ask("What?", image, max_new_tokens=1)).explain()
-    with pytest.raises(RequestError, match="not finite"):
+    with pytest.raises(BackendError, match="not finite"):
         draw(answer([(1, 2)], [0], np.array([0, np.nan], np.float32)))
 
 

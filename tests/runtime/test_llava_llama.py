@@ -28,6 +28,7 @@ from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava_llama import LlavaLlamaProcessor
 from foveate.runtime.prompt import PromptEncoder
 from tests.downloads import LLAMA_3, npm_file
+from tests.generation_cases import CASES, follow
 from tests.tiny_llava_llama import PREPROCESSOR, TOKENIZERS, save_tiny, vicuna_tokenizer
 
 NEW_TOKENS = 6
@@ -171,14 +172,18 @@ class Published:
         first, *others = (SYSTEM[self.conversation] + TURN[self.conversation].format(question)).split("<image>")
         return [self.tokenizer.encode(first).ids, *(self.tokenizer.encode(t, add_special_tokens=False).ids for t in others)]
 
-    def generate(self, question: str, frames: Sequence[np.ndarray]) -> tuple[int, ...]:
-        """Greedy tokens, without any cache."""
+    def inputs_embeds(self, question: str, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        """`[tokens, hidden_size]` of the prompt."""
         text = [self.model.text_embeds(torch.tensor(ids)) for ids in self.pieces(question)]
         pixels = [self.images([Image.fromarray(frame)], return_tensors="pt")["pixel_values"] for frame in frames]
         parts = text[:1]
         for frame, following in zip(pixels, text[1:], strict=True):
             parts += [self.model.encode(frame)[0], following]
-        embeds = torch.cat(parts)
+        return torch.cat(parts)
+
+    def generate(self, question: str, frames: Sequence[np.ndarray]) -> tuple[int, ...]:
+        """Greedy tokens, without any cache."""
+        embeds = self.inputs_embeds(question, frames)
         tokens: list[int] = []
         while len(tokens) < NEW_TOKENS and not set(tokens) & set(self.manifest.prompt.eos_token_ids):
             with torch.no_grad():
@@ -285,3 +290,25 @@ def test_a_pruned_video_is_explained_frame_by_frame(both: tuple[Pipeline, Publis
     assert (answer.selection.num_visual_tokens, len(answer.pictures)) == (27, 3)
     assert len(answer.selection.keep_indices) in (13, 14)
     assert answer.explain().size[0] > 0
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_generation_config_is_followed_as_by_the_language_model(
+    case: str, both: tuple[Pipeline, Published], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """VILA gives it embeddings, so that penalties see the answer alone."""
+    pipe, published = both
+    image, content = noise(50, 80), [IMAGE, text(QUESTION)]
+    request = Request([{"role": "user", "content": content}], [image], max_new_tokens=NEW_TOKENS)
+    plain = pipe.generate(request).tokens
+    follow(CASES[case](plain), pipe, published.model.llm, monkeypatch, tmp_path, prompt_counts=False)
+    embeds = published.inputs_embeds(f"<image>\n{QUESTION}", [image])[None]
+    mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that penalties see no prompt
+        expected = published.model.llm.generate(
+            inputs_embeds=embeds, attention_mask=mask, do_sample=False, max_new_tokens=NEW_TOKENS
+        )
+    changed = pipe.generate(request).tokens
+    assert changed == tuple(expected[0].tolist())
+    assert changed != plain or case.startswith(("repetition_penalty", "no_repeat_ngram_size"))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.engines import BundleError, RequestError, SessionOptions
+from foveate.engines import BundleError, OptionError, RequestError, SessionOptions
 from foveate.runtime import Answer, Budget, Pipeline, Relevance, Request, Sampling, load
 
 QUESTION = "What colour is the circle on the left?"
@@ -147,7 +147,7 @@ def test_a_request_above_the_capacity_is_refused(bundle: Path) -> None:
     assert pipe.generate(ask([picture(224, 224)], keep_tokens=10)).tokens
     with pytest.raises(RequestError, match=r"the limit is 60\. Keep fewer visual tokens"):
         pipe.generate(ask([picture(224, 224)]))
-    with pytest.raises(RequestError, match="kv_capacity_tokens is 0"):
+    with pytest.raises(OptionError, match="kv_capacity_tokens is 0"):
         load(bundle, kv_capacity_tokens=0, verify=False)
 
 

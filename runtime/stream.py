@@ -64,6 +64,7 @@ class Stream:
             kv_bytes=self._kv_bytes,
             pictures=job.prepared.pictures,
             predicted_ttft_ms=job.predicted_ttft_ms,
+            resized=job.prepared.resized,
         )
 
 

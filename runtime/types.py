@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Literal
@@ -14,7 +14,8 @@ from PIL import Image
 
 from foveate.engines import Array, Grid, RequestError
 from foveate.runtime.budget import Budget, check_share
-from foveate.runtime.images import ImageSource
+from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
+from foveate.runtime.resolution import Resized, Resolution
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
 from foveate.runtime.video import VideoSource, check_sampling
@@ -33,8 +34,12 @@ class Request:
             video part likewise (`{"type": "video", "video": source}`).
         images: sources of the image parts that carry none, in their order.
         videos: sources of the video parts that carry none, in their order.
-        fps: frames per second that the model sees of each video; see `open_video`.
-        max_frames: most frames that it sees of each video.
+        fps: frames per second that the model sees of each video file; None takes what the model's authors take. Where they know
+            no rate, a number makes `frame_rule` "interval".
+        max_frames: most frames that it sees of each video; None takes what the model's authors take.
+        frame_rule: how frames of a file are chosen, a name in `FRAME_RULES`; None takes the rule of the model's authors.
+        max_visual_tokens, min_pixels, max_pixels: how large images and videos are to the model, see `Resolution`; None leaves
+            the model's own limits. `Answer.resized` says what they changed.
         budget: how many visual tokens stay, counted over all images and frames of the request.
         sampling: how tokens are drawn; greedy by default.
         select: a selector, its name in `SELECTORS`, or a function that picks by the scores; None takes the bundle's scorer.
@@ -58,12 +63,17 @@ class Request:
     max_new_tokens: int | None = None
     stop: Sequence[str] = ()
     videos: Sequence[VideoSource] = ()
-    fps: float = 1.0
-    max_frames: int = 32
+    fps: float | None = None
+    max_frames: int | None = None
     ignore_eos: bool = False
+    frame_rule: str | None = None
+    max_visual_tokens: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        check_sampling(self.fps, self.max_frames)
+        check_sampling(self.fps, self.max_frames, self.frame_rule)
+        _ = self.resolution
         count = self.max_new_tokens
         if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
             raise RequestError(
@@ -74,13 +84,18 @@ class Request:
         if self.min_retained is not None:
             check_share("min_retained", self.min_retained, "Use 0.95 for 95 % of the right answers.")
 
+    @property
+    def resolution(self) -> Resolution:
+        """How large images and videos are to the model."""
+        return Resolution(self.max_visual_tokens, self.min_pixels, self.max_pixels)
+
     @classmethod
     def ask(
         cls,
         question: str,
-        images: ImageSource | Sequence[ImageSource] = (),
+        images: ImageSource | Iterable[ImageSource] = (),
         *,
-        videos: str | os.PathLike[str] | bytes | np.ndarray | Sequence[VideoSource] = (),
+        videos: str | os.PathLike[str] | EncodedFile | np.ndarray | Iterable[VideoSource] = (),
         keep: float | None = None,
         keep_tokens: int | None = None,
         mass: float | None = None,
@@ -91,9 +106,9 @@ class Request:
 
         Args:
             question: the user's text; may be empty.
-            images: one image or several: path, encoded bytes, PIL image or array.
-            videos: one video or several: path, encoded bytes, array or list of frames. One that is given as a list of frames
-                stands in a list of videos.
+            images: one image or several: path, encoded bytes, open file, PIL image or array.
+            videos: one video or several: path, encoded bytes, open file, array or list of frames. One that is given as a list
+                of frames stands in a list of videos.
             keep: `Budget.ratio`.
             keep_tokens: `Budget.tokens`.
             mass: `Budget.mass`.
@@ -103,14 +118,20 @@ class Request:
         Raises:
             RequestError: an unusable budget or option.
         """
-        if isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray):
-            images = (images,)
-        if isinstance(videos, str | os.PathLike | bytes | np.ndarray):
-            videos = (videos,)
+        images, videos = _listed("images", images), _listed("videos", videos)
         content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
         content += [{"type": "text", "text": question}] if question else []
         messages = ({"role": "user", "content": content},)
-        return cls(messages, tuple(images), Budget(keep, keep_tokens, mass, ttft_ms), videos=tuple(videos), **options)
+        return cls(messages, images, Budget(keep, keep_tokens, mass, ttft_ms), videos=videos, **options)
+
+
+def _listed(name: str, sources: Any) -> tuple[Any, ...]:
+    """One source, or several, as a tuple."""
+    if isinstance(sources, str | os.PathLike | Image.Image | np.ndarray) or is_encoded(sources):
+        return (sources,)
+    if not isinstance(sources, Iterable):
+        raise RequestError(f"{name} is {sources!r}, expected one or a list of them. Leave it out for none.", options=(name,))
+    return tuple(sources)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,12 +165,14 @@ class Visual:
         grids: frames, rows and columns of its visual tokens, one grid after the other.
         pictures: what its visual tokens tile: one for an image, one for each frame of a video.
         kind: which placeholder it stands for.
+        resized: what the request's limits made of it; None where they changed nothing.
     """
 
     feeds: Mapping[str, np.ndarray]
     grids: tuple[Grid, ...]
     pictures: tuple[Picture, ...]
     kind: VisualKind = "image"
+    resized: Resized | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -200,6 +223,11 @@ class Prepared:
     @property
     def grids(self) -> tuple[Grid, ...]:
         return tuple(grid for visual in self.visuals for grid in visual.grids)
+
+    @property
+    def resized(self) -> tuple[Resized | None, ...]:
+        """What the request's limits made of each visual."""
+        return tuple(visual.resized for visual in self.visuals)
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -291,6 +319,8 @@ class Answer:
         kv_bytes: allocated for this request's KV cache.
         pictures: the images and frames as the model saw them.
         predicted_ttft_ms: what `Timings.ttft_ms` was expected to be; None where the budget is not in milliseconds.
+        resized: for each image and video, what the request's `max_visual_tokens`, `min_pixels` and `max_pixels` made of it;
+            None where they changed nothing.
     """
 
     text: str
@@ -303,6 +333,7 @@ class Answer:
     kv_bytes: int
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
     predicted_ttft_ms: float | None = None
+    resized: tuple[Resized | None, ...] = ()
 
     def explain(self) -> Image.Image:
         """A picture of what was decided: each image and frame, its scores as a heat map, and the visual tokens that stayed.
@@ -332,4 +363,5 @@ class Answer:
             },
             "kv_bytes": self.kv_bytes,
             "predicted_ttft_ms": self.predicted_ttft_ms,
+            "resized": [one and one.to_dict() for one in self.resized],
         }

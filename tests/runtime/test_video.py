@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from foveate.engines import RequestError
+from foveate.engines import MissingPackageError, RequestError
 from foveate.runtime import Clip, Request, VideoLimits, open_video
 from tests.runtime.clips import encode, grey, number_of
 
@@ -270,6 +270,6 @@ def test_without_the_library_files_are_refused_and_frames_are_not(clip: bytes, m
         return original(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without_av)
-    with pytest.raises(RequestError, match=r"'av' is not installed.*pip install 'foveate\[video\]'"):
+    with pytest.raises(MissingPackageError, match=r"'av' is not installed.*pip install 'foveate\[video\]'"):
         open_video(clip)
     assert numbers(open_video([grey(3)])) == [3]

@@ -34,7 +34,7 @@ class PreprocessorConfig(msgspec.Struct, frozen=True):
     feature_extractor_type: str | None = None
     do_resize: bool = True
     size: int | tuple[int, ...] | dict[str, int | None] | None = None
-    default_to_square: bool = False
+    default_to_square: bool | None = False
     resample: int = 3
     do_center_crop: bool | None = None
     crop_size: int | tuple[int, ...] | dict[str, int | None] | None = None
@@ -51,7 +51,7 @@ class PreprocessorConfig(msgspec.Struct, frozen=True):
     temporal_patch_size: int = 2
     merge_size: int = 2
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
-    use_square_size: bool = False
+    use_square_size: bool | None = False
     do_sample_frames: bool = False
     cap_pixels_per_frame: bool = False
 
@@ -62,7 +62,7 @@ class Preprocessing:
 
     Attributes:
         where: its file, for errors.
-        keys: what it says; a key that is null has its default, as in transformers.
+        keys: what it says. A switch that is null is off, as it is in transformers.
         about_videos: whether it says so of videos alone.
     """
 
@@ -112,7 +112,7 @@ class Preprocessing:
                 name, values, about_videos = file, found, file == _VIDEOS or part == "video_processor"
                 break
         where = checkpoint.path / folder / name
-        given = {key: value for key, value in values.items() if value is not None}
+        given = {key: False if value is None and key.startswith("do_") else value for key, value in values.items()}
         return cls(where, convert({**(defaults or {}), **given}, PreprocessorConfig, where), about_videos)
 
     def check(self, what: str, value: object, supported: tuple[object, ...]) -> None:

@@ -171,7 +171,7 @@ class Llava:
         if images.keys.do_pad:  # to a square, which is resized to a square
             images.check("do_resize with do_pad", images.keys.do_resize, (True,))
             images.check_colour()
-        images.check("use_square_size", images.keys.use_square_size, (False,))
+        images.check("use_square_size", images.keys.use_square_size, (False, None))
         side = self.vision.image_size
         if images.keys.do_center_crop:
             images.check("crop_size", images.sides("crop_size", square=True), ({"height": side, "width": side},))

@@ -19,6 +19,18 @@ with code 2; any other exception is a bug. Whose fault it is, the class says:
 
 from __future__ import annotations
 
+_LONGEST_MESSAGE = 2_000
+"""Characters. A message that holds a user's value may be as long as that; its start and its end say what matters."""
+
+
+def shorten(value: object, most: int = 120) -> str:
+    """A user's value for a message, its middle left out where it has more than that many characters."""
+    text = str(value)
+    if len(text) <= most:
+        return text
+    kept = most // 2
+    return f"{text[:kept]} [... {len(text) - 2 * kept} characters ...] {text[-kept:]}"
+
 
 class FoveateError(Exception):
     """Base of every error that foveate raises on purpose.
@@ -29,7 +41,7 @@ class FoveateError(Exception):
     """
 
     def __init__(self, message: str = "", *, options: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
+        super().__init__(shorten(message, _LONGEST_MESSAGE))
         self.options = options
 
 

@@ -1,10 +1,12 @@
 """Answers requests with a bundle."""
 
 from foveate.runtime.budget import Budget
+from foveate.runtime.frames import FRAME_RULES
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.processors import PROCESSORS
+from foveate.runtime.resolution import Resized
 from foveate.runtime.sampling import Sampler, Sampling
 from foveate.runtime.select import SELECTORS, Policy, Relevance, Selection, Selector, open_selector, top_k
 from foveate.runtime.stream import Stream
@@ -13,6 +15,7 @@ from foveate.runtime.video import Clip, VideoLimits, VideoSource, open_video
 from foveate.runtime.vision_cache import CacheStats, VisionCache
 
 __all__ = [
+    "FRAME_RULES",
     "PROCESSORS",
     "SELECTORS",
     "Answer",
@@ -31,6 +34,7 @@ __all__ = [
     "Preparer",
     "Relevance",
     "Request",
+    "Resized",
     "Sampler",
     "Sampling",
     "Selection",

@@ -7,12 +7,16 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from foveate.engines import PromptEntry
+from foveate.engines import MachineError, PromptEntry
+from foveate.runtime.frames import RULES_WITHOUT_RATE
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.processors import open_processor
 from foveate.runtime.prompt import PromptEncoder, collect_visuals, find_instruction
 from foveate.runtime.types import Prepared, Request, Visual
-from foveate.runtime.video import VideoLimits, VideoSource, open_video
+from foveate.runtime.video import VideoLimits, VideoSource, is_given_frames, open_frames
+
+_MOST_GIVEN_FRAMES = 32
+"""How many frames may be given one by one where the request sets no number."""
 
 
 class Preparer:
@@ -49,20 +53,37 @@ class Preparer:
 
         Raises:
             RequestError: images, videos or messages that can't be used.
+            MissingPackageError: no package that reads videos is installed.
+            MachineError: there is not enough memory for the images and videos.
         """
+        try:
+            return self._prepare(request)
+        except MemoryError as error:
+            raise MachineError(
+                "there is not enough memory to prepare the request. Send smaller images, or free memory."
+            ) from error
+
+    def _prepare(self, request: Request) -> Prepared:
         encoded = self._encoder.encode(request.messages)
         sources = collect_visuals(request.messages, request.images, request.videos, encoded.placeholders)
         alone = [kind for kind, _ in sources].count("image") == 1
         visuals = tuple(
-            self._image(source, alone) if kind == "image" else self._video(source, request) for kind, source in sources
+            self._image(source, request, alone) if kind == "image" else self._video(source, request) for kind, source in sources
         )
         layout = self._processor.layout(encoded.input_ids, visuals)
         instruction, note = find_instruction(encoded.user_text, layout.visual_indices, len(layout.input_ids))
         return Prepared(layout, visuals, instruction, note)
 
-    def _image(self, source: ImageSource, alone: bool) -> Visual:
-        return self._processor.image(open_image(source, self._limits), alone)
+    def _image(self, source: ImageSource, request: Request, alone: bool) -> Visual:
+        return self._processor.image(open_image(source, self._limits), alone, request.resolution)
 
     def _video(self, source: VideoSource, request: Request) -> Visual:
-        clip = open_video(source, request.fps, request.max_frames, self._video_limits)
-        return self._processor.video(clip.frames, clip.seconds)
+        usual = self._processor.frame_defaults
+        rule, fps, max_frames = request.frame_rule or usual.rule, request.fps or usual.fps, request.max_frames
+        if request.fps is not None and request.frame_rule is None and rule in RULES_WITHOUT_RATE:
+            rule = "interval"
+        if is_given_frames(source):
+            fps, max_frames = request.fps or 1.0, max_frames or max(_MOST_GIVEN_FRAMES, usual.max_frames)
+        max_frames = max_frames or min(usual.max_frames, self._video_limits.max_frames)
+        with open_frames(source, fps, max_frames, self._video_limits, rule) as (frames, seconds):
+            return self._processor.video(frames, seconds, request.resolution)

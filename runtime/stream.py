@@ -45,6 +45,7 @@ class Job:
             "prompt_tokens": len(self.prompt.input_ids),
             "predicted_ttft_ms": self.predicted_ttft_ms,
             "frame_seconds": tuple(picture.seconds for picture in pictures if picture.seconds is not None),
+            "resized": self.prepared.resized,
             "pictures": pictures if explained else (),
         }
 

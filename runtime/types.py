@@ -14,7 +14,8 @@ from PIL import Image
 
 from foveate.engines import Array, Grid, RequestError
 from foveate.runtime.budget import Budget
-from foveate.runtime.images import ImageSource
+from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
+from foveate.runtime.resolution import Resized, Resolution
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
 from foveate.runtime.values import LEAVE_OUT, flag, items, number, settle, share, shown, whole
@@ -22,8 +23,9 @@ from foveate.runtime.video import VideoSource, check_sampling
 
 Message = Mapping[str, Any]
 VisualKind = Literal["image", "video"]
-_SINGLE = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
-"""What is one image or video; so is an open file."""
+_SINGLE = (str, os.PathLike, Image.Image, np.ndarray)
+"""What is one image or video; so is an encoded or an open file."""
+_LIMITS = ("max_visual_tokens", "min_pixels", "max_pixels")
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,12 @@ class Request:
             video part likewise (`{"type": "video", "video": source}`).
         images: sources of the image parts that carry none, in their order.
         videos: sources of the video parts that carry none, in their order.
-        fps: frames per second that the model sees of each video; see `open_video`.
-        max_frames: most frames that it sees of each video.
+        fps: frames per second that the model sees of each video file; None takes what the model's authors take. Where they know
+            no rate, a number makes `frame_rule` "interval".
+        max_frames: most frames that it sees of each video; None takes what the model's authors take.
+        frame_rule: how frames of a file are chosen, a name in `FRAME_RULES`; None takes the rule of the model's authors.
+        max_visual_tokens, min_pixels, max_pixels: how large images and videos are to the model, see `Resolution`; None leaves
+            the model's own limits. `Answer.resized` says what they changed.
         budget: how many visual tokens stay, counted over all images and frames of the request.
         sampling: how tokens are drawn; greedy by default.
         select: a selector, its name in `SELECTORS`, or a function that picks by the scores; None takes the bundle's scorer.
@@ -64,9 +70,13 @@ class Request:
     max_new_tokens: int | None = None
     stop: Sequence[str] | None = None
     videos: Sequence[VideoSource] = ()
-    fps: float = 1.0
-    max_frames: int = 32
+    fps: float | None = None
+    max_frames: int | None = None
     ignore_eos: bool = False
+    frame_rule: str | None = None
+    max_visual_tokens: int | None = None
+    min_pixels: int | None = None
+    max_pixels: int | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -78,23 +88,30 @@ class Request:
             messages=items("messages", self.messages, "a list of messages", "Use Request.ask for a single question."),
             images=_sources("images", self.images),
             videos=_sources("videos", self.videos),
-            fps=number("fps", self.fps, lambda fps: fps > 0, "above 0", "Use 1 for a frame a second."),
-            max_frames=whole("max_frames", self.max_frames, 1, "Leave it out for 32."),
             explain=flag("explain", self.explain),
             ignore_eos=flag("ignore_eos", self.ignore_eos),
         )
-        check_sampling(self.fps, self.max_frames)
+        if self.fps is not None:
+            settle(self, fps=number("fps", self.fps, lambda fps: fps > 0, "above 0", "Use 1 for a frame a second."))
+        for name in ("max_frames", "max_new_tokens", *_LIMITS):
+            if getattr(self, name) is not None:
+                settle(self, **{name: whole(name, getattr(self, name), 1)})
+        check_sampling(self.fps, self.max_frames, self.frame_rule)
+        _ = self.resolution
         _check_kind("budget", self.budget, Budget, "a Budget, as Budget(ratio=0.5)")
         _check_kind("sampling", self.sampling, Sampling, "a Sampling, as Sampling(temperature=0.7)")
         if self.select is not None and not isinstance(self.select, str) and not callable(self.select):
             raise RequestError(f"select is {shown(self.select)}, expected a selector, its name or a function. {LEAVE_OUT}")
-        if self.max_new_tokens is not None:
-            settle(self, max_new_tokens=whole("max_new_tokens", self.max_new_tokens, 1))
         if self.stop is not None:
             settle(self, stop=_stop_strings(self.stop))
         if self.min_retained is not None:
             remedy = "Use 0.95 for 95 % of the right answers."
             settle(self, min_retained=share("min_retained", self.min_retained, remedy))
+
+    @property
+    def resolution(self) -> Resolution:
+        """How large images and videos are to the model."""
+        return Resolution(self.max_visual_tokens, self.min_pixels, self.max_pixels)
 
     @classmethod
     def ask(
@@ -102,7 +119,7 @@ class Request:
         question: str | None,
         images: ImageSource | Iterable[ImageSource] | None = (),
         *,
-        videos: str | os.PathLike[str] | bytes | np.ndarray | Iterable[VideoSource] | None = (),
+        videos: str | os.PathLike[str] | EncodedFile | np.ndarray | Iterable[VideoSource] | None = (),
         keep: float | None = None,
         keep_tokens: int | None = None,
         mass: float | None = None,
@@ -113,9 +130,9 @@ class Request:
 
         Args:
             question: the user's text; may be empty or None.
-            images: one image or several in a collection of any kind: path, encoded bytes, PIL image or array.
-            videos: one video or several: path, encoded bytes, array or list of frames. One that is given as a list of frames
-                stands in a list of videos.
+            images: one image or several in a collection of any kind: path, encoded bytes, open file, PIL image or array.
+            videos: one video or several: path, encoded bytes, open file, array or list of frames. One that is given as a list
+                of frames stands in a list of videos.
             keep: `Budget.ratio`.
             keep_tokens: `Budget.tokens`.
             mass: `Budget.mass`.
@@ -137,7 +154,7 @@ def _sources(name: str, value: object) -> tuple[Any, ...]:
     """Images or videos as a tuple: of nothing, of a single one, or of a collection of them."""
     if value is None:
         return ()
-    if isinstance(value, _SINGLE) or hasattr(value, "read"):
+    if isinstance(value, _SINGLE) or is_encoded(value):
         return (value,)
     return items(name, value, f"one of {name} or a list of them")
 
@@ -186,12 +203,14 @@ class Visual:
         grids: frames, rows and columns of its visual tokens, one grid after the other.
         pictures: what its visual tokens tile: one for an image, one for each frame of a video.
         kind: which placeholder it stands for.
+        resized: what the request's limits made of it; None where they changed nothing.
     """
 
     feeds: Mapping[str, np.ndarray]
     grids: tuple[Grid, ...]
     pictures: tuple[Picture, ...]
     kind: VisualKind = "image"
+    resized: Resized | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -242,6 +261,11 @@ class Prepared:
     @property
     def grids(self) -> tuple[Grid, ...]:
         return tuple(grid for visual in self.visuals for grid in visual.grids)
+
+    @property
+    def resized(self) -> tuple[Resized | None, ...]:
+        """What the request's limits made of each visual."""
+        return tuple(visual.resized for visual in self.visuals)
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -336,6 +360,8 @@ class Answer:
             scored. `Pipeline.prepare` has them for any request.
         frame_seconds: when each frame of the videos is shown.
         predicted_ttft_ms: what `Timings.ttft_ms` was expected to be; None where the budget is not in milliseconds.
+        resized: for each image and video, what the request's `max_visual_tokens`, `min_pixels` and `max_pixels` made of it;
+            None where they changed nothing.
     """
 
     text: str
@@ -349,6 +375,7 @@ class Answer:
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
     predicted_ttft_ms: float | None = None
     frame_seconds: tuple[float, ...] = ()
+    resized: tuple[Resized | None, ...] = ()
 
     def explain(self) -> Image.Image:
         """A picture of what was decided: each image and frame, its scores as a heat map, and the visual tokens that stayed.
@@ -378,4 +405,5 @@ class Answer:
             },
             "kv_bytes": self.kv_bytes,
             "predicted_ttft_ms": self.predicted_ttft_ms,
+            "resized": [one and one.to_dict() for one in self.resized],
         }

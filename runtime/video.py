@@ -6,34 +6,47 @@ import io
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeGuard
 
 import numpy as np
 from PIL import Image
 
-from foveate.engines import RequestError, needed_package
-from foveate.runtime.images import ImageLimits, ImageSource, open_image
+from foveate.engines import MachineError, RequestError, needed_package
+from foveate.engines.errors import shorten
+from foveate.runtime.frames import FRAME_RULES
+from foveate.runtime.images import (
+    EncodedFile,
+    ImageLimits,
+    ImageSource,
+    check_bytes,
+    describe,
+    is_encoded,
+    open_image,
+    read_address,
+    read_encoded,
+)
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.container import InputContainer
     from av.video.stream import VideoStream
 
-VideoSource = str | os.PathLike[str] | bytes | np.ndarray | Sequence[ImageSource]
-"""A path, an encoded file, frames one by one, or uint8 pixels `[frames, height, width, 3]`."""
+VideoSource = str | os.PathLike[str] | EncodedFile | np.ndarray | Sequence[ImageSource]
+"""A path, an encoded file, a `data:` address of one, frames one by one, or uint8 pixels `[frames, height, width, 3]`."""
 
 _FORMATS = ("asf", "avi", "flv", "gif", "matroska", "mov", "mpeg", "mpegts", "ogg")
 """What FFmpeg's readers of these files are called. It knows more, among them playlists that open other files."""
 _COUNTING = ("avi",)
 """Formats that give packets no times: FFmpeg counts them, which is wrong where frames are shown in another order."""
-_SAME_TIME = 1e-3
-"""Seconds; Matroska rounds its times to as much."""
 _Row = tuple[int | None, int, bool, bool]
 """Of a packet: when it is shown and how long, in units of the stream; whether it is a key frame; whether it is shown."""
+_Rule = Callable[[np.ndarray, float], np.ndarray]
+"""One of `FRAME_RULES`, with its rate and its most frames."""
 _REMEDY = "Give a whole file, such as an MP4 or WebM."
 
 
@@ -43,7 +56,8 @@ class VideoLimits:
 
     Attributes:
         max_pixels: of one frame, compared with the file's header, before anything is decoded.
-        max_total_pixels: of all frames that the model sees of one file; they are in memory together, three bytes a pixel.
+        max_total_pixels: of all frames that `open_video` takes of one file; they are in memory together, three bytes a pixel.
+            (A pipeline makes each frame small before it takes the next.)
         max_frames: that the model may see of one video.
         max_seconds: length of a file.
         max_bytes: size of a file.
@@ -90,70 +104,128 @@ class _Timeline(NamedTuple):
     exact: bool
 
 
-def check_sampling(fps: float, max_frames: int) -> None:
+def check_sampling(fps: float | None, max_frames: int | None, rule: str | None = None) -> None:
     """
     Raises:
-        RequestError: `fps` is not a positive number, or `max_frames` no whole number of at least 1.
+        RequestError: `fps` is not a positive number, `max_frames` no whole number of at least 1, or `rule` none of
+            `FRAME_RULES`; None is the default of the model's family.
     """
-    if isinstance(fps, bool) or not isinstance(fps, int | float) or not (math.isfinite(fps) and fps > 0):
-        raise RequestError(f"fps is {fps!r}, expected a number above 0. Use 1 for a frame a second.")
-    if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < 1:
-        raise RequestError(f"max_frames is {max_frames!r}, expected a whole number of at least 1. Leave it out for 32.")
+    if fps is not None and (isinstance(fps, bool) or not isinstance(fps, Real) or not (math.isfinite(fps) and fps > 0)):
+        raise RequestError(f"fps is {fps!r}, expected a number above 0. Use 1 for a frame a second.", options=("fps",))
+    if max_frames is not None and (isinstance(max_frames, bool) or not isinstance(max_frames, Integral) or max_frames < 1):
+        raise RequestError(
+            f"max_frames is {max_frames!r}, expected a whole number of at least 1. Leave it out for the model's own.",
+            options=("max_frames",),
+        )
+    if rule is not None and rule not in FRAME_RULES:
+        raise RequestError(
+            f"frame_rule is {shorten(repr(rule))}, expected one of {', '.join(FRAME_RULES)}. Leave it out for the model's own.",
+            options=("frame_rule",),
+        )
 
 
-def open_video(source: VideoSource, fps: float = 1.0, max_frames: int = 32, limits: VideoLimits | None = None) -> Clip:
+def is_given_frames(source: object) -> TypeGuard[Sequence[ImageSource] | np.ndarray]:
+    """Whether a video is given as its frames, which nothing is to choose from."""
+    return isinstance(source, np.ndarray | Sequence) and not isinstance(source, str | bytes | bytearray | memoryview)
+
+
+def open_video(
+    source: VideoSource,
+    fps: float = 1.0,
+    max_frames: int = 32,
+    limits: VideoLimits | None = None,
+    rule: str = "interval",
+) -> Clip:
     """The frames of a video that the model sees.
 
-    Of a file, what is on the screen at 0, 1/fps, 2/fps, ... seconds, turned as the file says. A file of more than `max_frames`
-    such times gives that many frames, evenly spread over its whole length. No frame is taken twice. Frames that are given
-    one by one are all taken, and stand 1/fps apart.
+    Of a file, those that `rule` chooses; by default what is on the screen at 0, 1/fps, 2/fps, ... seconds, and where there are
+    more than `max_frames` such times, that many frames, evenly spread over its whole length. They are turned as the file says.
+    No frame is taken twice. Frames that are given one by one are all taken, and stand 1/fps apart.
 
     Args:
-        source: path, encoded bytes, or frames.
+        source: path, encoded file, or frames.
         fps: frames per second.
         max_frames: most frames to take.
         limits: what is too much to open.
+        rule: how frames of a file are chosen, a name in `FRAME_RULES`.
 
     Raises:
         RequestError: missing, unreadable or truncated; no video, no frames, or frames of several sizes; above the limits; an
-            unusable `fps` or `max_frames`; or PyAV, which reads files, is not installed.
+            unusable `fps`, `max_frames` or `rule`.
+        MissingPackageError: PyAV, which reads files, is not installed.
+        MachineError: there is not enough memory.
     """
     limits = limits or VideoLimits()
-    check_sampling(fps, max_frames)
+    with open_frames(source, fps, max_frames, limits, rule, together=True) as (frames, seconds):
+        return Clip(tuple(frames), seconds)
+
+
+@contextmanager
+def open_frames(
+    source: VideoSource, fps: float, max_frames: int, limits: VideoLimits, rule: str, together: bool = False
+) -> Iterator[tuple[Iterator[Image.Image], tuple[float, ...]]]:
+    """The same one after the other, so that a frame can be made smaller before the next one is decoded.
+
+    Args:
+        source, fps, max_frames, limits, rule: see `open_video`.
+        together: whether all will be in memory together, so that `VideoLimits.max_total_pixels` counts.
+
+    Returns:
+        The frames, each checked as it comes, and when each is shown.
+    """
+    check_sampling(fps, max_frames, rule)
     if max_frames > limits.max_frames:
-        raise RequestError(f"max_frames is {max_frames}, the limit is {limits.max_frames}. Take fewer frames.")
-    if isinstance(source, bytes | str | os.PathLike):
-        return _read_file(source, fps, max_frames, limits)
-    if isinstance(source, np.ndarray) or (isinstance(source, Sequence) and not isinstance(source, bytes)):
-        return _read_frames(source, fps, max_frames, limits)
-    raise RequestError(f"video given as {type(source).__name__} is of no known kind. Give a path, encoded bytes or frames.")
+        raise RequestError(
+            f"max_frames is {max_frames}, the limit is {limits.max_frames}. Take fewer frames.", options=("max_frames",)
+        )
+    if is_encoded(source) or isinstance(source, str | os.PathLike):
+        with _read_file(
+            source, lambda seconds, end: FRAME_RULES[rule](seconds, end, fps, max_frames), limits, together
+        ) as found:
+            yield found
+    elif is_given_frames(source):
+        yield _read_frames(source, fps, max_frames, limits)
+    else:
+        raise RequestError(
+            f"{describe(source, 'video')} is of no known kind. Give a path, encoded bytes, an open file, or a list of frames."
+        )
 
 
-def _read_frames(source: Sequence[ImageSource] | np.ndarray, fps: float, max_frames: int, limits: VideoLimits) -> Clip:
+def _read_frames(
+    source: Sequence[ImageSource] | np.ndarray, fps: float, max_frames: int, limits: VideoLimits
+) -> tuple[Iterator[Image.Image], tuple[float, ...]]:
     if isinstance(source, np.ndarray) and source.ndim != 4:
         raise RequestError(
             f"video array is {source.dtype} {list(source.shape)}, expected uint8 [frames, height, width, 3]. Convert it first."
         )
     name = f"video given as {len(source)} frames"
     if not 1 <= len(source) <= max_frames:
-        raise RequestError(f"{name}, expected 1 to {max_frames}, which is max_frames. Choose among them or change max_frames.")
-    frames = tuple(open_image(frame, ImageLimits(limits.max_pixels)) for frame in source)
-    _check_sizes(frames, name)
-    return Clip(frames, tuple(number / fps for number in range(len(frames))))
+        raise RequestError(
+            f"{name}, expected 1 to {max_frames}, which is max_frames. Choose among them or change max_frames.",
+            options=("max_frames",),
+        )
+    of_frames = ImageLimits(limits.max_pixels)
+    frames = (open_image(frame, of_frames) for frame in source)
+    return _of_one_size(frames, name), tuple(number / fps for number in range(len(source)))
 
 
-def _read_file(source: str | os.PathLike[str] | bytes, fps: float, max_frames: int, limits: VideoLimits) -> Clip:
-    name = "video given as encoded bytes" if isinstance(source, bytes) else f"video '{os.fspath(source)}'"
+@contextmanager
+def _read_file(
+    source: str | os.PathLike[str] | EncodedFile, choose: _Rule, limits: VideoLimits, together: bool
+) -> Iterator[tuple[Iterator[Image.Image], tuple[float, ...]]]:
+    name = describe(source, "video")
     _check_library()
-    with _translated(name), _opened(source, limits, name) as file:
-        with _stream(file, limits, name) as (container, stream):
+    with _opened(source, limits, name) as file:
+        with _translated(name), _stream(file, limits, name) as (container, stream):
             timeline = _timeline(container, stream, limits, name)
-        wanted = _sample(timeline, fps, max_frames)
-        with _stream(file, limits, name) as (container, stream):
-            _check_total(len(wanted), stream.width * stream.height, limits, name)
-            frames = tuple(_decode(container, stream, timeline, wanted, name))
-    _check_sizes(frames, name)
-    return Clip(frames, tuple(timeline.seconds[wanted].tolist()))
+        wanted = _sample(timeline, choose)
+        with ExitStack() as stack:
+            with _translated(name):
+                container, stream = stack.enter_context(_stream(file, limits, name))
+            if together:
+                _check_total(len(wanted), stream.width * stream.height, limits, name)
+            frames = _decode(container, stream, timeline, wanted, name)
+            yield _of_one_size(frames, name), tuple(timeline.seconds[wanted].tolist())
 
 
 def _check_library() -> None:
@@ -168,20 +240,31 @@ def _translated(name: str) -> Iterator[None]:
 
     try:
         yield
-    except (FFmpegError, OSError) as error:
-        fact = (error.strerror or str(error)).replace("\n", " ")
+    except MemoryError as error:
+        raise MachineError(f"there is not enough memory to read {name}. Shrink the video or free memory.") from error
+    except (FFmpegError, OSError, ValueError, ArithmeticError) as error:
+        fact = shorten((getattr(error, "strerror", None) or str(error)).replace("\n", " "))
         raise RequestError(f"{name} can't be read as a video: {fact}. {_REMEDY}") from error
 
 
 @contextmanager
-def _opened(source: str | os.PathLike[str] | bytes, limits: VideoLimits, name: str) -> Iterator[BinaryIO]:
+def _opened(source: str | os.PathLike[str] | EncodedFile, limits: VideoLimits, name: str) -> Iterator[BinaryIO]:
     """The file, opened here: FFmpeg takes names for addresses too, and would fetch what they point to."""
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise RequestError(f"{name} is not there or is not a file. Check the path.")
-    size = len(source) if isinstance(source, bytes) else Path(source).stat().st_size
-    if size > limits.max_bytes:
-        raise RequestError(f"{name} has {size} bytes, the limit is {limits.max_bytes}. Cut or shrink it.")
-    with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+    if isinstance(source, str | os.PathLike):
+        content = read_address(source, limits.max_bytes, name)
+    else:
+        content = read_encoded(source, limits.max_bytes, name)
+    if content is not None:
+        check_bytes(len(content), limits.max_bytes, name)
+        yield io.BytesIO(content)
+        return
+    assert isinstance(source, str | os.PathLike)
+    with ExitStack() as stack:
+        with _translated(name):
+            if not Path(source).is_file():
+                raise RequestError(f"{name} is not there or is not a file. Check the path.")
+            check_bytes(Path(source).stat().st_size, limits.max_bytes, name)
+            file = stack.enter_context(Path(source).open("rb"))
         yield file
 
 
@@ -193,7 +276,9 @@ def _stream(file: BinaryIO, limits: VideoLimits, name: str) -> Iterator[tuple[In
     from av.video.stream import VideoStream
 
     file.seek(0)
-    with av.open(file, "r", options={"format_whitelist": ",".join(_FORMATS)}) as container:
+    # Titles are of no use here, and many are in no known encoding.
+    options = {"format_whitelist": ",".join(_FORMATS)}
+    with av.open(file, "r", options=options, metadata_errors="ignore") as container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream):
             raise RequestError(f"{name} has no video stream. Give a file with pictures.")
@@ -273,14 +358,11 @@ def _from_rows(rows: Sequence[_Row], stream: VideoStream, limits: VideoLimits, n
     return _Timeline((stamps - first) * unit, stamps, keys, shown, end, exact=True)
 
 
-def _sample(timeline: _Timeline, fps: float, max_frames: int) -> np.ndarray:
+def _sample(timeline: _Timeline, choose: _Rule) -> np.ndarray:
     """Numbers of the packets whose frames to take, `[frames]`, in the order of their times."""
-    step = max(1 / fps, timeline.end / max_frames)
-    times = np.arange(max(1, min(max_frames, math.ceil((timeline.end - _SAME_TIME) / step)))) * step
     ordered = np.flatnonzero(timeline.shown)
     ordered = ordered[np.argsort(timeline.seconds[ordered], kind="stable")]
-    on_screen = np.searchsorted(timeline.seconds[ordered], times + _SAME_TIME, side="right") - 1
-    return np.asarray(ordered[np.unique(on_screen)])
+    return np.asarray(ordered[choose(timeline.seconds[ordered], timeline.end)])
 
 
 def _decode(
@@ -292,12 +374,13 @@ def _decode(
         RequestError: one of them is broken or missing.
     """
     missing = {int(timeline.stamps[number]): float(timeline.seconds[number]) for number in wanted}
-    for number, frame in enumerate(_fed(container, stream, _spans(timeline, wanted))):
-        stamp = frame.pts if timeline.exact else number
-        if frame.is_corrupt:  # also one that no wanted frame shows, as those may build on it
-            raise RequestError(f"{name} is damaged near {frame.time or 0:.1f} s. {_REMEDY}")
-        if stamp is not None and missing.pop(stamp, None) is not None:
-            yield Image.fromarray(frame.to_ndarray(format="rgb24")).rotate(frame.rotation, expand=True)
+    with _translated(name):
+        for number, frame in enumerate(_fed(container, stream, _spans(timeline, wanted))):
+            stamp = frame.pts if timeline.exact else number
+            if frame.is_corrupt:  # also one that no wanted frame shows, as those may build on it
+                raise RequestError(f"{name} is damaged near {frame.time or 0:.1f} s. {_REMEDY}")
+            if stamp is not None and missing.pop(stamp, None) is not None:
+                yield Image.fromarray(frame.to_ndarray(format="rgb24")).rotate(frame.rotation, expand=True)
     if missing:
         raise RequestError(f"{name} is damaged: there is no frame at {min(missing.values()):.1f} s. {_REMEDY}")
 
@@ -334,8 +417,11 @@ def _fed(container: InputContainer, stream: VideoStream, spans: Sequence[tuple[i
         stream.codec_context.flush_buffers()
 
 
-def _check_sizes(frames: Sequence[Image.Image], name: str) -> None:
-    sizes = sorted({frame.size for frame in frames})
-    if len(sizes) > 1:
-        small, large = (f"{width} x {height}" for width, height in (sizes[0], sizes[-1]))
-        raise RequestError(f"{name} has frames of {small} and of {large} pixels, expected one size. Resize them first.")
+def _of_one_size(frames: Iterable[Image.Image], name: str) -> Iterator[Image.Image]:
+    first: tuple[int, int] | None = None
+    for frame in frames:
+        first = first or frame.size
+        if frame.size != first:
+            small, large = (f"{width} x {height}" for width, height in sorted((first, frame.size)))
+            raise RequestError(f"{name} has frames of {small} and of {large} pixels, expected one size. Resize them first.")
+        yield frame

@@ -19,11 +19,13 @@ from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.family import ReferenceOutput
 from foveate.exporter.generation import read_generation
 from foveate.exporter.modules import Linear
+from foveate.exporter.preprocessing import Preprocessing
 from foveate.exporter.quiet import quiet_transformers
 from foveate.exporter.siglip import SiglipConfig
 from foveate.exporter.text_config import check_supported, convert, read_decoder
 
-_BICUBIC = 3
+_LARGEST_RESIZE = 4
+"""Times the side of the square: how large the shorter side of a resized image may be before it is cropped."""
 _LLAMA_DEFAULTS = {
     "model_type": "llama",
     "vocab_size": 32000,
@@ -50,32 +52,6 @@ class LlavaConfig(msgspec.Struct, frozen=True):
     vision_feature_layer: int | list[int] = -2
     vision_feature_select_strategy: str = "default"
     tie_word_embeddings: bool = False
-
-
-class _ShortestEdge(msgspec.Struct, frozen=True):
-    """Of the resized image, in pixels."""
-
-    shortest_edge: int
-
-
-class _Crop(msgspec.Struct, frozen=True):
-    """Of what is seen of it, in pixels."""
-
-    height: int
-    width: int
-
-
-class _ImageConfig(msgspec.Struct, frozen=True):
-    """What the processor needs of preprocessor_config.json; defaults as in transformers' CLIPImageProcessor."""
-
-    size: _ShortestEdge | int | None = None
-    crop_size: _Crop | int | None = None
-    do_center_crop: bool = True
-    do_pad: bool = False
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    rescale_factor: float = 1 / 255
-    resample: int = _BICUBIC
 
 
 @dataclass(frozen=True)
@@ -175,36 +151,46 @@ class Llava:
         raise ExportError(f"{self.where} has no '{name}'. Use the file that belongs to the weights.")
 
     def processor(self) -> dict[str, Any]:
-        where, images = self._preprocessing()
+        images = Preprocessing.of_images(self.checkpoint, {"do_center_crop": True, "size": 224, "crop_size": 224})
+        pads = images.check_type("LlavaImageProcessor", "CLIPImageProcessor") == "LlavaImageProcessor"
+        images.check("do_pad", images.keys.do_pad, (True, False, None) if pads else (False, None))
+        if images.keys.do_pad:  # to a square, which is resized to a square
+            images.check("do_resize with do_pad", images.keys.do_resize, (True,))
+            images.check_colour()
+        images.check("use_square_size", images.keys.use_square_size, (False, None))
         side = self.vision.image_size
-        size = images.size.shortest_edge if isinstance(images.size, _ShortestEdge) else images.size
-        crop = (images.crop_size.height, images.crop_size.width) if isinstance(images.crop_size, _Crop) else images.crop_size
-        for name, value, expected in (
-            ("size", size, (side, None)),
-            ("crop_size", crop, ((side, side), side, None)),
-            ("do_center_crop", images.do_center_crop, (True,)),
-            ("do_pad", images.do_pad, (False,)),
-            ("resample", images.resample, (_BICUBIC,)),
-        ):
-            check_supported(where, name, value, expected)
+        if images.keys.do_center_crop:
+            images.check("crop_size", images.sides("crop_size", square=True), ({"height": side, "width": side},))
         return {
             "image_size": side,
             "patch_size": self.vision.patch_size,
-            "image_mean": list(images.image_mean),
-            "image_std": list(images.image_std),
-            "rescale_factor": images.rescale_factor,
+            "size": self._size(images),
+            "do_center_crop": bool(images.keys.do_center_crop),
+            "do_pad": bool(images.keys.do_pad),
+            **images.pixels(),
             "image_token_id": self.image_token_id,
         }
 
-    def _preprocessing(self) -> tuple[Path, _ImageConfig]:
-        """From preprocessor_config.json, or from processor_config.json, where transformers 5 may put it."""
-        file = "preprocessor_config.json"
-        values = self.checkpoint.optional_json(file)
-        if not values:
-            file = "processor_config.json"
-            values = self.checkpoint.optional_json(file).get("image_processor", {})
-        where = self.checkpoint.path / file
-        return where, convert(values, _ImageConfig, where)
+    def _size(self, images: Preprocessing) -> list[int]:
+        """Of the resized image: the shorter side, or height and width.
+
+        Raises:
+            ExportError: it has another form, or makes no square that the tower takes.
+        """
+        sides, side = images.sides("size"), self.vision.image_size
+        names = tuple(sorted(sides))
+        images.check("form of size", names, (("shortest_edge",), ("height", "width")))
+        size = [sides["shortest_edge"]] if names == ("shortest_edge",) else [sides["height"], sides["width"]]
+        if images.keys.do_pad:
+            images.check("number of sides in size with do_pad", len(set(size)), (1,))
+        if images.keys.do_resize and not images.keys.do_center_crop:
+            images.check("size without do_center_crop", size, ([side], [side, side]))
+        if max(size) > _LARGEST_RESIZE * side:
+            raise ExportError(
+                f"{images.where}: size is {size}, expected at most {_LARGEST_RESIZE} times the {side} pixels of the tower. Use "
+                "the file that belongs to the weights."
+            )
+        return size
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         for frames in (1, 3):

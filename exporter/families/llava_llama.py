@@ -20,11 +20,15 @@ from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference
 from foveate.exporter.generation import read_generation
 from foveate.exporter.modules import LayerNorm, Linear
+from foveate.exporter.preprocessing import Preprocessing
 from foveate.exporter.siglip import SiglipConfig, SiglipTower
 from foveate.exporter.text_config import convert, read_decoder
 
 _LLM, _TOWER, _PROJECTOR = "llm", "vision_tower", "mm_projector"
+_BICUBIC = 3
 _MERGE = 2  # patches along each side of a visual token
+_FRAMES, _MOST_FRAMES = 8, 1024
+"""How many frames of a video VILA's own code takes where the config does not say, and the most that may be said."""
 _PROJECTOR_EPS = 1e-5  # torch's default, which no config holds
 _PLACEHOLDERS = ("<image>", "<|reserved_special_token_0|>", "<unk>")
 """Tokens that no text becomes, in the order of preference. VILA cuts the prompt at the text `<image>`, which is no token of the
@@ -40,28 +44,13 @@ class _Config(msgspec.Struct, frozen=True):
     mm_use_im_start_end: bool | None = False
     s2: bool | None = False
     vision_resolution: int | None = -1
+    num_video_frames: int | None = None
 
 
 class _ProjectorConfig(msgspec.Struct, frozen=True):
     """What the exporter needs of mm_projector/config.json."""
 
     mm_projector_type: str
-
-
-class _Size(msgspec.Struct, frozen=True):
-    """Of the resized picture, in pixels."""
-
-    height: int
-    width: int
-
-
-class _ImageConfig(msgspec.Struct, frozen=True):
-    """What the processor needs of vision_tower/preprocessor_config.json; defaults as in transformers' SiglipImageProcessor."""
-
-    size: _Size | None = None
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    rescale_factor: float = 1 / 255
 
 
 @dataclass(frozen=True)
@@ -184,20 +173,38 @@ class LlavaLlama:
         )
 
     def processor(self) -> dict[str, Any]:
-        where = self.checkpoint.path / _TOWER / "preprocessor_config.json"
-        image = convert(self.checkpoint.optional_json(f"{_TOWER}/{where.name}"), _ImageConfig, where)
-        size = self.vision.image_size
-        _check(where, "size", image.size, _Size(size, size), None)
+        side = self.vision.image_size
+        square = {"height": side, "width": side}
+        half = (0.5, 0.5, 0.5)
+        defaults = {"size": square, "image_mean": half, "image_std": half}  # as in transformers' SiglipImageProcessor
+        images = Preprocessing.of_images(self.checkpoint, defaults, f"{_TOWER}/")
+        images.check_type("SiglipImageProcessor")
+        images.check("size", images.sides("size"), (square,))
+        images.check("do_pad", images.keys.do_pad, (False, None))
+        if images.keys.do_center_crop:
+            images.check("crop_size", images.sides("crop_size", square=True), (square,))
+        resizes_first = self.config.image_aspect_ratio == "resize"  # VILA's own code then does what the processor would do
+        if resizes_first:
+            images.check("resample", images.keys.resample, (_BICUBIC,))
         return {
-            "image_size": size,
+            "image_size": side,
             "patch_size": self.vision.patch_size,
             "merge_size": _MERGE,
-            "image_mean": list(image.image_mean),
-            "image_std": list(image.image_std),
-            "rescale_factor": image.rescale_factor,
+            **images.pixels(),
+            "do_resize": resizes_first or images.keys.do_resize,
             "image_token_id": self._ids[self._placeholder],
             "frame_separator_ids": self._encode("\n"),
+            "num_video_frames": self._num_video_frames(),
         }
+
+    def _num_video_frames(self) -> int:
+        frames = self.config.num_video_frames
+        if frames is not None and not 1 <= frames <= _MOST_FRAMES:
+            raise ExportError(
+                f"{self.checkpoint.path / 'config.json'}: num_video_frames is {frames}, expected 1 to {_MOST_FRAMES}. Use the "
+                "file that belongs to the weights."
+            )
+        return frames or _FRAMES
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         for frames in (1, 3):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -17,12 +16,13 @@ from foveate.engines import ExportError, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families.llava import Llava, LlavaConfig, LlavaReference, Projector
 from foveate.exporter.modules import empty
+from foveate.exporter.preprocessing import Preprocessing, check_same_pixels
 from foveate.exporter.siglip import SiglipConfig, SiglipTower
 from foveate.exporter.text_config import check_supported, convert
 
 _TAPS = 4  # corners of a bilinear interpolation
-_BICUBIC = 3
 _SIDES = range(384, 2305, 384)
+_LARGEST_CANVAS = 50_000_000  # pixels
 _PINPOINTS = tuple((height, width) for height in _SIDES for width in _SIDES)
 _QWEN2_DEFAULTS = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}  # published files leave out transformers' defaults
 
@@ -36,24 +36,6 @@ class _Config(LlavaConfig, frozen=True):
     vision_feature_select_strategy: str = "full"
     vision_aspect_ratio: str = "anyres_max_9"
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
-
-
-class _Size(msgspec.Struct, frozen=True):
-    """Of the resized image, in pixels."""
-
-    height: int = 384
-    width: int = 384
-
-
-class _ImageConfig(msgspec.Struct, frozen=True):
-    """What the processor needs of preprocessor_config.json; defaults as in transformers' LlavaOnevisionImageProcessor."""
-
-    size: _Size = _Size()
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    rescale_factor: float = 1 / 255
-    resample: int = _BICUBIC
-    image_grid_pinpoints: tuple[tuple[int, int], ...] = _PINPOINTS
 
 
 @dataclass(frozen=True)
@@ -94,7 +76,7 @@ class LlavaOnevision(Llava):
         return self.token_id("video_token_index", self.config.video_token_index, self.config.video_token_id)
 
     def processor(self) -> dict[str, Any]:
-        images = self._image_config()
+        images = self._images()
         max_crops = re.fullmatch(r"anyres_max_([1-9][0-9]*)", self.config.vision_aspect_ratio)
         if max_crops is None:
             raise ExportError(
@@ -104,45 +86,47 @@ class LlavaOnevision(Llava):
         return {
             "image_size": self.vision.image_size,
             "patch_size": self.vision.patch_size,
-            "image_grid_pinpoints": [list(pinpoint) for pinpoint in images.image_grid_pinpoints],
+            "image_grid_pinpoints": [list(pinpoint) for pinpoint in images.keys.image_grid_pinpoints or ()],
             "max_crops": int(max_crops[1]),
-            "image_mean": list(images.image_mean),
-            "image_std": list(images.image_std),
-            "rescale_factor": images.rescale_factor,
+            **images.pixels(),
             "image_token_id": self.image_token_id,
             "video_token_id": self.video_token_id,
         }
 
-    def _image_config(self) -> _ImageConfig:
-        """Of images, checked against the model and against the one of videos.
+    def _images(self) -> Preprocessing:
+        """Of images, checked against the model and against those of videos.
 
         Raises:
             ExportError: they contradict each other, or ask for what the processor does not do.
         """
         side, pinpoints = self.vision.image_size, self.config.image_grid_pinpoints or _PINPOINTS
-        where, images = self._read_images("image_processor", "preprocessor_config.json")
-        where_videos, videos = self._read_images("video_processor", "video_preprocessor_config.json")
-        if any(length % side for pinpoint in pinpoints for length in pinpoint):
+        defaults = {"size": {"height": 384, "width": 384}, "image_grid_pinpoints": _PINPOINTS}
+        images = Preprocessing.of_images(self.checkpoint, defaults)
+        videos = Preprocessing.of_videos(self.checkpoint, defaults)
+        images.check_type("LlavaOnevisionImageProcessor")
+        if any(length < 1 or length % side for pinpoint in pinpoints for length in pinpoint):
             raise ExportError(f"{self.where}: crops of {side} pixels don't tile all of image_grid_pinpoints. Fix them.")
-        if images.image_grid_pinpoints != pinpoints:
-            raise ExportError(f"{where} has other image_grid_pinpoints than {self.where}. Use the files that belong together.")
-        for file, config in ((where, images), (where_videos, videos)):
-            _check_equal(file, "size", (config.size.height, config.size.width), (side, side))
-            _check_equal(file, "resample", config.resample, _BICUBIC)
-        for name in ("image_mean", "image_std", "rescale_factor"):
-            _check_equal(where_videos, f"{name} of videos", getattr(videos, name), getattr(images, name))
+        if not pinpoints or max(map(math.prod, pinpoints)) > _LARGEST_CANVAS:
+            raise ExportError(
+                f"{self.where}: image_grid_pinpoints are {len(pinpoints)}, expected some, of at most {_LARGEST_CANVAS} pixels "
+                "each. Use the file that belongs to the weights."
+            )
+        if images.keys.image_grid_pinpoints != pinpoints:
+            raise ExportError(
+                f"{images.where} has other image_grid_pinpoints than {self.where}. Use the files that belong together."
+            )
+        for file in (images, videos):
+            self._check_sides(file)
+        check_same_pixels(images, videos)
+        images.check_colour()
         return images
 
-    def _read_images(self, key: str, file: str) -> tuple[Path, _ImageConfig]:
-        """From the file of its own, from a part of processor_config.json, where transformers 5 may put it, or as for images."""
-        sources = {
-            file: self.checkpoint.optional_json(file),
-            "processor_config.json": self.checkpoint.optional_json("processor_config.json").get(key),
-            "preprocessor_config.json": self.checkpoint.optional_json("preprocessor_config.json"),
-        }
-        name, values = next(((name, values) for name, values in sources.items() if values), (file, {}))
-        where = self.checkpoint.path / name
-        return where, convert(values, _ImageConfig, where)
+    def _check_sides(self, file: Preprocessing) -> None:
+        """Refuses pictures that are no square of the tower's size. What would crop such a square to itself may stand."""
+        square = {"height": self.vision.image_size, "width": self.vision.image_size}
+        file.check("size", file.sides("size"), (square,))
+        if file.keys.crop_size is not None or file.keys.do_center_crop:
+            file.check("crop_size", file.sides("crop_size", square=True), (square,))
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         for frames, tokens in ((1, 5), (3, 11)):
@@ -194,8 +178,3 @@ class LlavaOnevisionReference(LlavaReference):
         model = self.model.model
         rows = torch.cat((model.multi_modal_projector(self.features(feeds)).flatten(0, 1), model.image_newline[None]))
         return torch.einsum("nk,nkd->nd", torch.from_numpy(feeds["gather_weights"]), rows[feeds["gather_indices"]])
-
-
-def _check_equal(where: Path, what: str, value: object, expected: object) -> None:
-    if value != expected:
-        raise ExportError(f"{where}: {what} is {value}, expected {expected}. Use the files that belong to the weights.")

@@ -18,6 +18,7 @@ from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.family import ReferenceOutput
 from foveate.exporter.generation import read_generation
 from foveate.exporter.modules import LayerNorm, Linear, Rotary, rotate
+from foveate.exporter.preprocessing import Preprocessing, check_same_pixels
 from foveate.exporter.quiet import quiet_transformers
 from foveate.exporter.text_config import check_supported, convert
 
@@ -86,32 +87,13 @@ class _Config(msgspec.Struct, frozen=True):
     tie_word_embeddings: bool = False
 
 
-class _Pixels(msgspec.Struct, frozen=True):
-    """Limits of the resized image, in pixels; the defaults are those of transformers' Qwen2VLImageProcessor."""
-
-    shortest_edge: int = 56 * 56
-    longest_edge: int = 28 * 28 * 1280
-
-
-class _ImageConfig(msgspec.Struct, frozen=True):
-    """What the processor needs of preprocessor_config.json, or of the one of videos."""
-
-    size: _Pixels | None = None
-    min_pixels: int | None = None
-    max_pixels: int | None = None
-    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
-    rescale_factor: float = 1 / 255
-
-    def limits(self, default: _Pixels) -> tuple[int, int]:
-        """Fewest and most pixels."""
-        size = self.size or default
-        return self.min_pixels or size.shortest_edge, self.max_pixels or size.longest_edge
-
-
-_FRAME_PIXELS = _Pixels(128 * 28 * 28, 768 * 28 * 28)
-"""Limits of a frame where the checkpoint has no config of videos, as published ones: those of the authors' qwen-vl-utils and of
+_IMAGE_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
+"""Fewest and most pixels of an image, the defaults of transformers' Qwen2VLImageProcessor."""
+_FRAME_PIXELS = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
+"""Those of a frame where the checkpoint has no config of videos, as published ones: those of the authors' qwen-vl-utils and of
 transformers' Qwen2VLVideoProcessor. (transformers takes the limits of images then, up to 16,384 tokens for two frames.)"""
+_MOST_TOKENS_AT_LEAST = 16384
+"""No published checkpoint makes more visual tokens of one image, so none has to grow to more."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +152,13 @@ class Qwen2VL:
         )
 
     def processor(self) -> dict[str, Any]:
-        image, video = self._image_config(), self._video_config()
-        (min_pixels, max_pixels), (video_min_pixels, video_max_pixels) = image.limits(_Pixels()), video.limits(_FRAME_PIXELS)
+        images, videos = Preprocessing.of_images(self.checkpoint), Preprocessing.of_videos(self.checkpoint)
+        images.check_type("Qwen2VLImageProcessor")
+        check_same_pixels(images, videos)
+        for file in (images, videos):
+            self._check(file)
+        min_pixels, max_pixels = self._limits(images, _IMAGE_PIXELS)
+        video_min_pixels, video_max_pixels = self._limits(videos, _FRAME_PIXELS, videos.about_videos)
         return {
             "patch_size": self.vision.patch_size,
             "temporal_patch_size": self.vision.temporal_patch_size,
@@ -180,43 +167,47 @@ class Qwen2VL:
             "max_pixels": max_pixels,
             "video_min_pixels": video_min_pixels,
             "video_max_pixels": video_max_pixels,
-            "image_mean": list(image.image_mean),
-            "image_std": list(image.image_std),
-            "rescale_factor": image.rescale_factor,
+            **images.pixels(),
             "image_token_id": self.config.image_token_id,
             "video_token_id": self.config.video_token_id,
             "vision_start_token_id": self.config.vision_start_token_id,
             "vision_end_token_id": self.config.vision_end_token_id,
         }
 
-    def _image_config(self) -> _ImageConfig:
-        """From preprocessor_config.json, or from processor_config.json, where transformers 5 may put it."""
-        file = "preprocessor_config.json"
-        values = self.checkpoint.optional_json(file)
-        if not values:
-            file = "processor_config.json"
-            values = self.checkpoint.optional_json(file).get("image_processor", {})
-        return convert(values, _ImageConfig, self.checkpoint.path / file)
+    def _check(self, file: Preprocessing) -> None:
+        """Refuses a processor that cuts other patches than the tower takes, and what none of transformers' does."""
+        vision, keys = self.vision, file.keys
+        file.check("patch_size", keys.patch_size, (vision.patch_size,))
+        file.check("temporal_patch_size", keys.temporal_patch_size, (vision.temporal_patch_size,))
+        file.check("merge_size", keys.merge_size, (vision.spatial_merge_size,))
+        file.check("do_center_crop", keys.do_center_crop, (False, None))
+        file.check("do_pad", keys.do_pad, (False, None))
+        file.check("cap_pixels_per_frame", keys.cap_pixels_per_frame, (False,))
 
-    def _video_config(self) -> _ImageConfig:
-        """From video_preprocessor_config.json, or from processor_config.json, where transformers 5 may put it.
+    def _limits(self, file: Preprocessing, default: Mapping[str, int], own: bool = True) -> tuple[int, int]:
+        """Fewest and most pixels: `min_pixels` and `max_pixels`, or `size`, as transformers' class has it.
+
+        Args:
+            file: where they may stand.
+            default: where they don't.
+            own: whether the file speaks of this kind; else the defaults hold.
 
         Raises:
-            ExportError: frames are normalised in another way than images, which the processor does not do.
+            ExportError: one is missing, or they contradict each other.
         """
-        file = "video_preprocessor_config.json"
-        values = self.checkpoint.optional_json(file)
-        if not values:
-            file = "processor_config.json"
-            values = self.checkpoint.optional_json(file).get("video_processor", {})
-        video, image = convert(values, _ImageConfig, self.checkpoint.path / file), self._image_config()
-        for name in ("image_mean", "image_std", "rescale_factor"):
-            if name in values and getattr(video, name) != getattr(image, name):
-                raise ExportError(
-                    f"{self.checkpoint.path / file}: {name} of videos is {getattr(video, name)}, that of images "
-                    f"{getattr(image, name)}, expected the same. Use the files that belong together."
-                )
-        return video
+        if not own:
+            return default["shortest_edge"], default["longest_edge"]
+        named = {"shortest_edge": file.keys.min_pixels, "longest_edge": file.keys.max_pixels}
+        size = (file.sides("size") or dict(default)) | {key: value for key, value in named.items() if value is not None}
+        fewest, most = size.get("shortest_edge", 0), size.get("longest_edge", 0)
+        highest = _MOST_TOKENS_AT_LEAST * (self.vision.patch_size * self.vision.spatial_merge_size) ** 2
+        if not 1 <= fewest <= most or fewest > highest:
+            raise ExportError(
+                f"{file.where}: the fewest pixels of an image (min_pixels, or shortest_edge of size) are {fewest}, the most "
+                f"(max_pixels, longest_edge) {most}, expected both, with 1 <= fewest <= most and fewest <= {highest}. Use the "
+                "file that belongs to the weights."
+            )
+        return fewest, most
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         merge = self.vision.spatial_merge_size

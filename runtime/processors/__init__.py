@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import BundleError, VisionShape
+from foveate.runtime.frames import FrameDefaults
+from foveate.runtime.resolution import NO_LIMITS, Resolution
 from foveate.runtime.types import Layout, Visual
 
 PROCESSORS = {
@@ -22,30 +24,40 @@ PROCESSORS = {
 
 
 class Processor(Protocol):
-    """The runtime's side of a model family."""
+    """The runtime's side of a model family.
 
-    def image(self, image: Image.Image, alone: bool = True) -> Visual:
+    What it allocates is bounded by the image it is given and by what the model sees of it.
+
+    Attributes:
+        frame_defaults: which frames of a video file the family's authors look at.
+    """
+
+    frame_defaults: FrameDefaults
+
+    def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
         """Patches of an RGB image.
 
         Args:
             image: RGB.
             alone: whether it is the only image of its prompt; for families that look closer then.
+            resolution: limits that the request sets in place of the model's own; `Visual.resized` says what they changed.
 
         Raises:
-            RequestError: the family can't take an image of this shape.
+            RequestError: the family can't take an image of this shape, or has no such limits.
         """
         ...
 
-    def video(self, frames: Sequence[Image.Image], seconds: Sequence[float]) -> Visual:
+    def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """Patches of the frames of one video, as a `Visual` of kind "video" with a picture for each frame.
 
         Args:
-            frames: at least one, RGB, all of one size, in the order of their times.
+            frames: at least one, RGB, all of one size, in the order of their times. Each is let go before the next is taken.
             seconds: when each is shown, counted from the start of the video; for `Picture.seconds`, and for
                 families that tell the model so.
+            resolution: as for `image`.
 
         Raises:
-            RequestError: the family can't take frames of this shape, or takes no videos.
+            RequestError: the family can't take frames of this shape, has no such limits, or takes no videos.
         """
         ...
 

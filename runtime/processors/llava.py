@@ -3,69 +3,79 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError, RequestError, VisionShape
-from foveate.runtime.processors.pixels import Normalisation
+from foveate.engines import RequestError, VisionShape
+from foveate.runtime.frames import FrameDefaults
+from foveate.runtime.processors.pixels import Count, PixelConstants, Side, TokenId, read_constants
 from foveate.runtime.processors.placeholders import expand_placeholders
+from foveate.runtime.processors.square import resize_in_square
+from foveate.runtime.resolution import NO_LIMITS, Resolution
 from foveate.runtime.types import Layout, Picture, Visual
 
+_FAMILY = "LLaVA-1.5"
 _MAX_ASPECT_RATIO = 200
 """The longer side is resized with the shorter one before it is cropped, so a thin image would take much memory."""
+_MAX_RESIZED_PIXELS = 1 << 26
 
 
-class LlavaConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LlavaConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`manifest.processor` of a LLaVA-1.5 bundle.
 
     Attributes:
         image_size: side of the square in pixels.
         patch_size: side of a patch, which is a visual token, in pixels.
-        image_mean, image_std, rescale_factor: how channels are normalised.
+        size: of the resized image: its shorter side, or its height and width; empty for a shorter side of `image_size`.
+        do_center_crop: whether the middle square is cut out of it, on black where it is smaller.
+        do_pad: whether the image is first put into the middle of a square of the mean colour.
         image_token_id: the placeholder of images.
     """
 
-    image_size: int
-    patch_size: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    rescale_factor: float
-    image_token_id: int
+    image_size: Side
+    patch_size: Count
+    image_token_id: TokenId
+    size: tuple[Side, ...] = ()
+    do_center_crop: bool = True
+    do_pad: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch_size > self.image_size or len(self.size) > 2:
+            raise ValueError("patch_size is more than image_size, or size has more than two sides")
 
 
 class LlavaProcessor:
     """See `Processor`."""
 
-    def __init__(self, constants: Mapping[str, Any]) -> None:
-        try:
-            self.constants = msgspec.convert(dict(constants), LlavaConstants)
-        except msgspec.ValidationError as error:
-            raise BundleError(
-                f"the manifest's processor constants are not LLaVA-1.5's: {error}. Export the bundle again."
-            ) from error
-        self.grid_size = self.constants.image_size // self.constants.patch_size
-        image = self.constants
-        self._normalisation = Normalisation(image.image_mean, image.image_std, image.rescale_factor)
+    frame_defaults = FrameDefaults()
 
-    def image(self, image: Image.Image, alone: bool = True) -> Visual:
-        """Resizes the shorter side of an RGB image and cuts out the middle, bit for bit as transformers' PIL processor of CLIP
-        does.
+    def __init__(self, constants: Mapping[str, Any]) -> None:
+        self.constants = read_constants(constants, LlavaConstants, _FAMILY)
+        self.grid_size = self.constants.image_size // self.constants.patch_size
+        self._normalisation = self.constants.normalisation()
+
+    def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
+        """Resizes an RGB image and cuts out the middle, as its constants say, bit for bit as transformers' PIL processors of
+        CLIP and LLaVA do.
 
         Raises:
-            RequestError: one side is more than 200 times the other.
+            RequestError: one side is more than 200 times the other, or what is left is no square of the model's size; fewer
+                tokens are asked for than an image has, or limits in pixels.
         """
-        square = self._middle_square(image)
+        resolution.refuse_pixels(_FAMILY)
+        resolution.check_tokens(self.grid_size**2, "an image")
+        square = self._square(image)
         patches = self._normalisation.square_patches(np.asarray(square)[None], self.grid_size, self.constants.patch_size)
         side = self.grid_size * self.constants.patch_size
         grid = (self.grid_size, self.grid_size)
         picture = Picture(square.crop((0, 0, side, side)), grid, np.arange(self.grid_size**2))
         return Visual({"pixel_values": patches}, ((1, *grid),), (picture,))
 
-    def video(self, frames: Sequence[Image.Image], seconds: Sequence[float]) -> Visual:
+    def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """See `Processor.video`: there are none."""
         raise RequestError("LLaVA-1.5 takes no videos. Give their frames as images, or use a model of another family.")
 
@@ -81,15 +91,37 @@ class LlavaProcessor:
         """See `Processor.layout`. Positions count all tokens, visual ones too."""
         return expand_placeholders(input_ids, {self.constants.image_token_id: "image"}, visuals)
 
-    def _middle_square(self, image: Image.Image) -> Image.Image:
-        side, short, long = self.constants.image_size, min(image.size), max(image.size)
-        if long > _MAX_ASPECT_RATIO * short:
+    def _square(self, image: Image.Image) -> Image.Image:
+        constants, side = self.constants, self.constants.image_size
+        if constants.do_pad:
+            image = self._padded(image)
+        elif constants.do_resize:
+            image = constants.resize(image, *self._resized_size(image))
+        if constants.do_center_crop:
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        if image.size != (side, side):
             raise RequestError(
-                f"image is {image.width} x {image.height} pixels, expected an aspect ratio of at most {_MAX_ASPECT_RATIO}. "
-                "Crop it."
+                f"image is {image.width} x {image.height} pixels where the model sees {side} x {side}, and this model's "
+                "preprocessing does not crop. Give a square image, or one of that size."
             )
-        new_long = int(side * long / short)
-        width, height = (side, new_long) if image.width <= image.height else (new_long, side)
-        left, top = (width - side) // 2, (height - side) // 2
-        resized = image.resize((width, height), Image.Resampling.BICUBIC)
-        return resized.crop((left, top, left + side, top + side))
+        return image
+
+    def _padded(self, image: Image.Image) -> Image.Image:
+        red, green, blue = (int(mean * 255) for mean in self.constants.image_mean)
+        side = self.constants.size[0] if self.constants.size else self.constants.image_size
+        return resize_in_square(image, side, (red, green, blue), self.constants.resample)
+
+    def _resized_size(self, image: Image.Image) -> tuple[int, int]:
+        """Width and height."""
+        size = self.constants.size or (self.constants.image_size,)
+        if len(size) == 2:
+            return size[1], size[0]
+        short, long = min(image.size), max(image.size)
+        new_long = int(size[0] * long / short)
+        if long > _MAX_ASPECT_RATIO * short or size[0] * new_long > _MAX_RESIZED_PIXELS:
+            raise RequestError(
+                f"image is {image.width} x {image.height} pixels, expected an aspect ratio of at most "
+                f"{min(_MAX_ASPECT_RATIO, _MAX_RESIZED_PIXELS // size[0] ** 2)}. Crop it."
+            )
+        return (size[0], new_long) if image.width <= image.height else (new_long, size[0])

@@ -3,62 +3,72 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError, RequestError, VisionShape
-from foveate.runtime.processors.pixels import Normalisation
+from foveate.engines import RequestError, VisionShape
+from foveate.runtime.frames import FrameDefaults
+from foveate.runtime.processors.pixels import Count, PixelConstants, Side, TokenId, read_constants
+from foveate.runtime.resolution import NO_LIMITS, Resolution
 from foveate.runtime.types import Layout, Picture, Visual, VisualKind
 
+_FAMILY = "VILA1.5"
 
-class LlavaLlamaConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+
+class LlavaLlamaConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`manifest.processor` of a VILA1.5 bundle.
 
     Attributes:
         image_size: side of the resized picture in pixels.
         patch_size: side of a patch in pixels; pixels that fill no whole patch are not seen.
         merge_size: patches along each side of a visual token; an odd grid is filled up.
-        image_mean, image_std, rescale_factor: how channels are normalised.
         image_token_id: the placeholder of images and of videos.
         frame_separator_ids: the text between two frames of a video.
+        num_video_frames: how many frames of a file the model looks at.
     """
 
-    image_size: int
-    patch_size: int
-    merge_size: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    rescale_factor: float
-    image_token_id: int
-    frame_separator_ids: tuple[int, ...]
+    image_size: Side
+    patch_size: Count
+    merge_size: Count
+    image_token_id: TokenId
+    frame_separator_ids: tuple[TokenId, ...]
+    num_video_frames: Count = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch_size > self.image_size:
+            raise ValueError("patch_size is more than image_size")
 
 
 class LlavaLlamaProcessor:
     """See `Processor`."""
 
     def __init__(self, constants: Mapping[str, Any]) -> None:
-        try:
-            self.constants = msgspec.convert(dict(constants), LlavaLlamaConstants)
-        except msgspec.ValidationError as error:
-            raise BundleError(
-                f"the manifest's processor constants are not VILA1.5's: {error}. Export the bundle again."
-            ) from error
+        self.constants = read_constants(constants, LlavaLlamaConstants, _FAMILY)
+        self.frame_defaults = FrameDefaults("uniform", max_frames=self.constants.num_video_frames)
         self.patch_side = self.constants.image_size // self.constants.patch_size
         self.token_side = math.ceil(self.patch_side / self.constants.merge_size)
         self.frame_tokens = self.token_side**2
-        image = self.constants
-        self._normalisation = Normalisation(image.image_mean, image.image_std, image.rescale_factor)
+        self._normalisation = self.constants.normalisation()
 
-    def image(self, image: Image.Image, alone: bool = True) -> Visual:
-        """Resizes and normalises an RGB image, bit for bit as transformers' PIL processor of SigLIP does."""
+    def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
+        """Resizes and normalises an RGB image, bit for bit as transformers' PIL processor of SigLIP does.
+
+        Raises:
+            RequestError: the model does not resize, and the image has another size than it takes; fewer tokens are asked for
+                than an image has, or limits in pixels.
+        """
+        resolution.refuse_pixels(_FAMILY)
+        resolution.check_tokens(self.frame_tokens, "an image")
         return self._visual([image], [None], "image")
 
-    def video(self, frames: Sequence[Image.Image], seconds: Sequence[float]) -> Visual:
+    def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """See `Processor.video`: each frame is an image; the times are not told to the model."""
+        resolution.refuse_pixels(_FAMILY)
+        resolution.check_tokens(self.frame_tokens * len(seconds), f"a video of {len(seconds)} frames", "Lower max_frames.")
         return self._visual(frames, seconds, "video")
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
@@ -90,17 +100,16 @@ class LlavaLlamaProcessor:
         frames = visual.num_tokens // self.frame_tokens
         return np.concatenate([frame, *[separator, frame] * (frames - 1)])
 
-    def _visual(self, frames: Sequence[Image.Image], seconds: Sequence[float | None], kind: VisualKind) -> Visual:
-        side = self.constants.image_size
-        resized = [frame.resize((side, side), Image.Resampling.BICUBIC) for frame in frames]
+    def _visual(self, frames: Iterable[Image.Image], seconds: Sequence[float | None], kind: VisualKind) -> Visual:
+        resized = [self.constants.to_square(frame, self.constants.image_size) for frame in frames]
         # The model's tokens go column by column, so what grids call a row is a column of the picture.
         grid = (self.token_side, self.token_side)
-        tokens = np.arange(len(frames) * self.frame_tokens).reshape(len(frames), *grid).transpose(0, 2, 1)
+        tokens = np.arange(len(resized) * self.frame_tokens).reshape(len(resized), *grid).transpose(0, 2, 1)
         shown = zip(resized, tokens, seconds, strict=True)
         pictures = tuple(Picture(self._seen(image), grid, own.flatten(), second) for image, own, second in shown)
         pixels = np.stack([np.asarray(image) for image in resized])
         patches = self._normalisation.square_patches(pixels, self.patch_side, self.constants.patch_size)
-        return Visual({"pixel_values": patches}, ((len(frames), *grid),), pictures, kind)
+        return Visual({"pixel_values": patches}, ((len(resized), *grid),), pictures, kind)
 
     def _seen(self, image: Image.Image) -> Image.Image:
         """What the visual tokens tile: an odd grid's last row and column of tokens reach past the patches, into black."""

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError, Grid, VisionShape
+from foveate.engines import Grid, RequestError, VisionShape
+from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.processors.interpolate import bilinear, single
-from foveate.runtime.processors.pixels import Normalisation
+from foveate.runtime.processors.pixels import Count, PixelConstants, Side, TokenId, read_constants
 from foveate.runtime.processors.placeholders import expand_placeholders
+from foveate.runtime.processors.square import resize_in_square
+from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
 from foveate.runtime.types import Layout, Picture, Visual, VisualKind
 
+_FAMILY = "LLaVA-OneVision"
 _SHRINK_ABOVE = 1.1
+_LARGEST_CANVAS = 50_000_000  # pixels
 _NEWLINE_GRID = (1, 1, 1)
 _Taps = tuple[np.ndarray, np.ndarray]
 
 
-class LlavaOnevisionConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class LlavaOnevisionConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`manifest.processor` of a LLaVA-OneVision bundle.
 
     Attributes:
@@ -30,19 +35,26 @@ class LlavaOnevisionConstants(msgspec.Struct, frozen=True, forbid_unknown_fields
         patch_size: side of a patch in pixels; pixels of a crop that fill no whole patch are not seen.
         image_grid_pinpoints: height and width of the canvases that crops may tile.
         max_crops: crops above which the features of high resolution are shrunk to about so many (`anyres_max_N`).
-        image_mean, image_std, rescale_factor: how channels are normalised.
         image_token_id, video_token_id: the placeholders.
     """
 
-    image_size: int
-    patch_size: int
-    image_grid_pinpoints: tuple[tuple[int, int], ...]
-    max_crops: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    rescale_factor: float
-    image_token_id: int
-    video_token_id: int
+    image_size: Side
+    patch_size: Count
+    image_grid_pinpoints: Annotated[tuple[tuple[Side, Side], ...], msgspec.Meta(min_length=1)]
+    max_crops: Count
+    image_token_id: TokenId
+    video_token_id: TokenId
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.patch_size > self.image_size:
+            raise ValueError("patch_size is more than image_size")
+        if any(side % self.image_size for pinpoint in self.image_grid_pinpoints for side in pinpoint):
+            raise ValueError("image_size does not tile all of image_grid_pinpoints")
+        if max(map(math.prod, self.image_grid_pinpoints)) > _LARGEST_CANVAS:
+            raise ValueError(f"one of image_grid_pinpoints has more than {_LARGEST_CANVAS} pixels")
+        if not all(0 <= int(mean * 255) <= 255 for mean in self.image_mean):
+            raise ValueError("image_mean is no colour, with which several images are padded")
 
 
 @dataclass(frozen=True)
@@ -68,40 +80,55 @@ class LlavaOnevisionProcessor:
     Rows to sum are features of one crop after the other, `grid_size ** 2` each, and behind them the newline token.
     """
 
+    frame_defaults = FrameDefaults("uniform")
+
     def __init__(self, constants: Mapping[str, Any]) -> None:
-        try:
-            self.constants = msgspec.convert(dict(constants), LlavaOnevisionConstants)
-        except msgspec.ValidationError as error:
-            raise BundleError(
-                f"the manifest's processor constants are not LLaVA-OneVision's: {error}. Export the bundle again."
-            ) from error
+        self.constants = read_constants(constants, LlavaOnevisionConstants, _FAMILY)
         self.grid_size = self.constants.image_size // self.constants.patch_size
         self.patches = self.grid_size**2
         self.pooled_size = math.ceil(self.grid_size / 2)
-        image = self.constants
-        self._normalisation = Normalisation(image.image_mean, image.image_std, image.rescale_factor)
+        self._normalisation = self.constants.normalisation()
 
-    def image(self, image: Image.Image, alone: bool = True) -> Visual:
+    def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
         """Crops an RGB image, bit for bit as transformers' PIL processor does.
 
         Args:
             image: RGB.
             alone: whether it is the only image of its prompt; only then it is seen in high resolution.
-        """
-        return self._high_resolution(image) if alone else self._padded(image)
+            resolution: its `max_visual_tokens` takes a smaller canvas, as transformers' processor with fewer
+                `image_grid_pinpoints`, and where none is small enough, one crop, as of several images.
 
-    def video(self, frames: Sequence[Image.Image], seconds: Sequence[float]) -> Visual:
+        Raises:
+            RequestError: fewer tokens are asked for than one crop has, or limits in pixels; the model does not resize, and one
+                of several images is not of its size.
+        """
+        resolution.refuse_pixels(_FAMILY)
+        resolution.check_tokens(self.patches + 1, "an image")
+        if not alone:
+            return self._padded(image)
+        usual = self.anyres(*image.size)
+        plan = self._affordable(image, resolution.max_visual_tokens)
+        visual = self._padded(image) if plan is None else self._high_resolution(image, plan)
+        if plan == usual:
+            return visual
+        sides = (self.constants.image_size,) * 2 if plan is None else plan.canvas
+        resized = Resized(sides[::-1], usual.canvas[::-1], visual.num_tokens, self._num_tokens(usual), ("max_visual_tokens",))
+        return replace(visual, resized=resized)
+
+    def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """See `Processor.video`: each frame is one crop whose features are pooled; the times are not told to the model."""
+        size, count = self.pooled_size, len(seconds)
+        resolution.refuse_pixels(_FAMILY)
+        resolution.check_tokens(size**2 * count + 1, f"a video of {count} frames", "Lower max_frames.")
         resized = [self._resize(frame) for frame in frames]
-        size, places = self.pooled_size, self.patches * len(frames)
-        taps = [bilinear(cells, size, size) for cells in self._cells(len(frames))]
-        tokens = np.arange(size**2 * len(frames)).reshape(len(frames), -1)
+        taps = [bilinear(cells, size, size) for cells in self._cells(count)]
+        tokens = np.arange(size**2 * count).reshape(count, -1)
         shown = zip(resized, tokens, seconds, strict=True)
         pictures = [Picture(self._seen(frame), (size, size), own, second) for frame, own, second in shown]
         return self._visual(
             np.stack([np.asarray(frame) for frame in resized]),
-            [*taps, single(np.array(places))],
-            ((len(frames), size, size), _NEWLINE_GRID),
+            [*taps, single(np.array(self.patches * count))],
+            ((count, size, size), _NEWLINE_GRID),
             pictures,
             "video",
         )
@@ -109,8 +136,7 @@ class LlavaOnevisionProcessor:
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`; of an image that is alone in its prompt."""
         plan = self.anyres(width, height)
-        tokens = self.patches + plan.grid[0] * (plan.grid[1] + 1)
-        return VisionShape(1 + math.prod(plan.crops), self.patches, tokens)
+        return VisionShape(1 + math.prod(plan.crops), self.patches, self._num_tokens(plan))
 
     def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
         """See `Processor.vision_shape_of_tokens`. A video has the fewest tokens per frame, so its frames bound the crops of
@@ -127,7 +153,20 @@ class LlavaOnevisionProcessor:
 
         LLaVA-NeXT's rules (`select_best_resolution`, `unpad_image` of transformers) with LLaVA-OneVision's `anyres_max_N`.
         """
-        canvas = self._canvas(width, height)
+        return self._plan(width, height, self._canvas(width, height, self.constants.image_grid_pinpoints))
+
+    def _affordable(self, image: Image.Image, max_visual_tokens: int | None) -> AnyRes | None:
+        """The same among the canvases that make no more visual tokens; None where all make more."""
+        pinpoints = self.constants.image_grid_pinpoints
+        if max_visual_tokens is not None:
+            plans = {pinpoint: self._plan(*image.size, pinpoint) for pinpoint in pinpoints}
+            pinpoints = tuple(one for one, plan in plans.items() if self._num_tokens(plan) <= max_visual_tokens)
+        return self._plan(*image.size, self._canvas(*image.size, pinpoints)) if pinpoints else None
+
+    def _num_tokens(self, plan: AnyRes) -> int:
+        return self.patches + plan.grid[0] * (plan.grid[1] + 1)
+
+    def _plan(self, width: int, height: int, canvas: tuple[int, int]) -> AnyRes:
         crops = (canvas[0] // self.constants.image_size, canvas[1] // self.constants.image_size)
         rows, columns = (count * self.grid_size for count in crops)
         if width / height > columns / rows:
@@ -138,7 +177,7 @@ class LlavaOnevisionProcessor:
         grid = (int(rows // ratio), int(columns // ratio)) if ratio > _SHRINK_ABOVE else (rows, columns)
         return AnyRes(canvas, crops, (rows, columns), grid)
 
-    def _canvas(self, width: int, height: int) -> tuple[int, int]:
+    def _canvas(self, width: int, height: int, pinpoints: Sequence[tuple[int, int]]) -> tuple[int, int]:
         """Height and width of the pinpoint that shows most of the image's pixels, and of those the one that wastes least."""
 
         def fit(pinpoint: tuple[int, int]) -> tuple[int, int]:
@@ -146,13 +185,13 @@ class LlavaOnevisionProcessor:
             shown = min(int(width * scale) * int(height * scale), width * height)
             return shown, shown - pinpoint[0] * pinpoint[1]
 
-        return max(self.constants.image_grid_pinpoints, key=fit)
+        return max(pinpoints, key=fit)
 
-    def _high_resolution(self, image: Image.Image) -> Visual:
+    def _high_resolution(self, image: Image.Image, plan: AnyRes) -> Visual:
         """The whole image as one crop, then its crops without their padding, with a newline token behind each row."""
-        plan = self.anyres(*image.size)
-        fitted = _fit(image, plan.canvas)
-        thumbnail = self._resize(image)
+        fitted = self.constants.resize(image, *_fitting(image, plan.canvas))
+        side = self.constants.image_size
+        thumbnail = self.constants.resize(image, side, side)
         crops = np.concatenate([np.asarray(thumbnail)[None], self._crops(fitted, plan)])
         taps = [single(np.arange(self.patches)), self._high_resolution_taps(plan)]
         rows, columns = plan.grid
@@ -185,17 +224,21 @@ class LlavaOnevisionProcessor:
 
     def _padded(self, image: Image.Image) -> Visual:
         """The image in the middle of a square of the mean colour, as one crop, with a newline token at its end."""
-        side = max(image.size)
-        square = Image.new("RGB", (side, side), tuple(int(mean * 255) for mean in self.constants.image_mean))
-        square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-        resized = self._resize(square)
+        side = self.constants.image_size
+        if not self.constants.do_resize and max(image.size) != side:
+            raise RequestError(
+                f"one of several images is {image.width} x {image.height} pixels, and this model takes them as they are, with "
+                f"a longer side of {side}. Resize it."
+            )
+        red, green, blue = (int(mean * 255) for mean in self.constants.image_mean)
+        resized = resize_in_square(image, side, (red, green, blue), self.constants.resample)
         taps = [single(np.arange(self.patches + 1))]
         grids = ((1, self.grid_size, self.grid_size), _NEWLINE_GRID)
         return self._visual(np.asarray(resized)[None], taps, grids, [self._whole_picture(resized)])
 
     def _resize(self, image: Image.Image) -> Image.Image:
         """To one crop, whatever its aspect ratio."""
-        return image.resize((self.constants.image_size, self.constants.image_size), Image.Resampling.BICUBIC)
+        return self.constants.to_square(image, self.constants.image_size)
 
     def _seen(self, crop: Image.Image) -> Image.Image:
         """What whole patches tile."""
@@ -223,15 +266,13 @@ class LlavaOnevisionProcessor:
         return Visual(feeds, grids, tuple(pictures), kind)
 
 
-def _fit(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-    """The image as large as the canvas (height, width) takes it, with its aspect ratio."""
+def _fitting(image: Image.Image, canvas: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of the image as large as the canvas (height, width) takes it, with its aspect ratio."""
     height, width = canvas
     scale_x, scale_y = width / image.width, height / image.height
     if scale_x < scale_y:
-        height = min(math.ceil(image.height * scale_x), height)
-    else:
-        width = min(math.ceil(image.width * scale_y), width)
-    return image.resize((width, height), Image.Resampling.BICUBIC)
+        return width, min(math.ceil(image.height * scale_x), height)
+    return min(math.ceil(image.width * scale_y), width), height
 
 
 def _behind_rows(values: np.ndarray, newlines: np.ndarray) -> np.ndarray:

@@ -2,23 +2,101 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
+import msgspec
 import numpy as np
+from PIL import Image
+
+from foveate.engines import BundleError, RequestError
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+"""How many pixels, patches or frames make one of the next."""
+Side = Annotated[int, msgspec.Meta(ge=1, le=8192)]
+"""In pixels."""
+TokenId = Annotated[int, msgspec.Meta(ge=0)]
+Channels = tuple[float, float, float]
+_T = TypeVar("_T", bound="PixelConstants")
+
+
+class PixelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How pixels become numbers, in every family's `manifest.processor`; named as in transformers' image processors.
+
+    Attributes:
+        do_resize: whether images are resized; those of a model that does not have to come in a size that it takes.
+        resample: Pillow's number of the filter.
+        do_rescale, rescale_factor: whether values are multiplied, and by what.
+        do_normalize, image_mean, image_std: whether the mean of its channel is then taken from a value, and the result divided.
+    """
+
+    image_mean: Channels
+    image_std: Channels
+    rescale_factor: float
+    do_resize: bool = True
+    resample: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3
+    do_rescale: bool = True
+    do_normalize: bool = True
+
+    def __post_init__(self) -> None:
+        if not all(map(math.isfinite, (*self.image_mean, *self.image_std, self.rescale_factor))):
+            raise ValueError("image_mean, image_std or rescale_factor is not finite")
+        if 0 in self.image_std:
+            raise ValueError("image_std is 0 in a channel")
+
+    def normalisation(self) -> Normalisation:
+        """From values to numbers."""
+        return Normalisation(self)
+
+    def resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """To that size, bit for bit as transformers' PIL processors do."""
+        return image.resize((width, height), Image.Resampling(self.resample))
+
+    def to_square(self, image: Image.Image, side: int) -> Image.Image:
+        """To a square, whatever its aspect ratio, where the model resizes.
+
+        Raises:
+            RequestError: it does not, and the image is no such square.
+        """
+        if self.do_resize:
+            return self.resize(image, side, side)
+        if image.size != (side, side):
+            raise RequestError(
+                f"image or frame is {image.width} x {image.height} pixels, and this model takes them as they are, of {side} x "
+                f"{side}. Resize it."
+            )
+        return image
+
+
+def read_constants(constants: Mapping[str, Any], kind: type[_T], family: str) -> _T:
+    """`manifest.processor` as the constants of a family.
+
+    Raises:
+        BundleError: a key is missing, unknown or has an unusable value.
+    """
+    try:
+        return msgspec.convert(dict(constants), kind)
+    except msgspec.ValidationError as error:
+        raise BundleError(
+            f"the manifest's processor constants are not {family}'s: {error}. Export the bundle again."
+        ) from error
 
 
 class Normalisation:
     """`(value * rescale_factor - mean) / std` of 8-bit channels, bit for bit as transformers' image processors compute it.
 
     Args:
-        mean, std: of the three channels.
-        rescale_factor: of all of them.
+        constants: what is done, and with which numbers.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], rescale_factor: float) -> None:
+    def __init__(self, constants: PixelConstants) -> None:
         # A channel has 256 values, so a table holds every result. float64 before float32 as transformers has it.
-        levels = (np.arange(256) * rescale_factor).astype(np.float32)
-        self._tables = ((levels[:, None] - np.array(mean, np.float32)) / np.array(std, np.float32)).T.copy()
+        factor = constants.rescale_factor if constants.do_rescale else 1
+        levels: np.ndarray = np.repeat((np.arange(256) * factor).astype(np.float32)[:, None], 3, axis=1)
+        if constants.do_normalize:
+            levels = (levels - np.array(constants.image_mean, np.float32)) / np.array(constants.image_std, np.float32)
+        self._tables = levels.T.copy()
 
     def into(self, patches: np.ndarray, pixels: np.ndarray, axis: int) -> None:
         """Writes normalised `pixels` into `patches` of the same shape; channels lie on `axis`."""

@@ -3,92 +3,186 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError, RequestError, VisionShape
-from foveate.runtime.processors.pixels import Normalisation
+from foveate.engines import RequestError, VisionShape
+from foveate.runtime.frames import FrameDefaults
+from foveate.runtime.processors.pixels import Count, PixelConstants, TokenId, read_constants
+from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
 from foveate.runtime.types import Layout, Picture, Visual, VisualKind
 
+_FAMILY = "Qwen2-VL"
 _MAX_ASPECT_RATIO = 200
 _POSITION_AXES = 3  # time, height, width
+_MOST_TOKENS_AT_LEAST = 16384
+"""The most visual tokens that an image may have to grow to."""
+_Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
 
 
-class Qwen2VLConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Qwen2VLConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`manifest.processor` of a Qwen2-VL bundle.
 
     The limits of a frame are those of transformers' Qwen2VLVideoProcessor, where the manifest of an older bundle has none.
     """
 
-    patch_size: int
-    temporal_patch_size: int
-    merge_size: int
+    patch_size: Count
+    temporal_patch_size: Count
+    merge_size: Count
+    min_pixels: _Pixels
+    max_pixels: _Pixels
+    image_token_id: TokenId
+    video_token_id: TokenId
+    vision_start_token_id: TokenId
+    vision_end_token_id: TokenId
+    video_min_pixels: _Pixels = 128 * 28 * 28
+    video_max_pixels: _Pixels = 768 * 28 * 28
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_pixels > self.max_pixels or self.video_min_pixels > self.video_max_pixels:
+            raise ValueError("min_pixels is more than max_pixels")
+        if max(self.min_pixels, self.video_min_pixels) > self.most_pixels_at_least:
+            raise ValueError(f"min_pixels is more than {self.most_pixels_at_least}")
+
+    @property
+    def token_size(self) -> int:
+        """Side of a visual token in pixels."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def most_pixels_at_least(self) -> int:
+        """The most pixels that an image may have to grow to."""
+        return _MOST_TOKENS_AT_LEAST * self.token_size**2
+
+
+class _Limits(NamedTuple):
+    """Of one image or frame: fewest and most pixels, and most visual tokens."""
+
     min_pixels: int
     max_pixels: int
-    image_mean: tuple[float, float, float]
-    image_std: tuple[float, float, float]
-    rescale_factor: float
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
-    video_min_pixels: int = 128 * 28 * 28
-    video_max_pixels: int = 768 * 28 * 28
+    max_tokens: int | None = None
 
 
 class Qwen2VLProcessor:
     """See `Processor`."""
 
-    def __init__(self, constants: Mapping[str, Any]) -> None:
-        try:
-            self.constants = msgspec.convert(dict(constants), Qwen2VLConstants)
-        except msgspec.ValidationError as error:
-            raise BundleError(
-                f"the manifest's processor constants are not Qwen2-VL's: {error}. Export the bundle again."
-            ) from error
-        image = self.constants
-        self._normalisation = Normalisation(image.image_mean, image.image_std, image.rescale_factor)
+    frame_defaults = FrameDefaults("qwen-vl-utils", fps=2.0)
 
-    def image(self, image: Image.Image, alone: bool = True) -> Visual:
+    def __init__(self, constants: Mapping[str, Any]) -> None:
+        self.constants = read_constants(constants, Qwen2VLConstants, _FAMILY)
+        self._normalisation = self.constants.normalisation()
+
+    def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
         """Resizes and normalises an RGB image and cuts it into patches, bit for bit as transformers' PIL processor does.
 
         Raises:
-            RequestError: one side is more than 200 times the other.
+            RequestError: one side is more than 200 times the other, limits that contradict each other, or a model that does not
+                resize and an image that visual tokens do not tile.
         """
-        resized = self._resize(image, self.constants.min_pixels, self.constants.max_pixels)
+        usual = _Limits(self.constants.min_pixels, self.constants.max_pixels)
+        limits = self._limits(usual, resolution, resolution.max_visual_tokens)
+        resized = self._resize(image, limits)
         # An image fills every frame of a patch.
-        return self._visual([resized] * self.constants.temporal_patch_size, [Picture(resized, *self._tiles(resized))], "image")
+        frames = [resized] * self.constants.temporal_patch_size
+        note = self._note(image.size, resized.size, usual, 1, resolution)
+        return self._visual(frames, [Picture(resized, *self._tiles(resized))], "image", note)
 
-    def video(self, frames: Sequence[Image.Image], seconds: Sequence[float]) -> Visual:
+    def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """Resizes and normalises frames as `image` does, within the limits of videos, and cuts them into patches that span
         `temporal_patch_size` frames; where the last are too few, the last one is repeated, as transformers does.
 
         Raises:
-            RequestError: one side is more than 200 times the other.
+            RequestError: as for `image`, or fewer tokens are asked for than there are temporal patches.
         """
-        resized = [self._resize(frame, self.constants.video_min_pixels, self.constants.video_max_pixels) for frame in frames]
         span = self.constants.temporal_patch_size
-        pictures = []
-        for number, (frame, shown) in enumerate(zip(resized, seconds, strict=True)):
-            grid, tokens = self._tiles(frame)
-            pictures.append(Picture(frame, grid, tokens + number // span * len(tokens), shown))
-        return self._visual([*resized, *[resized[-1]] * (-len(resized) % span)], pictures, "video")
+        steps = math.ceil(len(seconds) / span)
+        resolution.check_tokens(steps, f"a video of {len(seconds)} frames", "Lower max_frames.")
+        usual = _Limits(self.constants.video_min_pixels, self.constants.video_max_pixels)
+        most = resolution.max_visual_tokens
+        limits = self._limits(usual, resolution, None if most is None else most // steps)
+        resized, pictures, size = [], [], (0, 0)
+        for number, (frame, shown) in enumerate(zip(frames, seconds, strict=True)):
+            resized.append(self._resize(frame, limits))
+            grid, tokens = self._tiles(resized[-1])
+            pictures.append(Picture(resized[-1], grid, tokens + number // span * len(tokens), shown))
+            size = frame.size
+        note = self._note(size, resized[-1].size, usual, steps, resolution)
+        return self._visual([*resized, *[resized[-1]] * (-len(resized) % span)], pictures, "video", note)
 
-    def _resize(self, image: Image.Image, min_pixels: int, max_pixels: int) -> Image.Image:
-        height, width = smart_resize(image.height, image.width, self.constants, min_pixels, max_pixels)
-        return image.resize((width, height), Image.Resampling.BICUBIC)
+    def _limits(self, usual: _Limits, resolution: Resolution, max_tokens: int | None) -> _Limits:
+        """Those of the request, and the model's own where it names none."""
+        most = resolution.max_pixels or usual.max_pixels
+        fewest = resolution.min_pixels or usual.min_pixels
+        if fewest > most or fewest > self.constants.most_pixels_at_least:
+            raise RequestError(
+                f"min_pixels is {fewest} and max_pixels {most}, expected the fewest to be at most that and at most "
+                f"{self.constants.most_pixels_at_least}. Give both, or leave both out for the model's own."
+            )
+        if max_tokens is None:
+            return _Limits(fewest, most)
+        most = min(most, max_tokens * self.constants.token_size**2)
+        return _Limits(min(fewest, most), most, max_tokens)
+
+    def _resize(self, image: Image.Image, limits: _Limits) -> Image.Image:
+        if self.constants.do_resize:
+            height, width = self._fit(*image.size, limits)
+            return self.constants.resize(image, width, height)
+        side = self.constants.token_size
+        if image.width % side or image.height % side:
+            raise RequestError(
+                f"image or frame is {image.width} x {image.height} pixels, and this model takes them as they are, of sides "
+                f"that are multiples of {side}. Resize it."
+            )
+        tokens = image.width * image.height // side**2
+        if tokens > (limits.max_tokens or tokens):
+            raise RequestError(
+                f"image or frame has {tokens} visual tokens, and this model takes them as they are, but max_visual_tokens "
+                f"allows {limits.max_tokens}. Resize it, or raise max_visual_tokens.",
+                options=("max_visual_tokens",),
+            )
+        return image
+
+    def _fit(self, width: int, height: int, limits: _Limits) -> tuple[int, int]:
+        """Height and width within the limits."""
+        height, width = smart_resize(height, width, self.constants, limits.min_pixels, limits.max_pixels)
+        if limits.max_tokens is None:
+            return height, width
+        # Sides are rounded up to whole tokens where an image grows and where it is thin: then there may be too many.
+        side = self.constants.token_size
+        rows, columns = height // side, width // side
+        if rows * columns > limits.max_tokens:
+            shrink = math.sqrt(rows * columns / limits.max_tokens)
+            rows, columns = max(1, math.floor(rows / shrink)), max(1, math.floor(columns / shrink))
+            rows, columns = min(rows, limits.max_tokens // columns or 1), min(columns, limits.max_tokens)
+        return rows * side, columns * side
+
+    def _note(
+        self, size: tuple[int, int], seen: tuple[int, int], usual: _Limits, steps: int, resolution: Resolution
+    ) -> Resized | None:
+        """What the request's limits changed about an image or frame of that size."""
+        named = resolution.named
+        if not named or not self.constants.do_resize:
+            return None
+        height, width = self._fit(*size, usual)
+        if (width, height) == seen:
+            return None
+        tokens, usual_tokens = (steps * w * h // self.constants.token_size**2 for w, h in (seen, (width, height)))
+        return Resized(seen, (width, height), tokens, usual_tokens, named)
 
     def _tiles(self, resized: Image.Image) -> tuple[tuple[int, int], np.ndarray]:
         """Rows and columns of the visual tokens over a picture, and their numbers."""
-        size = self.constants.patch_size * self.constants.merge_size
+        size = self.constants.token_size
         grid = (resized.height // size, resized.width // size)
         return grid, np.arange(grid[0] * grid[1])
 
-    def _visual(self, frames: Sequence[Image.Image], pictures: Sequence[Picture], kind: VisualKind) -> Visual:
+    def _visual(
+        self, frames: Sequence[Image.Image], pictures: Sequence[Picture], kind: VisualKind, resized: Resized | None
+    ) -> Visual:
         """Whole temporal patches of frames that are resized already."""
         merge, span = self.constants.merge_size, self.constants.temporal_patch_size
         grid = pictures[0].grid
@@ -98,12 +192,13 @@ class Qwen2VLProcessor:
             "pixel_values": np.stack([self._patches(step, rows, columns) for step in steps]),
             "patch_positions": _patch_positions(rows, columns, merge),
         }
-        return Visual(feeds, ((len(steps), *grid),), tuple(pictures), kind)
+        return Visual(feeds, ((len(steps), *grid),), tuple(pictures), kind, resized)
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`."""
-        height, width = smart_resize(height, width, self.constants, self.constants.min_pixels, self.constants.max_pixels)
-        token_size = self.constants.patch_size * self.constants.merge_size
+        if self.constants.do_resize:
+            height, width = smart_resize(height, width, self.constants, self.constants.min_pixels, self.constants.max_pixels)
+        token_size = self.constants.token_size
         return self.vision_shape_of_tokens((height // token_size) * (width // token_size))
 
     def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
@@ -169,7 +264,7 @@ def smart_resize(height: int, width: int, constants: Qwen2VLConstants, min_pixel
         raise RequestError(
             f"image or frame is {width} x {height} pixels, expected an aspect ratio of at most {_MAX_ASPECT_RATIO}. Crop it."
         )
-    factor = constants.patch_size * constants.merge_size
+    factor = constants.token_size
     rows, columns = round(height / factor), round(width / factor)
     pixels = rows * columns * factor**2
     if pixels > max_pixels:

@@ -125,11 +125,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"vision_config": {"model_type": "clip_vision_model", "hidden_act": "relu"}}, "vision hidden_act"),
     ("config.json", {"text_config": {"model_type": "mistral"}}, "model_type is 'mistral'"),
     ("config.json", {"image_token_index": None}, "no 'image_token_index'"),
-    ("preprocessor_config.json", {"size": {"shortest_edge": 64}}, "size is 64, supported is 56 only"),
-    ("preprocessor_config.json", {"crop_size": {"height": 56, "width": 48}}, r"crop_size is \(56, 48\)"),
-    ("preprocessor_config.json", {"do_center_crop": False}, "do_center_crop is False"),
+    ("preprocessor_config.json", {"size": {"shortest_edge": 300}}, r"size is \[300\], expected at most 4 times the 56 pixels"),
+    ("preprocessor_config.json", {"crop_size": {"height": 56, "width": 48}}, r"crop_size is {'height': 56, 'width': 48}"),
+    ("preprocessor_config.json", {"do_center_crop": False, "size": 64}, "size without do_center_crop"),
     ("preprocessor_config.json", {"do_pad": True}, "do_pad is True"),
-    ("preprocessor_config.json", {"resample": 2}, "resample is 2"),
+    ("preprocessor_config.json", {"resample": 6}, "resample is 6"),
 ]
 
 

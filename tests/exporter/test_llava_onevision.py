@@ -178,8 +178,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"image_token_index": None}, "no 'image_token_index'"),
     ("config.json", {"image_grid_pinpoints": [[72, 72]]}, "other image_grid_pinpoints"),
     ("config.json", {"image_grid_pinpoints": [[72, 100]]}, "don't tile"),
-    ("preprocessor_config.json", {"size": {"height": 72, "width": 80}}, r"size is \(72, 80\), expected \(72, 72\)"),
-    ("preprocessor_config.json", {"resample": 2}, "resample is 2"),
+    ("preprocessor_config.json", {"size": {"height": 72, "width": 80}}, "size is {'height': 72, 'width': 80}, supported"),
+    ("preprocessor_config.json", {"resample": 6}, "resample is 6"),
     ("video_preprocessor_config.json", {"size": {"height": 72, "width": 72}}, "image_mean of videos"),
 ]
 

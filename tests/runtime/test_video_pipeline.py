@@ -131,7 +131,7 @@ def test_images_and_videos_between_texts_give_the_tokens_of_transformers(pipe: P
 def test_a_file_gives_the_answer_of_its_frames(pipe: Pipeline, tmp_path: Path) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(encode([grey(number) for number in range(30)]))
-    clip = open_video(path, fps=2, max_frames=4)
+    clip = open_video(path, fps=2, max_frames=4, rule="qwen-vl-utils")
     request = Request.ask(QUESTION, videos=path, fps=2, max_frames=4, keep=0.5, max_new_tokens=NEW_TOKENS)
     answer = pipe.generate(request)
     frames = pipe.generate(Request.ask(QUESTION, videos=[clip.frames], keep=0.5, max_new_tokens=NEW_TOKENS))

@@ -1,0 +1,129 @@
+"""A picture in the middle of a square of one colour, resized, without the square: a thin strip would make a huge one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+_PRECISION_BITS = 32 - 8 - 2
+"""Pillow's fixed point for 8-bit channels."""
+_CHEAP_PIXELS = 1 << 22
+_CHEAP_RATIO = 4
+"""The square itself is made where it has few pixels, or not many more than the picture: Pillow is faster than numpy."""
+Colour = tuple[int, int, int]
+
+
+def resize_in_square(image: Image.Image, side: int, colour: Colour, resample: int) -> Image.Image:
+    """An RGB image, put into the middle of a square of its longer side, and that resized to `side x side`.
+
+    Bit for bit what Pillow makes of the square, in memory of the order of the image and of the result. Pillow's two passes
+    (libImaging/Resample.c) round each sum of fixed-point products to 8 bits, so both are repeated here in whole numbers; what
+    the rows and columns of the colour add is one product.
+    """
+    long = max(image.size)
+    left, top = (long - image.width) // 2, (long - image.height) // 2
+    if long == side or long * long <= max(_CHEAP_PIXELS, _CHEAP_RATIO * image.width * image.height):
+        square = Image.new("RGB", (long, long), colour)
+        square.paste(image, (left, top))
+        return square.resize((side, side), Image.Resampling(resample))
+    pixels = np.asarray(image)
+    if resample == Image.Resampling.NEAREST:
+        return Image.fromarray(_nearest(pixels, long, side, left, top, colour))
+    across = _resampled(pixels.swapaxes(0, 1), long, side, left, colour, resample).swapaxes(0, 1)
+    # Rows of the colour alone stay what they are: the weights of a place sum up to one, but for the last bits.
+    return Image.fromarray(_resampled(across, long, side, top, colour, resample))
+
+
+def _nearest(pixels: np.ndarray, long: int, side: int, left: int, top: int, colour: Colour) -> np.ndarray:
+    places = np.asarray(Image.fromarray(np.arange(long, dtype=np.int32)[None]).resize((side, 1), Image.Resampling.NEAREST))[0]
+    rows, columns = places - top, places - left
+    seen_rows, seen_columns = (rows >= 0) & (rows < len(pixels)), (columns >= 0) & (columns < pixels.shape[1])
+    result = np.empty((side, side, 3), np.uint8)
+    result[:] = colour
+    result[np.ix_(seen_rows, seen_columns)] = pixels[np.ix_(rows[seen_rows], columns[seen_columns])]
+    return result
+
+
+def _resampled(lines: np.ndarray, long: int, side: int, start: int, colour: Colour, resample: int) -> np.ndarray:
+    """One pass: `[lines, n, 3]` uint8 to `[side, n, 3]`, of `long` lines: those given, from `start` on, and others of the
+    colour."""
+    result = np.empty((side, *lines.shape[1:]), np.uint8)
+    filled = np.array(colour, np.float64)
+    for place, (first, weights) in enumerate(_weights(long, side, resample)):
+        begin, end = max(first, start), min(first + len(weights), start + len(lines))
+        inside = weights[max(begin - first, 0) : max(end - first, 0)] if begin < end else weights[:0]
+        total = np.full(lines.shape[1:], (weights.sum() - inside.sum()) * filled + (1 << (_PRECISION_BITS - 1)))
+        if len(inside):  # products of 8 and 23 bits: sums are exact in float64
+            total += np.tensordot(inside, lines[begin - start : end - start].astype(np.float64), axes=1)
+        result[place] = np.clip(np.floor(total / (1 << _PRECISION_BITS)), 0, 255)
+    return result
+
+
+def _weights(size: int, new_size: int, resample: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Of each new place, the first old one that counts and the fixed-point weights from there on, as Pillow computes them."""
+    function, support = _FILTERS[Image.Resampling(resample)]
+    scale = size / new_size
+    stretch = max(scale, 1.0)
+    support *= stretch
+    for place in range(new_size):
+        centre = (place + 0.5) * scale
+        first, last = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), size)
+        places = [(number + first - centre + 0.5) * (1.0 / stretch) for number in range(last - first)]
+        weights = [function(x) for x in places]
+        total = 0.0
+        for weight in weights:  # one by one: another order of sums is another last bit
+            total += weight
+        scaled = np.array(weights) * (1.0 / total) * (1 << _PRECISION_BITS) if total else np.array(weights)
+        yield first, np.trunc(scaled + np.where(scaled < 0, -0.5, 0.5))
+
+
+def _box(x: float) -> float:
+    return 1.0 if -0.5 < x <= 0.5 else 0.0
+
+
+def _bilinear(x: float) -> float:
+    return max(1.0 - abs(x), 0.0)
+
+
+def _hamming(x: float) -> float:
+    x = abs(x)
+    if x == 0.0:
+        return 1.0
+    if x >= 1.0:
+        return 0.0
+    x *= math.pi
+    return math.sin(x) / x * (0.54 + 0.46 * math.cos(x))
+
+
+def _bicubic(x: float) -> float:
+    a = -0.5
+    x = abs(x)
+    if x < 1.0:
+        return ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    if x < 2.0:
+        return (((x - 5) * x + 8) * x - 4) * a
+    return 0.0
+
+
+def _sinc(x: float) -> float:
+    if x == 0.0:
+        return 1.0
+    x *= math.pi
+    return math.sin(x) / x
+
+
+def _lanczos(x: float) -> float:
+    return _sinc(x) * _sinc(x / 3) if -3.0 <= x < 3.0 else 0.0
+
+
+_FILTERS: dict[Image.Resampling, tuple[Callable[[float], float], float]] = {
+    Image.Resampling.BOX: (_box, 0.5),
+    Image.Resampling.BILINEAR: (_bilinear, 1.0),
+    Image.Resampling.HAMMING: (_hamming, 1.0),
+    Image.Resampling.BICUBIC: (_bicubic, 2.0),
+    Image.Resampling.LANCZOS: (_lanczos, 3.0),
+}
+"""Each filter and how far it reaches, as in Pillow."""

@@ -39,6 +39,11 @@ def pickles_only(folder: Path) -> None:
     (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
 
 
+def several_pickles(folder: Path) -> None:
+    (folder / WEIGHTS).rename(folder / "pytorch_model-1.bin")
+    (folder / "pytorch_model-2.bin").touch()
+
+
 def missing_tensor(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.pop("model.norm.weight"))
 
@@ -57,10 +62,12 @@ def gap_at_the_end(folder: Path) -> None:
 
 
 def shard_outside(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "../w.safetensors"}}))
 
 
 def shard_missing(folder: Path) -> None:
+    (folder / WEIGHTS).unlink()
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": "model-2.safetensors"}}))
 
 
@@ -79,9 +86,12 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: edit_json(folder / "config.json", model_type="qwen2_5_vl"),
         " The closest is 'qwen2_vl'",
     ),
-    "config without vision": (lambda folder: edit_json(folder / "config.json", vision_config=None), "`vision_config`"),
+    "config without vision": (
+        lambda folder: edit_json(folder / "config.json", vision_config=None),
+        "vision_config.hidden_size is 3584, supported is 128",
+    ),
     "size is no number": (lambda folder: text_config(folder, hidden_size="wide"), "Expected `int`, got `str`"),
-    "no rope": (lambda folder: text_config(folder, rope_parameters=None), "neither 'rope_parameters' nor 'rope_scaling'"),
+    "no rope": (lambda folder: text_config(folder, rope_parameters=None), "sum of mrope_section is 64, supported is 16 only"),
     "sliding window": (lambda folder: text_config(folder, use_sliding_window=True), "use_sliding_window is True"),
     "yarn": (
         lambda folder: text_config(
@@ -90,7 +100,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "rope type is 'yarn'",
     ),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "Download the checkpoint again, with its safetensors"),
-    "pickles only": (pickles_only, "reads no pickled weights: save the model again"),
+    "pickles only": (pickles_only, "reads no pickled weights. Write safetensors of them: python -c"),
+    "several pickles": (several_pickles, "reads no pickled weights: save the model again"),
     "weights without header": (lambda folder: cut(folder / WEIGHTS, 5), "header does not fit in its 5 bytes"),
     "weights cut off": (lambda folder: cut(folder / WEIGHTS, 100_000), "is cut off or damaged"),
     "weights are text": (
@@ -103,7 +114,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "has no tensor 'model.norm.weight or model.language_model.norm.weight' in model.safetensors",
     ),
     "wrong shape": (wrong_shape, "has shape [3, 4], config.json wants [384, 128]"),
-    "quantised tensor": (integer_weights, "is I8, expected one of"),
+    "quantised tensor": (integer_weights, "is I8, expected floats. Export the checkpoint that it was quantised from"),
     "shard outside": (shard_outside, "leaves the checkpoint"),
     "shard missing": (shard_missing, "has no model-2.safetensors"),
     "no chat template": (lambda folder: (folder / "chat_template.jinja").unlink(), "has no chat template"),

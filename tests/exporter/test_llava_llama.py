@@ -308,7 +308,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "part not described": (top(mm_projector_cfg=None), "has no 'mm_projector_cfg', expected it and a folder 'mm_projector'"),
     "no config of a part": (lambda folder: (folder / "llm" / "config.json").unlink(), "llm has no config.json"),
     "no tokenizer": (lambda folder: (folder / "llm" / "tokenizer.json").unlink(), "has no tokenizer.json"),
-    "sentencepiece only": (sentencepiece_only, "Write one with transformers: AutoTokenizer.from_pretrained("),
+    "sentencepiece only": (sentencepiece_only, "Write one: pip install sentencepiece protobuf && python -c"),
     "broken tokenizer": (broken_tokenizer, "is not a tokenizer"),
     "no control tokens": (without_token("</s>"), "has none of the tokens <|start_header_id|> and </s>"),
     "no placeholder": (without_token("<unk>"), "no token to mark images with, expected one of <image>, <|reserved"),

@@ -13,10 +13,12 @@ from typing import Any, get_args
 
 from foveate.engines import ExportError, hash_file
 from foveate.engines.manifest import TemplateToken
+from foveate.exporter.config import TokenizerConfig
 from foveate.exporter.safetensors import StoredTensor, read_header
 
 TOKENIZER = "tokenizer.json"
 _WEIGHTS = "model.safetensors"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _INDEX = "model.safetensors.index.json"
 _SENTENCEPIECE = "tokenizer.model"
 _ADAPTER = "adapter_config.json"
@@ -59,6 +61,7 @@ class Checkpoint:
         config = read_json(path / "config.json")
         parts = tuple(_parts(path, config))
         tokenizer = _find_tokenizer([path, *(path / part for part in parts)])
+        _check_tokenizer_config(tokenizer.with_name(_TOKENIZER_CONFIG))
         tensors: dict[str, StoredTensor] = {}
         for part in parts or ("",):
             stored = _read_tensors(path / part)
@@ -170,6 +173,11 @@ def _find_tokenizer(folders: Sequence[Path]) -> Path:
             )
     names = " or ".join(str(folder) for folder in folders)
     raise ExportError(f"{names} has no {TOKENIZER}. Pass the whole folder of a Hugging Face checkpoint.")
+
+
+def _check_tokenizer_config(file: Path) -> None:
+    if file.is_file():
+        TokenizerConfig.read(read_json(file), file)
 
 
 def _read_tensors(path: Path) -> dict[str, StoredTensor]:

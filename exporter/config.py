@@ -116,6 +116,25 @@ class ModelConfig(Config, frozen=True):
     )
 
 
+class TokenizerConfig(Config, frozen=True):
+    """tokenizer_config.json, of which transformers' own tokenizer follows the rest."""
+
+    supported: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "split_special_tokens": (None, False),
+        "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": (None, False),
+    }
+    ignored: ClassVar[Mapping[str, str]] = (
+        because("where the file is from", "name_or_path", "processor_class", "backend", "files_loaded", "verbose")
+        | because("prompts are neither cut nor filled up", "model_max_length", "max_len", "padding_side", "truncation_side")
+        | because("prompts are neither cut nor filled up", "tokenizer_truncation", "tokenizer_padding", "pad_token_type_id")
+        | because("the graphs have inputs of their own", "model_input_names")
+        | because("transformers ignores it for BPE, which all of these tokenizers are", "clean_up_tokenization_spaces")
+        | because("answers are text, which nothing parses", "response_template", "response_schema")
+        | because("a request's text never becomes a control token", "chat_control_tokens")
+        | because("how it is computed, not what", "use_fast", "use_default_system_prompt", "trust_remote_code", "auto_map")
+    )
+
+
 def convert(values: Mapping[str, Any], kind: type[_T], where: Path, part: str = "") -> _T:
     """Reads the keys that `kind` knows; others are ignored.
 

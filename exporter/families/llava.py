@@ -24,7 +24,7 @@ from foveate.exporter.siglip import SiglipConfig
 from foveate.exporter.text_config import TextConfig, read_text_config
 
 _BICUBIC = 3
-_CLIP = {
+DEFAULT_TOWER = {
     "intermediate_size": 4096,
     "hidden_size": 1024,
     "patch_size": 14,
@@ -112,7 +112,9 @@ class Llava:
         """
         where = checkpoint.path / "config.json"
         config = LlavaConfig.read(checkpoint.config, where)
-        vision = ClipConfig.read(_CLIP if config.vision_config is None else config.vision_config, where, "vision_config.")
+        vision = ClipConfig.read(
+            DEFAULT_TOWER if config.vision_config is None else config.vision_config, where, "vision_config."
+        )
         return cls(checkpoint, config, vision, *cls.read_text(config, "llama", where))
 
     @staticmethod

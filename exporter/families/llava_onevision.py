@@ -24,7 +24,7 @@ _TAPS = 4  # corners of a bilinear interpolation
 _BICUBIC = 3
 _SIDES = range(384, 2305, 384)
 _PINPOINTS = tuple((height, width) for height in _SIDES for width in _SIDES)
-_SIGLIP = {
+DEFAULT_TOWER = {
     "hidden_size": 1152,
     "intermediate_size": 4304,
     "patch_size": 14,
@@ -84,7 +84,9 @@ class LlavaOnevision(Llava):
         """
         where = checkpoint.path / "config.json"
         config = LlavaOnevisionConfig.read(checkpoint.config, where)
-        vision = SiglipConfig.read(_SIGLIP if config.vision_config is None else config.vision_config, where, "vision_config.")
+        vision = SiglipConfig.read(
+            DEFAULT_TOWER if config.vision_config is None else config.vision_config, where, "vision_config."
+        )
         text, decoder = cls.read_text(config, "qwen2", where)
         text.check_token(where, "video_token_index", config.video_token_index)
         return cls(checkpoint, config, vision, text, decoder)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlavaConfig
 
 from foveate.engines import Bundle, ExportError, Range
 from foveate.engines.build import BuildOptions, build
@@ -97,6 +98,23 @@ def test_a_published_config_leaves_out_the_defaults(copy: Path) -> None:
     assert (decoder.num_key_value_heads, decoder.head_dim, decoder.vocab_size, decoder.rope_theta) == (32, 128, 32064, 10000.0)
     assert (family.vision.hidden_act, family.vision.layer_norm_eps) == ("quick_gelu", 1e-5)
     assert family.config.vision_feature_layer == -2
+
+
+def test_an_end_token_that_no_file_names_is_the_default_of_llama(copy: Path) -> None:
+    """As transformers reads it, with or without a generation_config.json."""
+    (copy / "generation_config.json").unlink()
+    config = json.loads((copy / "config.json").read_text())
+    del config["text_config"]["eos_token_id"]
+    (copy / "config.json").write_text(json.dumps(config))
+    expected = LlavaConfig.from_pretrained(copy).text_config.eos_token_id
+    assert read(copy).prompt().eos_token_ids == (expected,)
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_the_other_name_of_the_image_token_wins(copy: Path, other: bool) -> None:
+    token = read(copy).image_token_id
+    change(copy, image_token_index=token - 1 if other else token, image_token_id=token if other else None)
+    assert read(copy).image_token_id == LlavaConfig.from_pretrained(copy).image_token_id == token
 
 
 def test_constants_and_prompt(folder: Path) -> None:

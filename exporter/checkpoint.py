@@ -8,16 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any, get_args
 
 from foveate.engines import ExportError, hash_file
 from foveate.engines.manifest import TemplateToken
+from foveate.exporter.config import TokenizerConfig
 from foveate.exporter.safetensors import StoredTensor, read_header
 
 TOKENIZER = "tokenizer.json"
+_WEIGHTS = "model.safetensors"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _INDEX = "model.safetensors.index.json"
 _SENTENCEPIECE = "tokenizer.model"
-_PART = "_cfg"
+_ADAPTER = "adapter_config.json"
+_PARTS = ("llm", "mm_projector", "vision_tower")
+"""Sub-folders that VILA's config.json describes under these names and `_cfg`."""
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -25,8 +31,8 @@ _PICKLES = ("*.bin", "*.pt", "*.pth")
 class Checkpoint:
     """A checkpoint's files.
 
-    A config.json that describes parts, `llm_cfg` for example, has each of them in a sub-folder, `llm`, with its own config.json
-    and weights. Their tensors are named `llm.<name>`.
+    A config.json that describes parts as VILA's does, in `llm_cfg` for example, has each of them in a sub-folder, `llm`, with
+    its own config.json and weights. Their tensors are named `llm.<name>`.
 
     Attributes:
         path: the folder.
@@ -51,14 +57,15 @@ class Checkpoint:
         """
         if not path.is_dir():
             raise ExportError(f"{path} is not a folder. Pass the folder of a Hugging Face checkpoint.")
-        _check_config(path)
+        _check_folder(path)
         config = read_json(path / "config.json")
         parts = tuple(_parts(path, config))
         tokenizer = _find_tokenizer([path, *(path / part for part in parts)])
+        _check_tokenizer_config(tokenizer.with_name(_TOKENIZER_CONFIG))
         tensors: dict[str, StoredTensor] = {}
         for part in parts or ("",):
-            for file in _weight_files(path / part):
-                tensors.update({f"{part}.{name}" if part else name: tensor for name, tensor in read_header(file).items()})
+            stored = _read_tensors(path / part)
+            tensors |= {f"{part}.{name}" if part else name: tensor for name, tensor in stored.items()}
         return cls(path, config, tensors, tokenizer, parts)
 
     def optional_json(self, name: str) -> dict[str, Any]:
@@ -121,26 +128,35 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ExportError(f"{path} is not JSON: {error}. Download the checkpoint again.") from error
+    except OSError as error:
+        raise ExportError(f"{path} can't be read: {error.strerror}. Check that it is there and yours to read.") from error
     if not isinstance(content, dict):
         raise ExportError(f"{path} holds a JSON {type(content).__name__}, expected an object. Download the checkpoint again.")
     return content
 
 
-def _check_config(path: Path) -> None:
+def _check_folder(path: Path, model: str = "AutoModelForImageTextToText") -> None:
+    """Holds the folder of a checkpoint, or of a part that the class `model` of transformers loads, to being a whole one."""
+    if (path / _ADAPTER).is_file():
+        merge = f"PeftModel.from_pretrained(Model.from_pretrained({str(path)!r}), 'ADAPTER').merge_and_unload()"
+        code = f"from peft import PeftModel; from transformers import {model} as Model; {merge}.save_pretrained('MERGED')"
+        raise ExportError(
+            f"{path} has an adapter, {_ADAPTER}, which an export would leave out. Move its files to a folder ADAPTER, then "
+            f'export the rest, or what this merges: pip install peft && python -c "{code}" && cp -n {quote(str(path))}/* MERGED'
+        )
     if not (path / "config.json").is_file():
         raise ExportError(f"{path} has no config.json. Pass the whole folder of a Hugging Face checkpoint.")
 
 
 def _parts(path: Path, config: Mapping[str, Any]) -> Iterator[str]:
     """The sub-folders that a config describes, as a config of their own or a path, which is where they once were."""
-    for key, value in config.items():
-        part = key.removesuffix(_PART)
-        if part != key and part.isidentifier() and isinstance(value, dict | str):  # a path would leave the checkpoint
+    for part in _PARTS:
+        if isinstance(config.get(f"{part}_cfg"), dict | str):
             if not (path / part).is_dir():
                 raise ExportError(f"{path} has no folder '{part}', which config.json describes. Download the whole checkpoint.")
-            _check_config(path / part)
+            _check_folder(path / part, model="AutoModelForCausalLM")
             yield part
 
 
@@ -150,17 +166,35 @@ def _find_tokenizer(folders: Sequence[Path]) -> Path:
             return folder / TOKENIZER
     for folder in folders:
         if (folder / _SENTENCEPIECE).is_file():
+            code = "from transformers import LlamaTokenizer as T; T.from_pretrained({0!r}).save_pretrained({0!r})"
             raise ExportError(
-                f"{folder} has {_SENTENCEPIECE} and no {TOKENIZER}. Write one with transformers: "
-                f"AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')."
+                f"{folder} has {_SENTENCEPIECE} and no {TOKENIZER}. Write one: pip install sentencepiece protobuf && "
+                f'python -c "{code.format(str(folder))}"'
             )
     names = " or ".join(str(folder) for folder in folders)
     raise ExportError(f"{names} has no {TOKENIZER}. Pass the whole folder of a Hugging Face checkpoint.")
 
 
+def _check_tokenizer_config(file: Path) -> None:
+    if file.is_file():
+        TokenizerConfig.read(read_json(file), file)
+
+
+def _read_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder by its name."""
+    tensors: dict[str, StoredTensor] = {}
+    for file in _weight_files(path):
+        stored = read_header(file)
+        for name in sorted(stored.keys() & tensors.keys()):
+            raise ExportError(f"tensor '{name}' is in {tensors[name].file} and in {file}. Use the files that belong together.")
+        tensors |= stored
+    return tensors
+
+
 def _weight_files(path: Path) -> Iterator[Path]:
-    """The safetensors files of a checkpoint: those of its index, or the single one."""
-    for name in _shards(path / _INDEX) if (path / _INDEX).is_file() else ["model.safetensors"]:
+    """The safetensors files of a checkpoint: the single one, which transformers prefers too, or those of the index."""
+    single = (path / _WEIGHTS).is_file() or not (path / _INDEX).is_file()
+    for name in [_WEIGHTS] if single else _shards(path / _INDEX):
         if not (path / name).is_file():
             raise ExportError(f"{path} has no {name}. {_missing_weights_remedy(path)}")
         yield path / name
@@ -179,6 +213,14 @@ def _shards(index: Path) -> list[str]:
 
 
 def _missing_weights_remedy(path: Path) -> str:
-    if any(next(path.glob(pattern), None) for pattern in _PICKLES):
+    pickles = [file for pattern in _PICKLES for file in sorted(path.glob(pattern))]
+    if not pickles:
+        return "Download the checkpoint again, with its safetensors."
+    if len(pickles) > 1:
         return "foveate reads no pickled weights: save the model again with save_pretrained(folder), which writes safetensors."
-    return "Download the checkpoint again, with its safetensors."
+    code = (
+        "import torch; from safetensors.torch import save_file; "
+        f"weights = torch.load({str(pickles[0])!r}, weights_only=True); "
+        f"save_file({{name: weight.clone() for name, weight in weights.items()}}, {str(path / _WEIGHTS)!r})"
+    )
+    return f'foveate reads no pickled weights. Write safetensors of them: python -c "{code}"'

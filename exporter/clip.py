@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from foveate.exporter.config import Positive, because
 from foveate.exporter.modules import LayerNorm, Linear, empty
 from foveate.exporter.siglip import Positions, SiglipConfig, SiglipEncoder
-from foveate.exporter.text_config import check_supported, convert
 
 
 class ClipConfig(SiglipConfig, frozen=True):
     """`vision_config` of config.json, of model type `clip_vision_model`; defaults as in transformers' CLIPVisionConfig."""
 
-    patch_size: int = 32
+    patch_size: Positive = 32
     layer_norm_eps: float = 1e-5
     hidden_act: str = "quick_gelu"
+    model_type: str = "clip_vision_model"
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any], where: Path) -> ClipConfig:
-        """See `SiglipConfig.read`."""
-        config = convert(values, cls, where)
-        check_supported(where, "vision hidden_act", config.hidden_act, ("quick_gelu", "gelu"))
-        check_supported(where, "vision num_channels", config.num_channels, (3,))
-        return config
+    supported: ClassVar[Mapping[str, tuple[object, ...]]] = {"model_type": ("clip_vision_model",)}
+    ignored: ClassVar[Mapping[str, str]] = because("of training", "initializer_factor", "dropout") | because(
+        "of CLIP's text side, which no family reads", "projection_dim", "vocab_size"
+    )
 
 
 class ClipTower(nn.Module):

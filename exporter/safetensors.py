@@ -13,12 +13,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from foveate.engines import ExportError
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_BITS = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
+    **dict.fromkeys(("F32", "I32", "U32"), 32),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
+    **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+}
 _WRITTEN_DTYPES = {"F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 32 * 1024 * 1024
@@ -36,6 +43,11 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
     size_bytes: int
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are plain floats, which alone can be exported."""
+        return self.dtype in _DTYPES
 
     def rows(self) -> Iterator[torch.Tensor]:
         """The tensor in consecutive slices of its first axis, each at most about 32 MB, in the dtype of the file."""
@@ -56,11 +68,18 @@ class StoredTensor:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a safetensors file by its name.
+    """Every tensor of a safetensors file by its name, of whatever dtype; see `StoredTensor.is_float`.
 
     Raises:
-        ExportError: the file is not safetensors, is cut off, or holds a dtype that can't be exported.
+        ExportError: the file can't be read, is not safetensors, or is cut off.
     """
+    try:
+        return _read_header(path)
+    except OSError as error:
+        raise ExportError(f"{path} can't be read: {error.strerror}. Check that it is there and yours to read.") from error
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
     size = path.stat().st_size
     remedy = "Download the checkpoint again."
     with path.open("rb") as file:
@@ -69,33 +88,41 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if length > _MAX_HEADER_BYTES or 8 + length > size:
             raise ExportError(f"{path} is not a whole safetensors file: its header does not fit in its {size} bytes. {remedy}")
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
             tensors = {name: _entry(path, name, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ExportError(f"{path} is not a safetensors file: its header is malformed ({error}). {remedy}") from error
     for tensor in tensors.values():
         _check_entry(tensor, size, remedy)
     return tensors
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header; which of two entries of one name is meant, readers disagree."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"'{next(name for name in names if names.count(name) > 1)}' is there twice")
+    return found
+
+
 def _entry(path: Path, name: str, data_start: int, entry: Mapping[str, list[int]]) -> StoredTensor:
     begin, end = entry["data_offsets"]
-    if begin < 0:
-        raise ValueError(f"'{name}' begins at {begin}")
-    shape = tuple(int(size) for size in entry["shape"])
+    shape = tuple(entry["shape"])
+    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)) or end < begin:
+        raise ValueError(f"'{name}' has shape {list(shape)} and begins at {begin}, ends at {end}")
     return StoredTensor(path, name, str(entry["dtype"]), shape, data_start + begin, end - begin)
 
 
 def _check_entry(tensor: StoredTensor, file_bytes: int, remedy: str) -> None:
     where = f"tensor '{tensor.name}' of {tensor.file}"
-    if tensor.dtype not in _DTYPES:
-        raise ExportError(
-            f"{where} is {tensor.dtype}, expected one of {', '.join(_DTYPES)}. Export the unquantised checkpoint."
-        )
-    expected = math.prod(tensor.shape) * _DTYPES[tensor.dtype].itemsize
-    if tensor.size_bytes != expected or tensor.offset + tensor.size_bytes > file_bytes:
-        end = tensor.offset + expected
+    end = tensor.offset + tensor.size_bytes
+    if end > file_bytes:
         raise ExportError(f"{where} ends at byte {end}, the file has {file_bytes}: it is cut off or damaged. {remedy}")
+    bits = _BITS.get(tensor.dtype)  # of a dtype that is not known the size can't be told
+    if bits is not None and 8 * tensor.size_bytes != math.prod(tensor.shape) * bits:
+        shape = f"{tensor.dtype} of shape {list(tensor.shape)}"
+        raise ExportError(f"{where} has {tensor.size_bytes} bytes, which is not {shape}: it is cut off or damaged. {remedy}")
 
 
 @dataclass(frozen=True)

@@ -5,48 +5,52 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
 from foveate.engines import ExportError
+from foveate.exporter.config import BELONGING, ModelConfig, Positive, because, check_multiple
 from foveate.exporter.modules import LayerNorm, Linear, empty
-from foveate.exporter.text_config import check_supported, convert
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": nn.functional.gelu,
     "gelu_pytorch_tanh": partial(nn.functional.gelu, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
 }
-"""`hidden_act`, as transformers names it."""
+"""`hidden_act` of a tower, as transformers names it."""
 
 
-class SiglipConfig(msgspec.Struct, frozen=True):
+class SiglipConfig(ModelConfig, frozen=True):
     """`vision_config` of config.json, of model type `siglip_vision_model`; defaults as in transformers' SiglipVisionConfig."""
 
-    hidden_size: int = 768
-    intermediate_size: int = 3072
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    image_size: int = 224
-    patch_size: int = 16
+    hidden_size: Positive = 768
+    intermediate_size: Positive = 3072
+    num_hidden_layers: Positive = 12
+    num_attention_heads: Positive = 12
+    image_size: Positive = 224
+    patch_size: Positive = 16
     num_channels: int = 3
     layer_norm_eps: float = 1e-6
     hidden_act: str = "gelu_pytorch_tanh"
+    model_type: str = "siglip_vision_model"
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any], where: Path) -> SiglipConfig:
-        """Reads a vision config; `where` is its file, for errors.
+    supported: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "model_type": ("siglip_vision_model",),
+        "num_channels": (3,),
+        "hidden_act": tuple(ACTIVATIONS),
+    }
+    ignored: ClassVar[Mapping[str, str]] = because("of training", "attention_dropout", "initializer_range") | because(
+        "no family reads the pooling head", "vision_use_head"
+    )
 
-        Raises:
-            ExportError: a key has another type, or asks for what the tower does not do.
-        """
-        config = convert(values, cls, where)
-        check_supported(where, "vision hidden_act", config.hidden_act, ("gelu_pytorch_tanh",))
-        check_supported(where, "vision num_channels", config.num_channels, (3,))
-        return config
+    def check(self, where: Path, part: str) -> None:
+        check_multiple(where, f"{part}hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        if self.image_size < self.patch_size:
+            raise ExportError(
+                f"{where}: {part}image_size is {self.image_size}, less than a patch of {self.patch_size}. {BELONGING}"
+            )
 
     @property
     def grid_size(self) -> int:
@@ -176,7 +180,7 @@ class SiglipMLP(nn.Module):
 
     def __init__(self, config: SiglipConfig) -> None:
         super().__init__()
-        self.activation = _ACTIVATIONS[config.hidden_act]
+        self.activation = ACTIVATIONS[config.hidden_act]
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
 

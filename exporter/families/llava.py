@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from foveate.engines import ExportError, PromptEntry, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.clip import ClipConfig, ClipTower
+from foveate.exporter.config import ModelConfig, because
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.family import ReferenceOutput
 from foveate.exporter.generation import read_generation
@@ -22,36 +22,43 @@ from foveate.exporter.modules import Linear
 from foveate.exporter.preprocessing import Preprocessing
 from foveate.exporter.quiet import quiet_transformers
 from foveate.exporter.siglip import SiglipConfig
-from foveate.exporter.text_config import check_supported, convert, read_decoder
+from foveate.exporter.text_config import TextConfig, read_text_config
 
 _LARGEST_RESIZE = 4
 """Times the side of the square: how large the shorter side of a resized image may be before it is cropped."""
-_LLAMA_DEFAULTS = {
-    "model_type": "llama",
-    "vocab_size": 32000,
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "max_position_embeddings": 2048,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 10000.0,
+DEFAULT_TOWER = {
+    "intermediate_size": 4096,
+    "hidden_size": 1024,
+    "patch_size": 14,
+    "image_size": 336,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
 }
-"""Published files leave out transformers' defaults of LlamaConfig."""
+"""`vision_config` where a config has none, as transformers has it."""
 
 
-class LlavaConfig(msgspec.Struct, frozen=True):
+class LlavaConfig(ModelConfig, frozen=True):
     """What is needed of config.json; defaults as in transformers' LlavaConfig."""
 
-    vision_config: dict[str, Any]
-    text_config: dict[str, Any]
-    image_token_index: int | None = None
-    image_token_id: int | None = None
+    vision_config: dict[str, Any] | None = None
+    text_config: dict[str, Any] | None = None
+    image_token_index: int = 32000
     projector_hidden_act: str = "gelu"
     multimodal_projector_bias: bool = True
     vision_feature_layer: int | list[int] = -2
     vision_feature_select_strategy: str = "default"
     tie_word_embeddings: bool = False
+
+    supported: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "projector_hidden_act": ("gelu",),
+        "vision_feature_select_strategy": ("default",),
+    }
+    ignored: ClassVar[Mapping[str, str]] = (
+        because("the tower says how many tokens an image has", "image_seq_length")
+        | because("transformers reads that of `text_config`", "vocab_size", "pad_token_id")
+        | because("of training", "ignore_index")
+    )
+    spellings: ClassVar[Mapping[str, str]] = {"image_token_id": "image_token_index"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,7 @@ class Llava:
     checkpoint: Checkpoint
     config: LlavaConfig
     vision: SiglipConfig
+    text: TextConfig
     decoder: DecoderConfig
     model_type: str = "llava"
 
@@ -72,18 +80,23 @@ class Llava:
             ExportError: a key is missing, or asks for what the graphs do not do.
         """
         where = checkpoint.path / "config.json"
-        config = convert(checkpoint.config, LlavaConfig, where)
-        check_supported(where, "vision model_type", config.vision_config.get("model_type"), ("clip_vision_model",))
-        check_supported(where, "vision_feature_select_strategy", config.vision_feature_select_strategy, ("default",))
-        vision = ClipConfig.read(config.vision_config, where)
-        return cls(checkpoint, config, vision, cls.read_text(config, _LLAMA_DEFAULTS, where))
+        config = LlavaConfig.read(checkpoint.config, where)
+        vision = ClipConfig.read(
+            DEFAULT_TOWER if config.vision_config is None else config.vision_config, where, "vision_config."
+        )
+        return cls(checkpoint, config, vision, *cls.read_text(config, "llama", where))
 
     @staticmethod
-    def read_text(config: LlavaConfig, defaults: Mapping[str, Any], where: Path) -> DecoderConfig:
-        """The decoder, whose embeddings are tied where either config says so."""
-        check_supported(where, "projector_hidden_act", config.projector_hidden_act, ("gelu",))
-        text = {**defaults, **config.text_config}
-        return read_decoder(text, where, config.tie_word_embeddings or bool(text.get("tie_word_embeddings")))
+    def read_text(config: LlavaConfig, model_type: str, where: Path) -> tuple[TextConfig, DecoderConfig]:
+        """The text config, of `model_type` where it says none, and its decoder, tied where either config says so."""
+        text = read_text_config({"model_type": model_type, **(config.text_config or {})}, where, "text_config.")
+        text.check_token(where, "image_token_index", config.image_token_index)
+        return text, text.decoder(where, "text_config.", tied=config.tie_word_embeddings or text.tie_word_embeddings)
+
+    @property
+    def text_values(self) -> dict[str, Any]:
+        """The text config, with what it leaves out."""
+        return {**self.text.defaults(), **(self.config.text_config or {})}
 
     @property
     def where(self) -> Path:
@@ -123,7 +136,7 @@ class Llava:
         return (*spellings, *(f"model.{spelling}" for spelling in spellings))
 
     def prompt(self) -> PromptEntry:
-        generation = read_generation(self.checkpoint, self.decoder.vocab_size, self.config.text_config)
+        generation = read_generation(self.checkpoint, self.decoder.vocab_size, self.text_values)
         video = self.video_token_id
         return PromptEntry(
             chat_template=self.checkpoint.chat_template(),
@@ -136,19 +149,12 @@ class Llava:
     @property
     def image_token_id(self) -> int:
         """The placeholder of images."""
-        return self.token_id("image_token_index", self.config.image_token_index, self.config.image_token_id)
+        return self.config.image_token_index
 
     @property
     def video_token_id(self) -> int | None:
         """The placeholder of videos; None where the model takes none."""
         return None
-
-    def token_id(self, name: str, *spellings: int | None) -> int:
-        """The first of the spellings of a key that is there."""
-        for token_id in spellings:
-            if token_id is not None:
-                return token_id
-        raise ExportError(f"{self.where} has no '{name}'. Use the file that belongs to the weights.")
 
     def processor(self) -> dict[str, Any]:
         images = Preprocessing.of_images(self.checkpoint, {"do_center_crop": True, "size": 224, "crop_size": 224})

@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import msgspec
 import numpy as np
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from foveate.engines import ExportError, PromptEntry, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.config import ModelConfig, because, check_supported
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference
 from foveate.exporter.generation import read_generation
 from foveate.exporter.modules import LayerNorm, Linear
 from foveate.exporter.preprocessing import Preprocessing
 from foveate.exporter.siglip import SiglipConfig, SiglipTower
-from foveate.exporter.text_config import convert, read_decoder
+from foveate.exporter.text_config import read_decoder
 
 _LLM, _TOWER, _PROJECTOR = "llm", "vision_tower", "mm_projector"
 _BICUBIC = 3
@@ -35,22 +35,47 @@ _PLACEHOLDERS = ("<image>", "<|reserved_special_token_0|>", "<unk>")
 published tokenizers; a token of the table that nothing else uses marks the place without a change of tokenizer or table."""
 
 
-class _Config(msgspec.Struct, frozen=True):
-    """What the exporter needs of config.json; defaults as in VILA's own code."""
+class VilaConfig(ModelConfig, frozen=True):
+    """What the exporter needs of config.json; keys and defaults as in VILA's own code (its LlavaConfig, 1.5 to 2)."""
 
     mm_vision_select_layer: int = -2
     mm_vision_select_feature: str = "patch"
     image_aspect_ratio: str | None = None
-    mm_use_im_start_end: bool | None = False
-    s2: bool | None = False
     vision_resolution: int | None = -1
     num_video_frames: int | None = None
 
+    supported: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "mm_vision_select_feature": ("cls_patch",),
+        "image_aspect_ratio": (None, "resize"),
+        "mm_use_im_start_end": (None, False),
+        **dict.fromkeys(("s2", "dynamic_s2", "ps3"), (None, False)),
+        **dict.fromkeys(("num_time_tokens", "time_token_format"), (None, 0)),
+        **dict.fromkeys(("sound_tower_cfg", "speech_tower_cfg"), (None, 0)),
+    }
+    ignored: ClassVar[Mapping[str, str]] = (
+        because("the folders of these names have configs of their own", "llm_cfg", "vision_tower_cfg", "mm_projector_cfg")
+        | because("written after the parts were read", "resume_path", "hidden_size", "mm_hidden_size")
+        | because("a request says which frames to take", "fps")
+        | because("the tokenizer has this token, no prompt has it", "mm_use_im_patch_token")
+        | because("graphs compute in float32, from weights of any float type", "model_dtype")
+        | because("other resolutions, scales and tiles are refused", "interpolate_mode", "s2_scales", "s2_max_split_size")
+        | because("other resolutions, scales and tiles are refused", "s2_resize_output_to_scale_idx", "min_tiles", "max_tiles")
+        | because("other resolutions, scales and tiles are refused", "video_max_tiles")
+        | because("of PS3, which is refused", "look_close_mode", "num_look_close", "num_token_look_close", "mm_scale_num")
+        | because("of PS3, which is refused", "top_down_prompt_head_type", "high_res_pos_embed", "ps3_dynamic_aspect_ratio")
+        | because("of PS3, which is refused", "mm_low_res_token_num")
+        | because("of later models than VILA1.5, which have another conversation", "image_encoder", "video_encoder")
+        | because("of training", "mm_projector_lr", "vision_tower_lr", "drop_path_rate")
+        | because("of training", "tune_language_model", "tune_vision_tower", "tune_mm_projector")
+    )
 
-class _ProjectorConfig(msgspec.Struct, frozen=True):
+
+class ProjectorConfig(ModelConfig, frozen=True):
     """What the exporter needs of mm_projector/config.json."""
 
     mm_projector_type: str
+
+    supported: ClassVar[Mapping[str, tuple[object, ...]]] = {"mm_projector_type": ("mlp_downsample",)}
 
 
 @dataclass(frozen=True)
@@ -113,7 +138,7 @@ class LlavaLlama:
     """A VILA1.5 checkpoint; see `Family`."""
 
     checkpoint: Checkpoint
-    config: _Config
+    config: VilaConfig
     vision: SiglipConfig
     decoder: DecoderConfig
     model_type: str = "llava_llama"
@@ -131,17 +156,13 @@ class LlavaLlama:
                 raise ExportError(
                     f"{where} has no '{part}_cfg', expected it and a folder '{part}'. Download the whole checkpoint."
                 )
-        config = convert(checkpoint.config, _Config, where)
-        _check(where, "mm_vision_select_feature", config.mm_vision_select_feature, "cls_patch")
-        _check(where, "image_aspect_ratio", config.image_aspect_ratio, "resize", None)
-        _check(where, "mm_use_im_start_end", config.mm_use_im_start_end, False, None)
-        _check(where, "s2", config.s2, False, None)
-        _read_projector(checkpoint)
-        vision, where_vision = _read_part(checkpoint, _TOWER)
-        _check(where_vision, "model_type", vision.get("model_type"), "siglip_vision_model")
-        tower = SiglipConfig.read(vision, where_vision)
-        _check(where, "vision_resolution", config.vision_resolution, -1, None, tower.image_size)
-        return cls(checkpoint, config, tower, read_decoder(*_read_part(checkpoint, _LLM)))
+        config = VilaConfig.read(checkpoint.config, where)
+        ProjectorConfig.read(*_read_part(checkpoint, _PROJECTOR))
+        vision = SiglipConfig.read(*_read_part(checkpoint, _TOWER))
+        check_supported(where, "vision_resolution", config.vision_resolution, (-1, None, vision.image_size))
+        text, where = _read_part(checkpoint, _LLM)
+        check_supported(where, "model_type", text.get("model_type"), ("llama",))
+        return cls(checkpoint, config, vision, read_decoder(text, where))
 
     @property
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
@@ -327,14 +348,3 @@ class Regroup(nn.Module):
 def _read_part(checkpoint: Checkpoint, part: str) -> tuple[dict[str, Any], Path]:
     """A part's config.json and where it is."""
     return checkpoint.optional_json(f"{part}/config.json"), checkpoint.path / part / "config.json"
-
-
-def _read_projector(checkpoint: Checkpoint) -> None:
-    values, where = _read_part(checkpoint, _PROJECTOR)
-    _check(where, "mm_projector_type", convert(values, _ProjectorConfig, where).mm_projector_type, "mlp_downsample")
-
-
-def _check(where: Path, key: str, value: object, *supported: object) -> None:
-    """Refuses what the graphs do not do; the first of `supported` is named."""
-    if value not in supported:
-        raise ExportError(f"{where}: {key} is {value!r}, supported is {supported[0]!r}. Use another checkpoint.")

@@ -14,35 +14,47 @@ from torch import Tensor, nn
 
 from foveate.engines import ExportError, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.config import because
 from foveate.exporter.families.llava import Llava, LlavaConfig, LlavaReference, Projector
 from foveate.exporter.modules import empty
 from foveate.exporter.preprocessing import Preprocessing, check_same_pixels
 from foveate.exporter.siglip import SiglipConfig, SiglipTower
-from foveate.exporter.text_config import check_supported, convert
 
 _TAPS = 4  # corners of a bilinear interpolation
 _SIDES = range(384, 2305, 384)
 _LARGEST_CANVAS = 50_000_000  # pixels
 _PINPOINTS = tuple((height, width) for height in _SIDES for width in _SIDES)
-_QWEN2_DEFAULTS = {"max_position_embeddings": 32768, "rms_norm_eps": 1e-6}  # published files leave out transformers' defaults
+DEFAULT_TOWER = {
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "patch_size": 14,
+    "image_size": 384,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 16,
+}
+"""`vision_config` where a config has none, as transformers has it."""
 
 
-class _Config(LlavaConfig, frozen=True):
+class LlavaOnevisionConfig(LlavaConfig, frozen=True):
     """What is needed of config.json; defaults as in transformers' LlavaOnevisionConfig."""
 
-    video_token_index: int | None = None
-    video_token_id: int | None = None
+    image_token_index: int = 151646
+    video_token_index: int = 151647
     vision_feature_layer: int | list[int] = -1
     vision_feature_select_strategy: str = "full"
     vision_aspect_ratio: str = "anyres_max_9"
     image_grid_pinpoints: tuple[tuple[int, int], ...] | None = None
+
+    supported: ClassVar[Mapping[str, tuple[object, ...]]] = {"vision_feature_select_strategy": ("full",)}
+    ignored: ClassVar[Mapping[str, str]] = because("transformers always has the newline", "use_image_newline_parameter")
+    spellings: ClassVar[Mapping[str, str]] = {"video_token_id": "video_token_index"}
 
 
 @dataclass(frozen=True)
 class LlavaOnevision(Llava):
     """A LLaVA-OneVision checkpoint; see `Family`."""
 
-    config: _Config
+    config: LlavaOnevisionConfig
     model_type: str = "llava_onevision"
 
     @classmethod
@@ -53,11 +65,13 @@ class LlavaOnevision(Llava):
             ExportError: a key is missing, or asks for what the graphs do not do.
         """
         where = checkpoint.path / "config.json"
-        config = convert(checkpoint.config, _Config, where)
-        check_supported(where, "vision model_type", config.vision_config.get("model_type"), ("siglip_vision_model",))
-        check_supported(where, "vision_feature_select_strategy", config.vision_feature_select_strategy, ("full",))
-        vision = SiglipConfig.read(config.vision_config, where)
-        return cls(checkpoint, config, vision, cls.read_text(config, _QWEN2_DEFAULTS, where))
+        config = LlavaOnevisionConfig.read(checkpoint.config, where)
+        vision = SiglipConfig.read(
+            DEFAULT_TOWER if config.vision_config is None else config.vision_config, where, "vision_config."
+        )
+        text, decoder = cls.read_text(config, "qwen2", where)
+        text.check_token(where, "video_token_index", config.video_token_index)
+        return cls(checkpoint, config, vision, text, decoder)
 
     @property
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
@@ -73,7 +87,7 @@ class LlavaOnevision(Llava):
     @property
     def video_token_id(self) -> int:
         """The placeholder of videos."""
-        return self.token_id("video_token_index", self.config.video_token_index, self.config.video_token_id)
+        return self.config.video_token_index
 
     def processor(self) -> dict[str, Any]:
         images = self._images()

@@ -5,38 +5,64 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from foveate.engines import ExportError, PromptEntry, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
+from foveate.exporter.config import BELONGING, ModelConfig, Positive, because, check_multiple, check_supported
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.family import ReferenceOutput
 from foveate.exporter.generation import read_generation
 from foveate.exporter.modules import LayerNorm, Linear, Rotary, rotate
 from foveate.exporter.preprocessing import Preprocessing, check_same_pixels
 from foveate.exporter.quiet import quiet_transformers
-from foveate.exporter.text_config import check_supported, convert
+from foveate.exporter.siglip import ACTIVATIONS
+from foveate.exporter.text_config import Qwen2Config, Rope
 
 _NORM_EPS = 1e-6
 _VISION_THETA = 10000.0
+_MROPE_SECTION = (16, 24, 24)  # where a config has none
 
 
-class VisionConfig(msgspec.Struct, frozen=True):
-    """`vision_config` of config.json; `hidden_size` is the decoder's."""
+class VisionConfig(ModelConfig, frozen=True):
+    """`vision_config` of config.json, defaults as in transformers' Qwen2VLVisionConfig; `hidden_size` is the decoder's."""
 
-    depth: int
-    embed_dim: int
-    num_heads: int
-    mlp_ratio: int
-    hidden_size: int
-    patch_size: int
-    temporal_patch_size: int
-    spatial_merge_size: int
+    depth: Positive = 32
+    embed_dim: Positive = 1280
+    num_heads: Positive = 16
+    mlp_ratio: Positive = 4
+    hidden_size: Positive = 3584
+    hidden_act: str = "quick_gelu"
+    patch_size: Positive = 14
+    temporal_patch_size: Positive = 2
+    spatial_merge_size: Positive = 2
+    rope_parameters: dict[str, Any] | None = None
+
+    supported: ClassVar[Mapping[str, tuple[object, ...]]] = {
+        "hidden_act": tuple(ACTIVATIONS),
+        "in_channels": (None, 3),
+        "head_dim": (None,),
+        "rope_theta": (None, _VISION_THETA),
+        "rope_scaling": (None,),
+        "partial_rotary_factor": (None, 1),
+    }
+    ignored: ClassVar[Mapping[str, str]] = (
+        because("of training", "initializer_range")
+        | because("older names that transformers does not read", "in_chans", "spatial_patch_size")
+        | because("older files say `qwen2_vl`; the family decides", "model_type")
+    )
+    spellings: ClassVar[Mapping[str, str]] = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
+
+    def check(self, where: Path, part: str) -> None:
+        check_multiple(where, f"{part}embed_dim", self.embed_dim, "num_heads", self.num_heads)
+        check_multiple(where, f"{part}embed_dim / num_heads", self.head_dim, "its two axes of rotation", 4)
+        rope = Rope.read(self.rope_parameters or {}, where, f"{part}rope_parameters.")
+        check_supported(where, f"{part}rope_parameters.rope_type", rope.kind, ("default", "axial"))
+        check_supported(where, f"{part}rope_parameters.rope_theta", rope.rope_theta, (None, _VISION_THETA))
 
     @property
     def head_dim(self) -> int:
@@ -47,44 +73,41 @@ class VisionConfig(msgspec.Struct, frozen=True):
         return 3 * self.temporal_patch_size * self.patch_size**2
 
 
-class _RopeConfig(msgspec.Struct, frozen=True):
-    """`rope_parameters` (transformers 5) or `rope_scaling` (before, where theta stood beside it)."""
+class TextConfig(Qwen2Config, frozen=True):
+    """The text part of config.json; defaults as in transformers' Qwen2VLTextConfig."""
 
-    mrope_section: tuple[int, ...]
-    rope_theta: float | None = None
-    rope_type: str | None = None
-    type: str | None = None
+    vocab_size: Positive = 152064
+    hidden_size: Positive = 8192
+    intermediate_size: Positive = 29568
+    num_hidden_layers: Positive = 80
+    num_attention_heads: Positive = 64
+    num_key_value_heads: Positive | None = 8
+    rms_norm_eps: float = 1e-5
+    eos_token_id: int | tuple[int, ...] | None = 151645
 
+    default_theta: ClassVar[float] = 1000000.0
+    rope_kinds: ClassVar[tuple[str, ...]] = ("default", "mrope")
 
-class _TextConfig(msgspec.Struct, frozen=True):
-    """What the decoder needs of config.json."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    rms_norm_eps: float
-    max_position_embeddings: int
-    rope_parameters: _RopeConfig | None = None
-    rope_scaling: _RopeConfig | None = None
-    rope_theta: float | None = None
-    hidden_act: str = "silu"
-    use_sliding_window: bool | None = False
-    tie_word_embeddings: bool = False
+    def mrope_section(self, rope: Rope, where: Path, part: str) -> tuple[int, ...]:
+        section = rope.mrope_section or _MROPE_SECTION
+        half = self.hidden_size // self.num_attention_heads // 2
+        check_supported(where, f"{part}head_dim", self.head_dim, (None, 2 * half))  # transformers reads it for rotation alone
+        check_supported(where, f"{part}sum of mrope_section", sum(section), (half,), BELONGING)
+        return section
 
 
-class _Config(msgspec.Struct, frozen=True):
-    """What the rest needs of config.json."""
+class Qwen2VLConfig(ModelConfig, frozen=True):
+    """What the rest needs of config.json; defaults as in transformers' Qwen2VLConfig."""
 
-    vision_config: VisionConfig
-    image_token_id: int
-    video_token_id: int
-    vision_start_token_id: int
-    vision_end_token_id: int
+    vision_config: dict[str, Any] | None = None
     text_config: dict[str, Any] | None = None
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
     tie_word_embeddings: bool = False
+
+    ignored: ClassVar[Mapping[str, str]] = because("nothing in transformers reads it", "vision_token_id")
 
 
 _IMAGE_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
@@ -101,8 +124,9 @@ class Qwen2VL:
     """A Qwen2-VL checkpoint; see `Family`."""
 
     checkpoint: Checkpoint
-    config: _Config
-    text: _TextConfig
+    config: Qwen2VLConfig
+    vision: VisionConfig
+    text: TextConfig
     decoder: DecoderConfig
     model_type: str = "qwen2_vl"
 
@@ -114,14 +138,15 @@ class Qwen2VL:
             ExportError: a key is missing, or asks for what the decoder does not do.
         """
         where = checkpoint.path / "config.json"
-        config = convert(checkpoint.config, _Config, where)
-        text = convert(checkpoint.config | (config.text_config or {}), _TextConfig, where)
+        config = Qwen2VLConfig.read(checkpoint.config, where)
+        part = "" if config.text_config is None else "text_config."
+        text = TextConfig.read(checkpoint.config if config.text_config is None else config.text_config, where, part)
+        vision = VisionConfig.read(config.vision_config or {}, where, "vision_config.")
+        check_supported(where, "vision_config.hidden_size", vision.hidden_size, (text.hidden_size,), BELONGING)
+        for key in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+            text.check_token(where, key, getattr(config, key))
         tied = config.tie_word_embeddings or text.tie_word_embeddings
-        return cls(checkpoint, config, text, _decoder_config(text, tied, where))
-
-    @property
-    def vision(self) -> VisionConfig:
-        return self.config.vision_config
+        return cls(checkpoint, config, vision, text, text.decoder(where, part, tied))
 
     @property
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
@@ -141,7 +166,7 @@ class Qwen2VL:
         return (f"model.{rest}" if part == "language_model" else name, f"model.{name}")
 
     def prompt(self) -> PromptEntry:
-        config = self.checkpoint.config | (self.config.text_config or {})
+        config = {**self.text.defaults(), **self.checkpoint.config, **(self.config.text_config or {})}
         generation = read_generation(self.checkpoint, self.decoder.vocab_size, config)
         return PromptEntry(
             chat_template=self.checkpoint.chat_template(),
@@ -288,16 +313,16 @@ class VisionAttention(nn.Module):
 
 
 class VisionMLP(nn.Module):
-    """Two layers with the sigmoid approximation of GELU between them."""
+    """Two layers with GELU, or an approximation of it, between them."""
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[config.hidden_act]
         self.fc1 = Linear(config.embed_dim, config.mlp_ratio * config.embed_dim, bias=True)
         self.fc2 = Linear(config.mlp_ratio * config.embed_dim, config.embed_dim, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        return self.fc2(x * torch.sigmoid(1.702 * x))
+        return self.fc2(self.activation(self.fc1(x)))
 
 
 class Merger(nn.Module):
@@ -342,34 +367,3 @@ class Qwen2VLReference:
         )
         logits = self._model.lm_head(output.last_hidden_state)[0]
         return ReferenceOutput(logits, tuple(output.attentions))
-
-
-def _decoder_config(text: _TextConfig, tied: bool, where: Path) -> DecoderConfig:
-    rope = text.rope_parameters or text.rope_scaling
-    if rope is None:
-        raise ExportError(
-            f"{where} has neither 'rope_parameters' nor 'rope_scaling'. Use the file that belongs to the weights."
-        )
-    theta = rope.rope_theta or text.rope_theta
-    head_dim = text.hidden_size // text.num_attention_heads
-    check_supported(where, "rope type", rope.rope_type or rope.type, (None, "default", "mrope"))
-    check_supported(where, "hidden_act", text.hidden_act, ("silu",))
-    check_supported(where, "use_sliding_window", text.use_sliding_window, (None, False))
-    check_supported(where, "sum of mrope_section", sum(rope.mrope_section), (head_dim // 2,))
-    if theta is None:
-        raise ExportError(f"{where} has no 'rope_theta'. Use the file that belongs to the weights.")
-    return DecoderConfig(
-        vocab_size=text.vocab_size,
-        hidden_size=text.hidden_size,
-        intermediate_size=text.intermediate_size,
-        num_hidden_layers=text.num_hidden_layers,
-        num_attention_heads=text.num_attention_heads,
-        num_key_value_heads=text.num_key_value_heads,
-        head_dim=head_dim,
-        rms_norm_eps=text.rms_norm_eps,
-        rope_theta=theta,
-        max_position_embeddings=text.max_position_embeddings,
-        mrope_section=rope.mrope_section,
-        qkv_bias=True,
-        tie_word_embeddings=tied,
-    )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import LlavaConfig
 
 from foveate.engines import Bundle, ExportError, Range
 from foveate.engines.build import BuildOptions, build
@@ -100,6 +101,23 @@ def test_a_published_config_leaves_out_the_defaults(copy: Path) -> None:
     assert family.config.vision_feature_layer == -2
 
 
+def test_an_end_token_that_no_file_names_is_the_default_of_llama(copy: Path) -> None:
+    """As transformers reads it, with or without a generation_config.json."""
+    (copy / "generation_config.json").unlink()
+    config = json.loads((copy / "config.json").read_text())
+    del config["text_config"]["eos_token_id"]
+    (copy / "config.json").write_text(json.dumps(config))
+    expected = LlavaConfig.from_pretrained(copy).text_config.eos_token_id
+    assert read(copy).prompt().eos_token_ids == (expected,)
+
+
+@pytest.mark.parametrize("other", [True, False])
+def test_the_other_name_of_the_image_token_wins(copy: Path, other: bool) -> None:
+    token = read(copy).image_token_id
+    change(copy, image_token_index=token - 1 if other else token, image_token_id=token if other else None)
+    assert read(copy).image_token_id == LlavaConfig.from_pretrained(copy).image_token_id == token
+
+
 def test_constants_and_prompt(folder: Path) -> None:
     family = read(folder)
     constants, prompt = family.processor(), family.prompt()
@@ -121,10 +139,18 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("config.json", {"vision_feature_layer": 4}, "feature layer is 4"),
     ("config.json", {"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy"),
     ("config.json", {"projector_hidden_act": "relu"}, "projector_hidden_act"),
-    ("config.json", {"vision_config": {"model_type": "siglip_vision_model"}}, "vision model_type"),
-    ("config.json", {"vision_config": {"model_type": "clip_vision_model", "hidden_act": "relu"}}, "vision hidden_act"),
+    (
+        "config.json",
+        {"vision_config": {"model_type": "siglip_vision_model"}},
+        "vision_config.model_type is 'siglip_vision_model'",
+    ),
+    (
+        "config.json",
+        {"vision_config": {"model_type": "clip_vision_model", "hidden_act": "relu"}},
+        "vision_config.hidden_act is 'relu'",
+    ),
     ("config.json", {"text_config": {"model_type": "mistral"}}, "model_type is 'mistral'"),
-    ("config.json", {"image_token_index": None}, "no 'image_token_index'"),
+    ("config.json", {"image_token_index": 999}, "image_token_index is 999, the table of the text model has"),
     ("preprocessor_config.json", {"size": {"shortest_edge": 300}}, r"size is \[300\], expected at most 4 times the 56 pixels"),
     ("preprocessor_config.json", {"crop_size": {"height": 56, "width": 48}}, r"crop_size is {'height': 56, 'width': 48}"),
     ("preprocessor_config.json", {"do_center_crop": False, "size": 64}, "size without do_center_crop"),

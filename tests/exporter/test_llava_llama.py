@@ -302,6 +302,10 @@ def without(name: str) -> Callable[[Path], None]:
     return lambda folder: shutil.rmtree(folder / name)
 
 
+def adapter(part: str) -> Callable[[Path], Any]:
+    return lambda folder: (folder / part / "adapter_config.json").write_text("{}")
+
+
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no llm": (without("llm"), "has no folder 'llm', which config.json describes. Download the whole checkpoint"),
     "no tower": (without("vision_tower"), "has no folder 'vision_tower'"),
@@ -309,10 +313,15 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "part not described": (top(mm_projector_cfg=None), "has no 'mm_projector_cfg', expected it and a folder 'mm_projector'"),
     "no config of a part": (lambda folder: (folder / "llm" / "config.json").unlink(), "llm has no config.json"),
     "no tokenizer": (lambda folder: (folder / "llm" / "tokenizer.json").unlink(), "has no tokenizer.json"),
-    "sentencepiece only": (sentencepiece_only, "Write one with transformers: AutoTokenizer.from_pretrained("),
+    "sentencepiece only": (sentencepiece_only, "Write one: pip install sentencepiece protobuf && python -c"),
     "broken tokenizer": (broken_tokenizer, "is not a tokenizer"),
     "no control tokens": (without_token("</s>"), "has none of the tokens <|start_header_id|> and </s>"),
     "no placeholder": (without_token("<unk>"), "no token to mark images with, expected one of <image>, <|reserved"),
+    "adapter of the llm": (adapter("llm"), "from transformers import AutoModelForCausalLM as Model"),
+    "heads that no attention runs": (
+        part("llm", num_attention_heads=16, head_dim=4),
+        "is 4, supported are multiples of 8 only",
+    ),
     "pickled llm": (pickled("llm"), "llm has no model.safetensors. foveate reads no pickled weights"),
     "pickled projector": (pickled("mm_projector"), "mm_projector has no model.safetensors. foveate reads no pickled"),
     "other projector": (part("mm_projector", mm_projector_type="mlp2x_gelu"), "is 'mlp2x_gelu', supported is 'mlp_downsample'"),

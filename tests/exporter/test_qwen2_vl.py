@@ -68,6 +68,41 @@ def test_decoder_config_is_that_of_transformers(checkpoint_folder: Path) -> None
     assert decoder.tie_word_embeddings
 
 
+def test_class_defaults_may_be_left_out(checkpoint_copy: Path) -> None:
+    """As transformers 4.46 saved `vision_config`."""
+    config = json.loads((checkpoint_copy / "config.json").read_text())
+    config["vision_config"] = {"in_chans": 3, "model_type": "qwen2_vl", "spatial_patch_size": 14}
+    config["text_config"]["hidden_size"] = 3584
+    config["text_config"]["num_attention_heads"] = 112
+    (checkpoint_copy / "config.json").write_text(json.dumps(config))
+    expected, vision = Qwen2VLConfig.from_pretrained(checkpoint_copy).vision_config, read(checkpoint_copy).vision
+    for name in (
+        "depth",
+        "embed_dim",
+        "num_heads",
+        "mlp_ratio",
+        "hidden_size",
+        "hidden_act",
+        "patch_size",
+        "spatial_merge_size",
+    ):
+        assert getattr(vision, name) == getattr(expected, name), name
+
+
+def test_the_activation_of_the_tower_is_that_of_transformers(checkpoint_copy: Path) -> None:
+    config = json.loads((checkpoint_copy / "config.json").read_text())
+    config["vision_config"]["hidden_act"] = "gelu"
+    (checkpoint_copy / "config.json").write_text(json.dumps(config))
+    family = read(checkpoint_copy)
+    tower, weights = family.vision_tower(), weights_of(checkpoint_copy)
+    values = {name: torch.cat(list(weights[f"visual.{name}"].chunks())).float() for name in tower.state_dict()}
+    tower.load_state_dict(values, assign=True)
+    _, feeds = next(iter(family.vision_cases(np.random.default_rng(0))))
+    with torch.no_grad():
+        got = tower(*map(torch.from_numpy, feeds.values()))
+    torch.testing.assert_close(got.flatten(0, -2), family.reference().visual_embeds(feeds), rtol=1e-4, atol=1e-4)
+
+
 def test_prompt(checkpoint_folder: Path) -> None:
     family = read(checkpoint_folder)
     prompt = family.prompt()

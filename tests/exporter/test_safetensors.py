@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,38 @@ def test_an_offset_before_the_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
     with pytest.raises(ExportError, match="begins at -400"):
         read_header(tmp_path / "x.safetensors")
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+HEADERS = {
+    "'w' is there twice": b'{"w": %s, "w": %s}' % (2 * (json.dumps(ENTRY).encode(),)),
+    "'dtype' is there twice": b'{"w": {"dtype": "F32", "dtype": "F64", "shape": [1], "data_offsets": [0, 4]}}',
+    "'w' has shape [-1]": json.dumps({"w": ENTRY | {"shape": [-1]}}).encode(),
+    "'w' has shape [True]": json.dumps({"w": ENTRY | {"shape": [True]}}).encode(),
+    "begins at 4, ends at 0": json.dumps({"w": ENTRY | {"data_offsets": [4, 0]}}).encode(),
+    "ends at byte": json.dumps({"w": ENTRY | {"data_offsets": [0, 2**70]}}).encode(),
+    "which is not I64 of shape [1]": json.dumps({"w": ENTRY | {"dtype": "I64"}}).encode(),
+    "is not a safetensors file": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("message", HEADERS)
+def test_a_header_that_can_t_be_trusted_is_refused(message: str, tmp_path: Path) -> None:
+    header = HEADERS[message]
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+    with pytest.raises(ExportError) as refused:
+        read_header(tmp_path / "x.safetensors")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@given(st.binary(max_size=200))
+def test_whatever_stands_in_a_file_it_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.mktemp("bytes") / "x.safetensors"
+    for data in (content, struct.pack("<Q", len(content)) + content):
+        path.write_bytes(data)
+        with suppress(ExportError):
+            read_header(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])

@@ -89,6 +89,27 @@ def test_keys_that_may_be_missing() -> None:
     decoder = read_decoder(values, FILE)
     assert (decoder.num_key_value_heads, decoder.head_dim, decoder.tie_word_embeddings) == (4, 16, False)
     assert read_decoder(values, FILE, tied=True).tie_word_embeddings
+
+
+@pytest.mark.parametrize("kind", [LlamaConfig, Qwen2Config])
+def test_a_config_of_defaults_reads_as_transformers_has_it(kind: type[LlamaConfig | Qwen2Config]) -> None:
+    decoder, config = read_decoder({"model_type": kind.model_type}, FILE), kind()
+    for name in DecoderConfig.__dataclass_fields__.keys() & set(config.to_dict()):
+        assert getattr(decoder, name) == getattr(config, name), name
+    assert decoder.rope_theta == config.rope_parameters["rope_theta"]
+
+
+def test_the_older_spelling_of_rope_wins() -> None:
+    """As in transformers, where a file has both."""
+    values = {"model_type": "llama", "rope_parameters": SHORT, "rope_scaling": {"rope_type": "default", "rope_theta": 5.0}}
+    assert LlamaConfig(**values).rope_parameters["rope_theta"] == read_decoder(values, FILE).rope_theta == 5.0
+
+
+def test_llama3_scaling_without_its_first_context() -> None:
+    rope = {name: value for name, value in SHORT.items() if name != "original_max_position_embeddings"}
+    values = {"model_type": "llama", "max_position_embeddings": 64, "rope_parameters": rope}
+    expected = LlamaConfig(**values).rope_parameters["original_max_position_embeddings"]
+    assert read_decoder(values, FILE).rope_scaling == RopeScaling(8.0, 1.0, 4.0, expected)
     assert not read_decoder(saved(CONFIGS["llama"]), FILE, tied=False).tie_word_embeddings
 
 
@@ -124,13 +145,27 @@ LLAMA, QWEN2 = older(saved(CONFIGS["llama"])), older(saved(CONFIGS["qwen2"]))
         (LLAMA | {"attention_bias": True}, "attention_bias is True, supported is False only"),
         (LLAMA | {"hidden_act": "gelu"}, "hidden_act is 'gelu', supported is 'silu' only"),
         (LLAMA | {"model_type": "mistral"}, "model_type is 'mistral', supported is 'qwen2' or 'llama' only"),
-        (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn', supported is 'llama3' or 'default' only"),
+        (LLAMA | {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn', supported is 'default' or 'llama3' only"),
         (LLAMA | {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope type is 'linear'"),
         (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope type is 'dynamic'"),
         (LLAMA | {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope type 'llama3' lacks a factor"),
-        ({name: value for name, value in LLAMA.items() if name != "vocab_size"}, "missing required field `vocab_size`"),
-        ({name: value for name, value in LLAMA.items() if name != "rope_theta"}, "has no 'rope_theta'"),
-        (LLAMA | {"hidden_size": "64"}, "Expected `int`, got `str`"),
+        (LLAMA | {"rope_scaling": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        (LLAMA | {"sliding_window": 128}, "sliding_window is 128, supported is a checkpoint without it only"),
+        (
+            QWEN2 | {"layer_types": ["full_attention", "sliding_attention"]},
+            "layer_types is ['full_attention', 'sliding_attention']",
+        ),
+        (LLAMA | {"quantization_config": {"quant_method": "awq"}}, "Export the checkpoint that it was quantised from"),
+        (LLAMA | {"per_layer_config": {"0": {"hidden_act": "relu"}}}, "per_layer_config is {'0'"),
+        (LLAMA | {"hidden_size": "64"}, "Expected `int`, got `str` - at `$.hidden_size`"),
+        (LLAMA | {"num_hidden_layers": 0}, "Expected `int` >= 1 - at `$.num_hidden_layers`"),
+        (LLAMA | {"num_attention_heads": 3, "head_dim": None}, "hidden_size is 64, expected a multiple of num_attention_heads"),
+        (
+            LLAMA | {"num_key_value_heads": 3},
+            "num_attention_heads is 4, expected a multiple of num_key_value_heads, which is 3",
+        ),
+        (LLAMA | {"head_dim": 20}, "is 20, supported are multiples of 8 only, because ONNX Runtime's attention"),
+        (LLAMA | {"head_dim": None, "hidden_size": 48}, "is 12, supported are multiples of 8 only"),
     ],
 )
 def test_what_the_decoder_does_not_do_is_refused(values: dict[str, Any], message: str) -> None:
@@ -140,7 +175,8 @@ def test_what_the_decoder_does_not_do_is_refused(values: dict[str, Any], message
     assert line.startswith("config.json")
     assert message in line
     assert "\n" not in line
-    assert line.endswith((". Use another checkpoint.", ". Use the file that belongs to the weights."))
+    remedies = ("Use another checkpoint.", "Use the file that belongs to the weights.", "quantises by itself.")
+    assert line.endswith(remedies)
 
 
 @dataclass(frozen=True)

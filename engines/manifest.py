@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
@@ -11,7 +11,7 @@ from foveate.engines.spec import GraphSpec
 
 SCHEMA_VERSION = 4
 
-TemplateToken = Literal["bos_token", "eos_token", "pad_token", "unk_token"]
+TemplateToken = Annotated[str, msgspec.Meta(pattern="^[a-z_]+_token$")]
 Size = Annotated[int, msgspec.Meta(ge=1)]
 TokenId = Annotated[int, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]

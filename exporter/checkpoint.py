@@ -118,7 +118,6 @@ class Checkpoint:
     def _loaded_tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        _read_tokenizer(self.tokenizer)
         try:
             with quiet_transformers():
                 return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)

@@ -164,5 +164,5 @@ def test_tokens_that_a_template_may_name(checkpoint_copy: Path) -> None:
     defaults = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
     assert Checkpoint.open(checkpoint_copy).template_tokens() == defaults
     (checkpoint_copy / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
-    with pytest.raises(ExportError, match="transformers can't load the tokenizer of .*eos_token has to be either str"):
+    with pytest.raises(ExportError, match=r"transformers can't load the tokenizer of .*eos_token has to be either str"):
         Checkpoint.open(checkpoint_copy).template_tokens()

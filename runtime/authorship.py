@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, SupportsIndex
 
@@ -29,10 +29,12 @@ class Origin:
     Attributes:
         texts: numbers of the callers' texts that it was made of; none where the template wrote it.
         sure: nothing of it may be the template's.
+        listed: it stands in a list of parts that was written as if it were a text, which no template means to do.
     """
 
     texts: frozenset[int] = frozenset()
     sure: bool = True
+    listed: bool = False
 
 
 TEMPLATE = Origin()
@@ -56,6 +58,10 @@ class Authored(str):
     def of(cls, text: str, origin: Origin) -> Authored:
         """A text of one origin."""
         return cls(text, (origin,) * len(text))
+
+    def as_listed(self) -> Authored:
+        """The same text with `listed` origins."""
+        return Authored(plain(self), [replace(origin, listed=True) if origin.texts else origin for origin in self.origins])
 
     def __str__(self) -> str:
         return self  # jinja writes `str(value)`, which would forget the origins

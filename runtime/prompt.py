@@ -231,7 +231,7 @@ class _Texts:
         """The messages with a text of which the prompt has no visible character."""
         stands = set[int]()
         for origin, group in groupby(zip(plain(rendered), rendered.origins, strict=True), key=lambda pair: pair[1]):
-            if origin.texts - stands and any(not character.isspace() for character, _ in group):
+            if origin.texts - stands and not origin.listed and any(not character.isspace() for character, _ in group):
                 stands |= origin.texts
         return frozenset(self._messages[text] for text in self._due - stands)
 

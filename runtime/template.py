@@ -133,7 +133,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value)
 
     def _run(self, function: Callable[..., Any], args: Iterable[Any], kwargs: Mapping[str, Any]) -> Any:
-        return run(function, args, kwargs, self._control)
+        args = tuple(args)
+        made = run(function, args, kwargs, self._control)
+        listed = isinstance(made, Authored) and function is not _to_json and any(map(_has_parts, (*args, *kwargs.values())))
+        return made.as_listed() if listed else made
 
     def _tracked(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(function)
@@ -199,6 +202,13 @@ class _Namespace(Namespace):
     def __setitem__(self, name: str, value: Any) -> None:
         _check_name(name)
         super().__setitem__(name, value)
+
+
+def _has_parts(value: Any) -> bool:
+    """Whether a value is the content of a message as a list of parts, or a tuple with one."""
+    if isinstance(value, tuple):
+        return any(map(_has_parts, value))
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) and "type" in item for item in value)
 
 
 def _check_name(name: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -15,7 +15,7 @@ SCHEMA_VERSION = 5
 _REMEDY = "Export the bundle again with this version of foveate."
 _Kind = TypeVar("_Kind")
 
-TemplateToken = Literal["bos_token", "eos_token", "pad_token", "unk_token"]
+TemplateToken = Annotated[str, msgspec.Meta(pattern="^[a-z_]+_token$")]
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 NonNegative = Annotated[float, msgspec.Meta(ge=0)]

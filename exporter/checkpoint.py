@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
-from typing import Any, get_args
+from typing import Any
+
+from tokenizers import Tokenizer
 
 from foveate.engines import ExportError, hash_file
 from foveate.engines.manifest import TemplateToken
 from foveate.exporter.config import TokenizerConfig
+from foveate.exporter.quiet import quiet_transformers
 from foveate.exporter.safetensors import StoredTensor, read_header
 
 TOKENIZER = "tokenizer.json"
@@ -24,6 +28,8 @@ _SENTENCEPIECE = "tokenizer.model"
 _ADAPTER = "adapter_config.json"
 _PARTS = ("llm", "mm_projector", "vision_tower")
 """Sub-folders that VILA's config.json describes under these names and `_cfg`."""
+_TEMPLATE = "chat_template.jinja"
+_MORE_TEMPLATES = "additional_chat_templates"
 _PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
@@ -73,27 +79,60 @@ class Checkpoint:
         return read_json(self.path / name) if (self.path / name).is_file() else {}
 
     def chat_template(self) -> str:
-        """The chat template, from whichever of its three places.
+        """The chat template that transformers' processor takes, or else its tokenizer: of several the one named `default`.
 
         Raises:
-            ExportError: the folder has none.
+            ExportError: the folder has none, or several without a default.
         """
-        if (self.path / "chat_template.jinja").is_file():
-            return (self.path / "chat_template.jinja").read_text(encoding="utf-8")
-        for name in ("chat_template.json", "tokenizer_config.json"):
-            template = self.optional_json(name).get("chat_template")
+        for where, template in _chat_templates(self):
             if isinstance(template, str):
                 return template
+            if template:
+                names = ", ".join(sorted(template)) if isinstance(template, dict) else "no names"
+                raise ExportError(
+                    f"{where} has several chat templates ({names}) and none is named 'default'. "
+                    f"Write the one to use to {self.path / _TEMPLATE}."
+                )
         raise ExportError(
-            f"{self.path} has no chat template in chat_template.jinja, chat_template.json or tokenizer_config.json. Add one."
+            f"{self.path} has no chat template in {_TEMPLATE}, chat_template.json, {_MORE_TEMPLATES} or "
+            f"tokenizer_config.json. Write one to {_TEMPLATE}."
         )
 
     def template_tokens(self) -> dict[TemplateToken, str]:
-        """The tokens that a chat template may name, from tokenizer_config.json: a text, or a record of one."""
-        named = self.optional_json("tokenizer_config.json")
-        found = {name: named.get(name) for name in get_args(TemplateToken)}
-        texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
-        return {name: text for name, text in texts.items() if isinstance(text, str)}
+        """The tokens that a chat template may name: those that transformers' tokenizer has a name for.
+
+        Raises:
+            ExportError: transformers can't load the tokenizer.
+        """
+        named = self._loaded_tokenizer.special_tokens_map
+        return {name: str(token) for name, token in named.items() if name.endswith("_token") and token is not None}
+
+    def load_tokenizer(self) -> Tokenizer:
+        """The tokenizer as transformers loads it, without truncation and padding.
+
+        It has the tokens that tokenizer_config.json adds, and puts BOS and EOS where that asks for them. That of a checkpoint
+        in parts is tokenizer.json as it stands.
+
+        Raises:
+            ExportError: it is broken.
+        """
+        tokenizer = _read_tokenizer(self.tokenizer) if self.parts else deepcopy(self._loaded_tokenizer.backend_tokenizer)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
+
+    @cached_property
+    def _loaded_tokenizer(self) -> Any:
+        from transformers import AutoTokenizer
+
+        try:
+            with quiet_transformers():
+                return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # whatever its many classes raise at a file that they do not expect
+            fact = f"transformers can't load the tokenizer of {self.path}: {type(error).__name__}: {error}"
+            raise ExportError(
+                f"{' '.join(fact.split())}. Fix tokenizer_config.json, or download the checkpoint again."
+            ) from error
 
     def token(self, token_id: int) -> str:
         """The text of an added token by its id.
@@ -135,6 +174,48 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ExportError(f"{path} holds a JSON {type(content).__name__}, expected an object. Download the checkpoint again.")
     return content
+
+
+def _chat_templates(checkpoint: Checkpoint) -> Iterator[tuple[Path, Any]]:
+    """What stands in each of the places where chat templates are, in the order of transformers; those with names as a dict.
+
+    Its processors go first; what only its tokenizer reads is last.
+    """
+    path = checkpoint.path
+    named = {file.stem: file for file in sorted((path / _MORE_TEMPLATES).glob("*.jinja"))}
+    if named and (path / "chat_template.json").is_file():
+        raise ExportError(
+            f"{path} has both chat_template.json and {_MORE_TEMPLATES}, of which transformers takes neither. "
+            f"Write the chat template to use to {_TEMPLATE} and remove them."
+        )
+    if (path / _TEMPLATE).is_file():
+        named["default"] = path / _TEMPLATE
+    for name in ("processor_config.json", "chat_template.json"):
+        yield path / name, _default(checkpoint.optional_json(name).get("chat_template"))
+    yield path / _MORE_TEMPLATES, _default({name: _read_text(file) for name, file in named.items()})
+    yield path / "tokenizer_config.json", _default(checkpoint.optional_json("tokenizer_config.json").get("chat_template"))
+
+
+def _default(templates: Any) -> Any:
+    """The one named `default` of a dict of templates, or of a list of `{"name": ..., "template": ...}`; else what was given."""
+    if isinstance(templates, list):
+        records = [record for record in templates if isinstance(record, dict)]
+        templates = {str(record.get("name")): record.get("template") for record in records}
+    return templates.get("default", templates) if isinstance(templates, dict) else templates
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ExportError(f"{path} is not UTF-8: {error}. Download the checkpoint again.") from error
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises a bare Exception
+        raise ExportError(f"{path} is not a tokenizer: {error}. Download the checkpoint again.") from error
 
 
 def _check_folder(path: Path, model: str = "AutoModelForImageTextToText") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -108,7 +107,7 @@ def export(
     weights = resolve_weights([graph.module for graph in graphs], source, family.checkpoint_keys)
     manifest = _manifest(family, source, graphs, describe(precisions), scorer.entry if scorer else ScorerEntry())
     with new_folder(Path(output), options.overwrite) as folder:
-        shutil.copyfile(source.tokenizer, _inside(folder, f"tokenizer/{TOKENIZER}"))
+        source.load_tokenizer().save(str(_inside(folder, f"tokenizer/{TOKENIZER}")))
         _write_graphs(graphs, weights, precisions, folder, report)
         report("hashing the files")
         write_manifest(folder, msgspec.structs.replace(manifest, files=list_files(folder)))

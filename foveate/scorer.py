@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from foveate.engines import hash_file
-from foveate.engines.errors import ExportError, LabelError
+from foveate.engines.errors import LabelError
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.family import Family
 from foveate.exporter.scorer import Example, LabelOptions, LabelResult, label, read_labels
@@ -22,7 +20,7 @@ class Loader:
 
     def __init__(self, samples: Sequence[Sample], checkpoint: Path) -> None:
         self._samples = samples
-        self._tokenizer = _load_tokenizer(checkpoint)
+        self._tokenizer = Checkpoint.open(checkpoint).load_tokenizer()
         self._first = {sample.source: number for number, sample in reversed(list(enumerate(samples)))}
         self._prepare: Preparer | None = None
 
@@ -46,14 +44,6 @@ class Loader:
 
     def _is_right(self, sample: Sample, tokens: Sequence[int]) -> bool:
         return sample.answered_by(self._tokenizer.decode(list(tokens)))
-
-
-def _load_tokenizer(checkpoint: Path) -> Tokenizer:
-    path = Checkpoint.open(checkpoint).tokenizer
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises a bare Exception
-        raise ExportError(f"{path} is not a tokenizer: {error}. Download the checkpoint again.") from error
 
 
 def label_folder(

@@ -1,28 +1,26 @@
 """Messages to token ids: chat template, tokens, and which of them are the user's instruction.
 
-What a caller writes is data. It reaches the template as unguessable markers and takes its place after rendering, so it is
-known for every character whether the template or a caller wrote it; a caller's `<|image_pad|>` stays eleven characters of text.
+What a caller writes is data. It is known for every character of the prompt whether the template or a caller wrote it
+(`authorship`), so a caller's `<|image_pad|>` stays thirteen characters of text. Every text of the messages stands in the
+prompt, whole or the part that the template takes of it; one of which nothing is left is refused.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise
-from typing import Any, NoReturn, get_args
+from itertools import groupby, islice, pairwise
+from typing import Any, get_args
 
-import jinja2
 import numpy as np
-from jinja2 import nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from foveate.engines import BundleError, PromptEntry, RequestError
+from foveate.runtime.authorship import Authored, Origin, plain
 from foveate.runtime.images import ImageSource
+from foveate.runtime.template import ChatTemplate
 from foveate.runtime.types import Message, VisualKind
 from foveate.runtime.video import VideoSource
 
@@ -30,6 +28,7 @@ ROLES = ("system", "user", "assistant", "tool")
 KINDS: tuple[VisualKind, ...] = get_args(VisualKind)
 
 _TEMPLATE, _CALLER, _USER = 0, 1, 2  # who wrote a character
+_ANCHOR = "\n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +49,9 @@ class EncodedPrompt:
 class PromptEncoder:
     """Renders and tokenizes messages.
 
+    What the tokenizer's post-processor adds goes around the prompt, as with transformers' processors: unless the prompt
+    begins with `bos_token` already. Its `truncation` and `padding` are left over from training, and no part of a prompt.
+
     Args:
         entry: the manifest's `prompt`.
         tokenizer: the bundle's tokenizer.
@@ -59,8 +61,7 @@ class PromptEncoder:
     """
 
     def __init__(self, entry: PromptEntry, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._template = _compile(entry.chat_template)
+        self._tokenizer = tokenizer = _without_limits(tokenizer)
         self._named: dict[str, str] = {str(name): text for name, text in entry.template_tokens.items()}
         special = {id: token.content for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
         tokens: dict[VisualKind, str | None] = {"image": entry.image_token, "video": entry.video_token}
@@ -70,46 +71,85 @@ class PromptEncoder:
         longest_first = sorted(special.values(), key=len, reverse=True)
         self._control = re.compile(f"(?=({'|'.join(map(re.escape, longest_first))}))")  # a lookahead finds overlaps too
         self._control_ids = np.array(sorted(special), np.int64)
+        self._template = ChatTemplate(entry.chat_template, self._control)
+        self._before, self._behind = _added_around(tokenizer)
+        # A bundle that names no token at all is an old one, whose template may write out what the tokenizer would add.
+        written_out = "" if self._named else "".join(tokenizer.id_to_token(id) or "" for id in self._before)
+        self._bos = self._named.get("bos_token", written_out)
+        self._anchor_ids = tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
 
     def encode(self, messages: Sequence[Message]) -> EncodedPrompt:
         """Token ids of a chat, with the turn of the assistant opened.
 
         Raises:
-            RequestError: messages that are not in the chat form, that the template refuses, or whose text would become a
-                control token; or a video where the model takes none.
+            RequestError: messages that are not in the chat form, that the template refuses or leaves out, or whose text would
+                become a control token; or a video where the model takes none.
         """
-        self._check_kinds(messages)
-        text, authors = self._render(messages)
+        chat = [_read_message(message) for message in _read_messages(messages)]
+        self._check_kinds(chat)
+        text, authors = self._render(chat)
         ids, spans = self._tokenize(text, authors)
         if (_any_in(authors != _TEMPLATE, spans) & np.isin(ids, self._control_ids)).any():
             raise RequestError("the text of a message would become a control token of the model. Remove it from the text.")
         placeholders = tuple(self._placeholders[id] for id in ids.tolist() if id in self._placeholders)
         if len(self._placeholders) < len(self._tokens):  # one token for both: the template keeps the order of the parts
-            placeholders = tuple(
-                kind for message in messages for part in _parts(message) for kind in KINDS if part["type"] == kind
-            )
-        return EncodedPrompt(ids, _any_in(authors == _USER, spans), placeholders)
+            placeholders = tuple(kind for message in chat for part in _parts(message) for kind in KINDS if part["type"] == kind)
+        before, behind = ([], []) if self._names_bos(text, authors) else (self._before, self._behind)
+        user_text = np.pad(_any_in(authors == _USER, spans), (len(before), len(behind)))
+        return EncodedPrompt(np.array([*before, *ids, *behind], np.int64), user_text, placeholders)
 
-    def _check_kinds(self, messages: Sequence[Message]) -> None:
+    def _check_kinds(self, chat: Sequence[Message]) -> None:
         for kind in KINDS:
-            if kind not in self._tokens and any(part.get("type") == kind for message in messages for part in _parts(message)):
+            if kind not in self._tokens and any(part["type"] == kind for message in chat for part in _parts(message)):
                 raise RequestError(f"the messages have a part of type '{kind}', which this model does not take. Leave it out.")
 
-    def _render(self, messages: Sequence[Message]) -> tuple[str, np.ndarray]:
-        """The prompt as text, and who wrote each of its characters."""
-        if not messages:
-            raise RequestError("the request has no messages, expected at least one of a user. Add the question.")
-        markers = _Markers()
-        chat = [_read_message(message, markers) for message in messages]
+    def _names_bos(self, text: str, authors: np.ndarray) -> bool:
+        """Whether the prompt begins with a BOS of the template's own."""
+        return bool(self._bos) and text.startswith(self._bos) and not authors[: len(self._bos)].any()
+
+    def _render(self, chat: Sequence[Message]) -> tuple[str, np.ndarray]:
+        """The prompt as text, and who wrote each of its characters.
+
+        Some templates take a content as a string, some as a list of parts, most as either. What a template fails at or leaves
+        out in the form that it was given in is tried in the other one.
+        """
+        given = self._attempt(chat)
+        forms = [[*map(_as_string, chat)], [*map(_as_parts, chat)]]
+        if given.lost:
+            forms.insert(0, [_in_other_form(m) if number in given.lost else m for number, m in enumerate(chat)])
+        attempts = (self._attempt(form) for form in forms if form != chat)
+        done = given if given.rendered else next((attempt for attempt in attempts if attempt.rendered), given)
+        if done.rendered is None:
+            raise done.problem
+        self._check_control_tokens(done.rendered)
+        return plain(done.rendered), done.authors()
+
+    def _attempt(self, chat: Sequence[Message]) -> _Attempt:
+        texts = _Texts()
+        authored = [texts.add_message(message, number) for number, message in enumerate(chat)]
         try:
-            rendered = self._template.render(**self._named, messages=chat, add_generation_prompt=True)
-        except (jinja2.TemplateError, TypeError, ValueError) as error:
-            raise RequestError(
-                f"the bundle's chat template refuses the messages: {error}. Change their roles or order."
-            ) from error
-        parts = markers.resolve(rendered)
-        authors = np.repeat([author for _, author in parts], [len(part) for part, _ in parts])
-        return "".join(part for part, _ in parts), authors
+            rendered = self._template.render(authored, self._named)
+        except RequestError as error:
+            return _Attempt(texts, None, error)
+        lost = texts.missing(rendered)
+        if not lost:
+            return _Attempt(texts, rendered, RequestError())
+        number = min(lost)
+        problem = RequestError(
+            f"the bundle's chat template leaves out the text of message {number + 1}, of the role '{chat[number]['role']}'. "
+            "Put it into another message, or leave it out."
+        )
+        return _Attempt(texts, None, problem, lost)
+
+    def _check_control_tokens(self, rendered: Authored) -> None:
+        """Refuses a control token in a place where a caller may have written it as well as the template."""
+        for match in self._control.finditer(plain(rendered)):
+            token, start = match[1], match.start()
+            if not all(origin.sure for origin in rendered.origins[start : start + len(token)]):
+                raise RequestError(
+                    f"the bundle's chat template mixes {token} with a message's text in a way that hides who wrote it. "
+                    "Take control tokens out of the text, or use a simpler chat template."
+                )
 
     def _tokenize(self, text: str, authors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Token ids, and the span of characters `[tokens, 2]` of each.
@@ -117,10 +157,19 @@ class PromptEncoder:
         The text is cut inside each control token that a caller wrote any part of: its pieces are ordinary text.
         """
         cuts = [0, *self._forged(text, authors), len(text)]
-        pieces = [self._tokenizer.encode(text[a:b], add_special_tokens=False) for a, b in pairwise(cuts)]
-        ids = np.array([id for piece in pieces for id in piece.ids], np.int64)
-        spans = [np.array(piece.offsets, np.int64).reshape(-1, 2) + cut for piece, cut in zip(pieces, cuts, strict=False)]
-        return ids, np.concatenate(spans)
+        pieces = [self._encode_piece(text[a:b], a > 0) for a, b in pairwise(cuts)]
+        ids = np.array([id for piece, _ in pieces for id in piece], np.int64)
+        return ids, np.concatenate([spans + cut for (_, spans), cut in zip(pieces, cuts, strict=False)])
+
+    def _encode_piece(self, text: str, inside: bool) -> tuple[list[int], np.ndarray]:
+        """Token ids and spans of a piece of the prompt. Inside of it a piece gets no mark of a text's start, which it would
+        have alone: it is encoded behind an anchor, as transformers does it."""
+        anchored = self._tokenizer.encode(_ANCHOR + text, add_special_tokens=False) if inside else None
+        count = len(self._anchor_ids)
+        if anchored and anchored.ids[:count] == self._anchor_ids:
+            return anchored.ids[count:], np.array(anchored.offsets[count:], np.int64).reshape(-1, 2) - len(_ANCHOR)
+        alone = self._tokenizer.encode(text, add_special_tokens=False)
+        return alone.ids, np.array(alone.offsets, np.int64).reshape(-1, 2)
 
     def _forged(self, text: str, authors: np.ndarray) -> list[int]:
         """Where to cut so that no control token with a character of a caller stays whole."""
@@ -131,6 +180,60 @@ class PromptEncoder:
             if written.any():
                 cuts.add(start + max(1, int(written.argmax())))
         return sorted(cuts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Attempt:
+    """What the template made of the messages in one form: the prompt, or a problem and the messages whose text was lost."""
+
+    texts: _Texts
+    rendered: Authored | None
+    problem: RequestError
+    lost: frozenset[int] = frozenset()
+
+    def authors(self) -> np.ndarray:
+        """Who wrote each character of the prompt."""
+        assert self.rendered is not None
+        runs = [(self.texts.author(origin), len(list(group))) for origin, group in groupby(self.rendered.origins)]
+        return np.repeat([author for author, _ in runs], [length for _, length in runs]).astype(np.int64)
+
+
+class _Texts:
+    """The texts of a chat: who wrote each, in which message."""
+
+    def __init__(self) -> None:
+        self._authors: list[int] = []
+        self._messages: list[int] = []
+        self._due: set[int] = set()
+
+    def add_message(self, message: Message, number: int) -> dict[str, Any]:
+        """The message with texts that know their origin."""
+        author = _USER if message["role"] == "user" else _CALLER
+        content = message["content"]
+        if isinstance(content, str):
+            return {**message, "content": self._add(content, author, number)}
+        parts = [part | {"text": self._add(part["text"], author, number)} if "text" in part else dict(part) for part in content]
+        return {**message, "content": parts}
+
+    def _add(self, text: str, author: int, number: int) -> Authored:
+        index = len(self._authors)
+        self._authors.append(author)
+        self._messages.append(number)
+        if text.strip():
+            self._due.add(index)
+        return Authored.of(text, Origin(frozenset({index})))
+
+    def author(self, origin: Origin) -> int:
+        """Of a character; the user's, where it was made of several texts and one is a user's."""
+        return max((self._authors[text] for text in origin.texts), default=_TEMPLATE)
+
+    def missing(self, rendered: Authored) -> frozenset[int]:
+        """The messages with a text of which the prompt has no visible character."""
+        stands = set[int]()
+        for origin, group in groupby(zip(plain(rendered), rendered.origins, strict=True), key=lambda pair: pair[1]):
+            if origin.texts - stands and not origin.listed and any(not character.isspace() for character, _ in group):
+                stands |= origin.texts
+        return frozenset(self._messages[text] for text in self._due - stands)
 
 
 def collect_visuals(
@@ -162,7 +265,7 @@ def collect_visuals(
 
 def _collect(messages: Sequence[Message], kind: VisualKind, given: Sequence[Any]) -> list[Any]:
     """The source of each part of a kind, in their order."""
-    parts = [part for message in messages for part in _parts(message) if part.get("type") == kind]
+    parts = [part for message in _read_messages(messages) for part in _parts(message) if part.get("type") == kind]
     waiting = sum(kind not in part for part in parts)
     if waiting != len(given):
         raise RequestError(
@@ -195,47 +298,34 @@ def find_instruction(user_text: np.ndarray, visual_indices: np.ndarray, total_to
     return np.arange(after, total_tokens), "no user text follows the last image, so every token after it was the instruction"
 
 
-class _Markers:
-    """Stand-ins for what callers wrote. Surrounding whitespace stays, so that a template's `trim` works as ever."""
-
-    def __init__(self) -> None:
-        self._nonce = secrets.token_hex(16)
-        self._texts: list[tuple[str, int]] = []
-
-    def hide(self, text: str, author: int) -> str:
-        _check_text(text)
-        core = text.strip()
-        if not core:
-            return text
-        self._texts.append((core, author))
-        start = text.index(core)
-        return f"{text[:start]}\ue000{self._nonce}:{len(self._texts) - 1}\ue000{text[start + len(core) :]}"
-
-    def resolve(self, rendered: str) -> list[tuple[str, int]]:
-        """The rendered prompt in parts, each with its author."""
-        pieces = re.split(f"\ue000{self._nonce}:(\\d+)\ue000", rendered)
-        return [self._texts[int(piece)] if odd % 2 else (piece, _TEMPLATE) for odd, piece in enumerate(pieces)]
+def _read_messages(messages: Sequence[Message]) -> Sequence[Message]:
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
+        raise RequestError(
+            f"the messages are {_short(messages)}, expected a list of them: [{{'role': 'user', 'content': 'What is this?'}}]."
+        )
+    if not messages:
+        raise RequestError("the request has no messages, expected at least one of a user. Add the question.")
+    return messages
 
 
-def _read_message(message: Message, markers: _Markers) -> dict[str, Any]:
-    """A message as the template gets it: known keys only, texts hidden behind markers, images and videos without source."""
-    if not isinstance(message, Mapping) or set(message) != {"role", "content"} or message["role"] not in ROLES:
+def _read_message(message: Message) -> dict[str, Any]:
+    """A message as the template gets it: known keys only, plain texts, images and videos without source."""
+    given = _without_none(message)
+    if set(given) != {"role", "content"} or not isinstance(given["role"], str) or given["role"] not in ROLES:
         raise RequestError(
             f"a message is {_short(message)}, expected a role ({', '.join(ROLES)}) and a content, nothing else. Fix it."
         )
-    author = _USER if message["role"] == "user" else _CALLER
-    content = message["content"]
-    if isinstance(content, str):
-        return {"role": message["role"], "content": markers.hide(content, author)}
-    return {"role": message["role"], "content": [_read_part(part, author, markers) for part in _parts(message)]}
+    content = given["content"]
+    read = _read_text(content) if isinstance(content, str) else [_read_part(part) for part in _parts(given)]
+    return {"role": plain(given["role"]), "content": read}
 
 
-def _read_part(part: Mapping[str, Any], author: int, markers: _Markers) -> dict[str, str]:
+def _read_part(part: Mapping[str, Any]) -> dict[str, str]:
     for kind in KINDS:
         if part.get("type") == kind and set(part) <= {"type", kind}:
             return {"type": kind}
     if part.get("type") == "text" and set(part) == {"type", "text"} and isinstance(part["text"], str):
-        return {"type": "text", "text": markers.hide(part["text"], author)}
+        return {"type": "text", "text": _read_text(part["text"])}
     raise RequestError(
         f"a part of a message is {_short(part)}, expected {{'type': 'text', 'text': ...}}, {{'type': 'image'}} or "
         "{'type': 'video'}. Links are not read: load what they point to first."
@@ -246,20 +336,47 @@ def _parts(message: Message) -> Sequence[Mapping[str, Any]]:
     content = message.get("content") if isinstance(message, Mapping) else None
     if isinstance(content, str):
         return ()
-    if not isinstance(content, Sequence) or not all(isinstance(part, Mapping) for part in content):
+    if (
+        isinstance(content, bytes)
+        or not isinstance(content, Sequence)
+        or not all(isinstance(part, Mapping) for part in content)
+    ):
         raise RequestError(f"the content of a message is {_short(content)}, expected a string or a list of parts. Fix it.")
-    return content
+    return [_without_none(part) for part in content]
 
 
-def _check_text(text: str) -> None:
+def _without_none(value: Any) -> dict[str, Any]:
+    """A message or a part without what is None in it, as tables and clients fill in keys that others have."""
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else {}
+
+
+def _as_parts(message: Message) -> Message:
+    """The message with its string as the one part of a list."""
+    content = message["content"]
+    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def _as_string(message: Message) -> Message:
+    """The message with its one part as a string, if that is a text."""
+    content = message["content"]
+    alone = len(content) == 1 and not isinstance(content, str) and "text" in content[0]
+    return {**message, "content": content[0]["text"]} if alone else message
+
+
+def _in_other_form(message: Message) -> Message:
+    return _as_parts(message) if isinstance(message["content"], str) else _as_string(message)
+
+
+def _read_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise RequestError(f"the text of a message is not Unicode text: {error}. Send whole characters.") from error
+    return plain(text)
 
 
 def _short(value: object) -> str:
-    text = repr(value).replace("\n", " ")
+    text = " ".join(reprlib.repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -270,34 +387,30 @@ def _any_in(flags: np.ndarray, spans: np.ndarray) -> np.ndarray:
     return found
 
 
+def _without_limits(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without truncation and padding; a copy, where it has any."""
+    if tokenizer.truncation is None and tokenizer.padding is None:
+        return tokenizer
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.no_truncation()
+    copy.no_padding()
+    return copy
+
+
+def _added_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """What the tokenizer's post-processor puts before a text and behind it."""
+    alone, around = tokenizer.encode("a", add_special_tokens=False).ids, tokenizer.encode("a").ids
+    for start in range(len(around) - len(alone) + 1):
+        if around[start : start + len(alone)] == alone:
+            return around[:start], around[start + len(alone) :]
+    raise BundleError(
+        "the post_processor of the bundle's tokenizer changes the tokens of a text, expected one that adds some before and "
+        "behind it. Export another checkpoint."
+    )
+
+
 def _token_id(tokenizer: Tokenizer, token: str) -> int:
     token_id = tokenizer.token_to_id(token)
     if token_id is None:
         raise BundleError(f"the bundle's tokenizer has no token '{token}' for images or videos. Export the bundle again.")
     return int(token_id)
-
-
-def _compile(source: str) -> jinja2.Template:
-    """The template as transformers compiles it: sandboxed, blocks leave no whitespace."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.globals["raise_exception"] = _refuse
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise BundleError(f"the bundle's chat template is not valid: {error}. Export the bundle again.") from error
-
-
-class _Generation(Extension):
-    """`{% generation %}`, with which templates mark what the assistant wrote, for training; here its body is all there is."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2 declares it as of an instance)
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)

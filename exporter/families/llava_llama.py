@@ -191,6 +191,7 @@ class LlavaLlama:
             image_token=self._placeholder,
             video_token=self._placeholder,  # a video is as many images, and the order tells them apart
             **generation._asdict(),
+            template_tokens={"bos_token": self._bos} if self._bos else {},
         )
 
     def processor(self) -> dict[str, Any]:
@@ -251,11 +252,15 @@ class LlavaLlama:
         return [self._ids[token] for token in self._conversation.stops if token in self._ids]
 
     def _chat_template(self) -> str:
-        bos = "".join(self._tokenizer.encode("").tokens)  # what this tokenizer puts before every text
         conversation = self._conversation
-        values = {"bos": bos, "image": self._placeholder, "gap": self._gap(), "system": conversation.system}
+        values = {"bos": self._bos, "image": self._placeholder, "gap": self._gap(), "system": conversation.system}
         settings = "".join(f"{{% set {name} = {json.dumps(value)} %}}" for name, value in values.items())
         return settings + _OPENING + conversation.template
+
+    @property
+    def _bos(self) -> str:
+        """What this tokenizer puts before every text."""
+        return "".join(self._tokenizer.encode("").tokens)
 
     @property
     def _placeholder(self) -> str:
@@ -288,11 +293,7 @@ class LlavaLlama:
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
-        try:
-            return Tokenizer.from_file(str(self.checkpoint.tokenizer))
-        except Exception as error:  # tokenizers raises a bare Exception
-            fact = f"{self.checkpoint.tokenizer} is not a tokenizer: {error}"
-            raise ExportError(f"{fact}. Download the checkpoint again.") from error
+        return self.checkpoint.load_tokenizer()
 
     def _encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)

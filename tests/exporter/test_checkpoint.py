@@ -281,8 +281,15 @@ def test_hash_follows_the_weights(checkpoint_copy: Path) -> None:
 
 
 def test_tokens_that_a_template_may_name(checkpoint_copy: Path) -> None:
-    config = {"bos_token": None, "eos_token": {"content": "<|im_end|>", "lstrip": False}, "pad_token": "<|endoftext|>"}
+    record = {"__type": "AddedToken", "content": "<|im_end|>", "lstrip": False}
+    config = {"bos_token": None, "eos_token": record, "pad_token": "<|endoftext|>", "unk_token": None}
+    config |= {"tokenizer_class": "Qwen2Tokenizer", "extra_special_tokens": {"image_token": "<|image_pad|>"}}
     (checkpoint_copy / "tokenizer_config.json").write_text(json.dumps(config))
-    assert Checkpoint.open(checkpoint_copy).template_tokens() == {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    (checkpoint_copy / "tokenizer_config.json").unlink()
-    assert Checkpoint.open(checkpoint_copy).template_tokens() == {}
+    named = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "image_token": "<|image_pad|>"}
+    assert Checkpoint.open(checkpoint_copy).template_tokens() == named
+    (checkpoint_copy / "tokenizer_config.json").unlink()  # then the class of the family has its defaults
+    defaults = dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>")
+    assert Checkpoint.open(checkpoint_copy).template_tokens() == defaults
+    (checkpoint_copy / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<|im_end|>"}}))
+    with pytest.raises(ExportError, match=r"transformers can't load the tokenizer of .*eos_token has to be either str"):
+        Checkpoint.open(checkpoint_copy).template_tokens()

@@ -216,8 +216,8 @@ def test_a_selector_is_chosen_by_name(run: Run, bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (("--select", "surprise"), ("no selector 'surprise'", "attention")),
-        (("--select", "learned"), ("needs a trained scorer", "--scorer")),
+        (("--keep", "0.5", "--select", "surprise"), ("no selector 'surprise'", "attention")),
+        (("--keep", "0.5", "--select", "learned"), ("needs a trained scorer", "--scorer")),
         (("--select", "random", "--mass", "0.5"), ("selector 'random' has no scores to sum",)),
     ],
     ids=["unknown", "not trained", "nothing to sum"],

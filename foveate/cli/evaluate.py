@@ -100,8 +100,9 @@ def evaluate_command(
         )
     for table in tables(results):
         out.show(_printable(table), "")
-    for line in filter(None, [remark(results), f"Report: {', '.join(str(output / name) for name in REPORTS)}"]):
-        out.say(line)
+    if remark(results):
+        out.show(remark(results), "")
+    out.say(f"Report: {', '.join(str(output / name) for name in REPORTS)}")
     out.finish(Evaluated(run=_read_run(output), results=results))
 
 

@@ -31,11 +31,11 @@ def inspect_command(bundle: Path, engines: Path | None, layers: bool, json_file:
     if entries:
         output.show(_engines(entries), "", _profiles(entries))
     else:
-        output.say("no engines: ONNX Runtime runs the graphs as they are, 'foveate build' makes engines or packs weights")
-    if layers:
+        output.show("no engines: ONNX Runtime runs the graphs as they are, 'foveate build' makes engines or packs weights")
+    if layers and entries:
         output.show("", _layers(entries))
     for why in damaged:
-        output.say(f"damaged: {why}")
+        output.show(f"damaged: {why}")
     output.finish(facts)
 
 

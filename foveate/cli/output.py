@@ -37,15 +37,16 @@ class Output:
         self.console = open_console()
 
     def say(self, text: str = "", end: str = "\n") -> None:
-        """Text for people."""
+        """Text as it is: an answer, a path."""
         if not self._quiet:
             _write(text + end)
 
     def show(self, *parts: RenderableType) -> None:
-        """Tables and the like for people."""
-        if not self._quiet:
+        """Sentences and tables, as wide as the terminal, one below the other."""
+        for part in () if self._quiet else parts:
             with _standard_output():
-                self.console.print(*parts, soft_wrap=all(isinstance(part, str) for part in parts), highlight=False)
+                plain = isinstance(part, str)
+                self.console.print(part, soft_wrap=plain and not self.console.is_terminal, highlight=False, markup=not plain)
 
     def finish(self, document: msgspec.Struct) -> None:
         """The same for programs.

@@ -64,8 +64,7 @@ def profile_command(
     write_reports(profile, output, csv_file=csv_file)
     if save:
         save_latency(bundle, profile)
-    out.show(_table(profile))
-    out.say(break_even_remark(profile))
+    out.show(_table(profile), "", break_even_remark(profile))
     out.finish(profile)
 
 

@@ -1,10 +1,10 @@
-"""Tables that never break a word: where a terminal is too narrow, headings take several lines, and then each row a block."""
+"""Tables that never break a word: in a narrow terminal headings and cells take several lines, and then each row is a block."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from textwrap import wrap
 
 from rich.cells import cell_len
@@ -12,9 +12,10 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
-_GAP = 2
 _LEAST_PROSE = 24
-"""Columns that a cell of running text gets at least."""
+"""Width that a column of running text gets at least."""
+_TOGETHER = re.compile(r"\([^()]*\)|\d %")
+_NO_BREAK = "\xa0"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Table:
         numbers: titles of columns that stand on the right.
         prose: titles of columns of running text, which may take several lines.
         caption: above it; empty for none.
-        groups: a blank line where the first cell of a row is another than that of the row before.
+        groups: a gap where the first cell of a row is another than that of the row before.
     """
 
     titles: Sequence[str]
@@ -38,47 +39,58 @@ class Table:
     groups: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        widths = self._widths(options.max_width)
         if self.caption:
             yield Text(self.caption, style="italic")
-        yield self._table(widths) if sum(widths) + _GAP * (len(widths) - 1) <= options.max_width else self._blocks()
+        for gap, whole_titles, whole_cells in ((2, True, True), (2, False, True), (1, False, False)):
+            widths = self._widths(whole_titles, whole_cells)
+            left = options.max_width - sum(widths) - gap * (len(widths) - 1)
+            if left >= 0:
+                yield self._table(self._grown(widths, left), gap)
+                return
+        yield self._blocks()
 
-    def _widths(self, room: int) -> list[int]:
-        """Of the columns: as wide as their titles in one line where there is room, else as their cells and longest words."""
-        cells = [
-            max((self._cell_width(title, row[place]) for row in self.rows), default=0)
-            for place, title in enumerate(self.titles)
-        ]
-        whole = [max(cell_len(title), width) for title, width in zip(self.titles, cells, strict=True)]
-        if sum(whole) + _GAP * (len(whole) - 1) <= room:
-            return whole
-        return [max(longest_word(title), width) for title, width in zip(self.titles, cells, strict=True)]
+    def _columns(self) -> list[list[str]]:
+        return [[row[place] for row in self.rows] for place in range(len(self.titles))]
 
-    def _cell_width(self, title: str, cell: str) -> int:
-        if title not in self.prose:
-            return max(map(cell_len, cell.split("\n")))
-        return max(longest_word(cell), min(_LEAST_PROSE, cell_len(cell)))
-
-    def _table(self, widths: Sequence[int]) -> RichTable:
-        table = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, header_style="bold")
-        for title, width in zip(self.titles, widths, strict=True):
-            head = "\n".join(wrap(title, width, break_long_words=False, break_on_hyphens=False)) or title
-            justify = "right" if title in self.numbers else "left"
+    def _widths(self, whole_titles: bool, whole_cells: bool) -> list[int]:
+        """The least of each column; what is not whole may take several lines."""
+        widths = []
+        for title, cells in zip(self.titles, self._columns(), strict=True):
+            head = cell_len(title) if whole_titles else longest_word(title)
             if title in self.prose:
-                table.add_column(Text(head), justify="left", min_width=width)
+                body = max((max(longest_word(cell), min(_LEAST_PROSE, cell_len(cell))) for cell in cells), default=0)
             else:
-                table.add_column(Text(head), justify=justify, no_wrap=True, min_width=width)
-        for row, before in zip_longest(self.rows, [None, *self.rows[:-1]]):
-            if self.groups and before is not None and row[0] != before[0]:
+                body = max((longest_line(cell) if whole_cells else longest_word(cell) for cell in cells), default=0)
+            widths.append(max(head, body))
+        return widths
+
+    def _grown(self, widths: Sequence[int], left: int) -> list[int]:
+        """The widths, with what is left of the room for running text, as far as it needs it."""
+        grown = []
+        for title, cells, width in zip(self.titles, self._columns(), widths, strict=True):
+            wanted = max(map(longest_line, cells), default=0) - width if title in self.prose else 0
+            more = max(0, min(wanted, left))
+            grown.append(width + more)
+            left -= more
+        return grown
+
+    def _table(self, widths: Sequence[int], gap: int) -> RichTable:
+        table = RichTable(box=None, padding=(0, gap, 0, 0), pad_edge=False)
+        for title, width in zip(self.titles, widths, strict=True):
+            table.add_column(
+                Text(fill(title, width)), justify="right" if title in self.numbers else "left", no_wrap=True, vertical="top"
+            )
+        for number, row in enumerate(self.rows):
+            if self.groups and number and row[0] != self.rows[number - 1][0]:
                 table.add_row()
-            table.add_row(*map(Text, row))
+            table.add_row(*(Text(fill(cell, width)) for cell, width in zip(row, widths, strict=True)))
         return table
 
     def _blocks(self) -> Group:
         """Each row as lines of title and cell."""
         blocks: list[RichTable | str] = []
         for row in self.rows:
-            block = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False, show_header=False)
+            block = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
             block.add_column(no_wrap=True, style="bold")
             block.add_column(overflow="fold")
             for title, cell in zip(self.titles, row, strict=True):
@@ -87,6 +99,21 @@ class Table:
         return Group(*blocks[:-1])
 
 
+def longest_line(text: str) -> int:
+    """Its width."""
+    return max(map(cell_len, text.split("\n")))
+
+
 def longest_word(text: str) -> int:
-    """Columns of the longest word."""
-    return max(map(cell_len, text.split()), default=0)
+    """Its width; what stands in brackets counts as one word."""
+    return max(map(cell_len, re.split("[ \n]", _join(text))))
+
+
+def fill(text: str, width: int) -> str:
+    """The text in lines of at most this width, where its words allow that."""
+    lines = (wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in _join(text).split("\n"))
+    return "\n".join(line for part in lines for line in part or [""]).replace(_NO_BREAK, " ")
+
+
+def _join(text: str) -> str:
+    return _TOGETHER.sub(lambda found: found[0].replace(" ", _NO_BREAK), text)

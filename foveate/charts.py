@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines.errors import MissingPackageError
+from foveate.engines.errors import RequestError
 
 try:
     from matplotlib.axes import Axes as Axes
@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").split(".")[0] != "matplotlib":
         raise
-    raise MissingPackageError("the package 'matplotlib' is not installed. Run: pip install 'foveate[report]'") from error
+    raise RequestError("the package 'matplotlib' is not installed. Run: pip install 'foveate[report]'") from error
 
 COLOURS = (
     *("#d62839", "#1d5fbf", "#2a9d5c", "#8e44ad", "#e07a1f", "#0e9aa7"),

@@ -63,9 +63,16 @@ class Output:
             write_output(self._json_file, content)
 
 
+class _Console(Console):
+    """One that leaves it to the command line what a reader that went away means."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def open_console() -> Console:
     """Standard output. Where nothing limits a line, no row needs a second one."""
-    console = Console()
+    console = _Console()
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
     return console

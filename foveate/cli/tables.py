@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from textwrap import wrap
 
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -47,7 +47,7 @@ class Table:
             if left >= 0:
                 yield self._table(self._grown(widths, left), gap)
                 return
-        yield self._blocks()
+        yield self._blocks(options.max_width)
 
     def _columns(self) -> list[list[str]]:
         return [[row[place] for row in self.rows] for place in range(len(self.titles))]
@@ -86,17 +86,22 @@ class Table:
             table.add_row(*(Text(fill(cell, width)) for cell, width in zip(row, widths, strict=True)))
         return table
 
-    def _blocks(self) -> Group:
+    def _blocks(self, width: int) -> Text:
         """Each row as lines of title and cell."""
-        blocks: list[RichTable | str] = []
+        lead = max(map(cell_len, self.titles)) + 2
+        cells = [" ".join(cell.split("\n")) for row in self.rows for cell in row]
+        beside = lead + max(map(longest_word, cells), default=0) <= width
+        blocks = []
         for row in self.rows:
-            block = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
-            block.add_column(no_wrap=True, style="bold")
-            block.add_column(overflow="fold")
+            lines = []
             for title, cell in zip(self.titles, row, strict=True):
-                block.add_row(Text(title), Text(" ".join(cell.split("\n"))))
-            blocks += [block, ""]
-        return Group(*blocks[:-1])
+                text = " ".join(cell.split("\n"))
+                if beside:
+                    lines.append(title.ljust(lead) + fill(text, width - lead).replace("\n", "\n" + " " * lead))
+                else:
+                    lines.append(fill(f"{title}: {text}", width))
+            blocks.append("\n".join(lines))
+        return Text("\n\n".join(blocks))
 
 
 def longest_line(text: str) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import click
 import pytest
 
-from foveate.cli import main
+from foveate.cli import _flags, main
 from foveate.cli.command import ALWAYS, Argument, Command, Option
 from tests.foveate.conftest import ROOT, SCENES, Run
 from tests.foveate.test_cli import SCENE, assert_one_clear_line
@@ -168,9 +168,7 @@ def test_a_command_in_a_message_is_one(text: str) -> None:
     assert {word for word in words if word.startswith("-")} <= known
 
 
-def test_a_librarys_option_becomes_a_flag(run: Run, reference_bundle: Path) -> None:
-    from foveate.cli import _flags
-
+def test_a_librarys_option_becomes_a_flag() -> None:
     named = {
         "export": {"overwrite": "--force", "check": "--no-check", "scorer": "--scorer", "calibrate": "--calibrate"},
         "build": {"targets": "--target", "max_bytes": "--max-gib", "engines": "--engines", "image_sizes": "--image-size"},

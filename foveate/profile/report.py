@@ -84,13 +84,14 @@ def make_page(profile: Profile) -> bytes:
     from foveate.profile import charts
 
     template = files("foveate.profile").joinpath("template.html").read_text()
-    drawings = {
-        "stages": charts.stages_chart(profile),
-        "speedup": charts.speedup_chart(profile),
-        "decode": charts.decode_chart(profile),
-        "memory": charts.memory_chart(profile),
-        "load": charts.load_chart(profile) if profile.load else "",
+    drawn = {
+        "stages": charts.stages_chart,
+        "speedup": charts.speedup_chart,
+        "decode": charts.decode_chart,
+        "memory": charts.memory_chart,
+        **({"load": charts.load_chart} if profile.load else {}),
     }
+    drawings = {name: {"wide": draw(profile), "narrow": draw(profile, narrow=True)} for name, draw in drawn.items()}
     page = Environment(autoescape=True).from_string(template)
     text = page.render(
         setting=profile.setting,
@@ -158,7 +159,16 @@ def _tables(profile: Profile) -> Iterator[Table]:
     reasons = "; ".join(f"keep {run.keep:g}: {run.reason}" for run in profile.keeps if run.reason)
     yield Table("Keep ratios", columns, rows, f"{note} {reasons}".strip())
     if profile.load:
-        heads = ("clients", "keep", "requests a second", "tokens a second", "first token, half", "90 %", "95 %", "requests")
+        heads = (
+            "clients",
+            "keep",
+            "requests a second",
+            "tokens a second",
+            "first token, half",
+            "first token, 90 %",
+            "first token, 95 %",
+            "requests",
+        )
         yield Table(
             "Clients at once",
             heads,

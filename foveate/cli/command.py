@@ -58,7 +58,11 @@ class Option(click.Option):
     @property
     def flag(self) -> str:
         """The long form; of a switch that is on by default, what turns it off."""
-        return max(self.secondary_opts if self.default is True and self.secondary_opts else self.opts, key=len)
+        return self.typed(self.default is not True)
+
+    def typed(self, value: Any) -> str:
+        """What the option was called on a command line that gave it this value."""
+        return max(self.secondary_opts if self.secondary_opts and value is False else self.opts, key=len)
 
 
 class Argument(click.Argument):
@@ -71,6 +75,10 @@ class Argument(click.Argument):
     @property
     def flag(self) -> str:
         return self.human_readable_name
+
+    def typed(self, value: Any) -> str:
+        """See `Option.typed`."""
+        return self.flag
 
 
 def when(need: Need, *names: str, **attributes: Any) -> Decorator:
@@ -89,11 +97,15 @@ class Command(click.Command):
     """A command that refuses what it would ignore."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        self.refuse_ignored(ctx)
+        return super().invoke(ctx)
+
+    def refuse_ignored(self, ctx: click.Context) -> None:
+        """Raises OptionError where the command line has a parameter without effect."""
         for parameter in self.params:
             if ctx.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE:
                 assert isinstance(parameter, Option | Argument)
-                parameter.need.check(parameter.flag, ctx.params)
-        return super().invoke(ctx)
+                parameter.need.check(parameter.typed(ctx.params[parameter.name or ""]), ctx.params)
 
 
 def command(name: str) -> Callable[[Callable[..., Any]], Command]:

@@ -148,8 +148,8 @@ def _figure(inches: tuple[float, float]) -> Figure:
 
 def _panels(count: int, inches: tuple[float, float], narrow: bool) -> tuple[Figure, list[Axes]]:
     """Charts beside each other, on a narrow screen one below the other."""
-    figure = _figure((_PHONE[0], 0.85 * _PHONE[1] * count) if narrow else inches)
-    figure.get_layout_engine().set(h_pad=0.12 if narrow else 0.04)  # inches
+    figure = Figure((_PHONE[0], 0.85 * _PHONE[1] * count) if narrow else inches)
+    figure.set_layout_engine("constrained", h_pad=0.12 if narrow else 0.04)  # inches
     shape = (count, 1) if narrow else (1, count)
     return figure, list(np.ravel(figure.subplots(*shape)))
 

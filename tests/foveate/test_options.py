@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,13 +148,12 @@ def texts() -> Iterator[tuple[Path, str]]:
                 yield file, node.value
 
 
+_QUOTED = re.compile(r"['`](foveate [^'`\n]+)['`]|[Rr]un:? (foveate .+?)(?:\.|$)")
+
+
 def quoted_commands() -> list[str]:
-    """Every command of foveate that a text quotes in single quotes or backticks."""
-    found = set()
-    for _, text in texts():
-        for mark in ("'", "`"):
-            found |= {part for part in text.split(mark)[1::2] if part.startswith("foveate ") and "\n" not in part}
-    return sorted(found)
+    """Every command of foveate that a text quotes, or tells to run."""
+    return sorted({found for _, text in texts() for match in _QUOTED.findall(text) for found in match if found})
 
 
 @pytest.mark.parametrize("text", quoted_commands())
@@ -166,6 +166,25 @@ def test_a_command_in_a_message_is_one(text: str) -> None:
         return
     known = {flag for parameter in COMMANDS[name].params for flag in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if word.startswith("-")} <= known
+
+
+def documented() -> list[str]:
+    """Every command of foveate in the code blocks of the pages."""
+    pages = [ROOT / "README.md", ROOT / "models" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    lines = [line for page in pages for line in page.read_text().replace("\\\n", " ").splitlines()]
+    return sorted({line.strip().partition(" | ")[0] for line in lines if re.match(r" {4,}foveate [a-z]", line)})
+
+
+@pytest.mark.parametrize("text", documented())
+def test_a_command_of_the_pages_is_accepted(text: str) -> None:
+    words = shlex.split(text, comments=True)[1:]
+    name = " ".join(words[: 2 if words[0] == "scorer" else 1])
+    if words[-1] == "--help":
+        assert name in COMMANDS
+        return
+    command = COMMANDS[name]
+    assert isinstance(command, Command)
+    command.refuse_ignored(command.make_context(name, words[len(name.split()) :]))
 
 
 def test_a_librarys_option_becomes_a_flag() -> None:

@@ -126,8 +126,8 @@ def _dress(axes: Axes, ticks: Mapping[float, str], note: str) -> None:
     frame(axes, "Accuracy with fewer visual tokens", "visual tokens kept: share and mean number", "right answers", note)
 
 
-def frame(axes: Axes, title: str, across: str, up: str, note: str = "") -> None:
-    """What every chart has: title, note below it, names of the axes, a quiet grid."""
+def frame(axes: Axes, title: str, across: str, up: str, note: str = "", pad: int = 28) -> None:
+    """What every chart has: title `pad` points above the axes, note below it, names of the axes, a quiet grid."""
     axes.set_xlabel(across, color=MUTED, fontsize=11, labelpad=8)
     axes.set_ylabel(up, color=MUTED, fontsize=11)
     axes.tick_params(colors=INK, length=0, labelsize=11)
@@ -135,7 +135,7 @@ def frame(axes: Axes, title: str, across: str, up: str, note: str = "") -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(RULE)
-    axes.set_title(title, loc="left", color=INK, fontsize=16, fontweight="bold", pad=28)
+    axes.set_title(title, loc="left", color=INK, fontsize=16, fontweight="bold", pad=pad)
     axes.annotate(
         note, (0, 1), (0, 10), xycoords="axes fraction", textcoords="offset points", va="bottom", color=MUTED, fontsize=10.5
     )

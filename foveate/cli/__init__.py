@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
@@ -21,6 +23,8 @@ _COMMANDS = {
     "evaluate": "foveate.cli.evaluate:evaluate_command",
     "demo": "foveate.cli.demo:demo_command",
 }
+_READER_LEFT = 128 + 13
+"""What a shell shows for a program that SIGPIPE ended."""
 
 
 class _Commands(click.Group):
@@ -41,8 +45,19 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except FoveateError as error:
             flags = _flags(self.get_command(ctx, ctx.invoked_subcommand or ""), error.options)
-            click.echo(f"Error: {error}{f' ({flags})' if flags else ''}", err=True)
-            sys.exit(2)
+            _fail(f"{error}{f' ({flags})' if flags else ''}")
+        except BrokenPipeError:
+            from foveate.cli.output import leave_standard_output
+
+            leave_standard_output()
+            sys.exit(_READER_LEFT)
+
+
+def _fail(message: str) -> None:
+    """One line, whatever the message has in it."""
+    with suppress(OSError):  # nobody may be there to read it
+        click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(2)
 
 
 def _flags(command: click.Command | None, options: tuple[str, ...]) -> str:
@@ -50,9 +65,17 @@ def _flags(command: click.Command | None, options: tuple[str, ...]) -> str:
     if isinstance(command, click.Group):
         found = [_flags(own, options) for own in command.commands.values()]
         return next(filter(None, found), "")
-    parameters = command.params if command else []
-    flags = {parameter.name: parameter.opts[0] for parameter in parameters if isinstance(parameter, click.Option)}
-    return ", ".join(flags[name] for name in options if name in flags)
+    flags = dict(_named(command)) if command else {}
+    return ", ".join(dict.fromkeys(flags[name] for name in options if name in flags))
+
+
+def _named(command: click.Command) -> Iterator[tuple[str, str]]:
+    """The names that the library has for a command's options, and their flags."""
+    from foveate.cli.command import Option
+
+    for parameter in command.params:
+        if isinstance(parameter, Option):
+            yield from ((name, parameter.flag) for name in (parameter.name or "", *parameter.also))
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

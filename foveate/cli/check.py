@@ -10,25 +10,33 @@ import click
 import numpy as np
 
 from foveate.check import CheckReport, check
-from foveate.cli.options import SessionChoice, session_options
+from foveate.cli.command import Need, always, command, when
+from foveate.cli.documents import Checked
+from foveate.cli.files import check_sources
+from foveate.cli.options import PATH, SessionChoice, json_option, session_options
+from foveate.cli.output import Output
 from foveate.cli.progress import Bar
-from foveate.cli.tables import make_table, open_console
+from foveate.cli.tables import Table
 from foveate.runtime import Request, load
 from foveate.samples import read_samples
 
 _QUESTION = "What is in the image?"
 _SIDE = 448
 
+DATA = Need(lambda given: given["data"] is not None, "there is no folder of questions", "Give one with --data")
+NO_DATA = Need(lambda given: given["data"] is None, "the questions are those of --data", "Leave out --data")
 
-@click.command("check")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("question", default=_QUESTION)
-@click.option("-i", "--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image; may be repeated.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder of images and questions in place of one question.")
-@click.option("--count", default=20, show_default=True, help="Questions of --data to ask.")
-@click.option("--min-cosine", default=0.99, show_default=True, help="Fail where a stage is less similar than this.")
-@click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
+
+@command("check")
+@always("bundle", type=PATH)
+@when(NO_DATA, "question", default=_QUESTION)
+@when(NO_DATA, "-i", "--image", "images", multiple=True, type=PATH, help="An image; may be repeated.")
+@always("--data", type=PATH, help="Folder of images and questions in place of one question.")
+@when(DATA, "--count", default=20, show_default=True, type=click.IntRange(1), help="Questions of --data to ask.")
+@always("--min-cosine", default=0.99, show_default=True, help="Fail where a stage is less similar than this.")
+@always("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
 @session_options(backend=None, vision=False)
+@json_option
 def check_command(
     bundle: Path,
     question: str,
@@ -38,11 +46,14 @@ def check_command(
     min_cosine: float,
     max_new_tokens: int | None,
     session: SessionChoice,
+    json_file: Path | None,
 ) -> None:
     """Compare BUNDLE on a backend with the same bundle on ONNX Runtime's CPU.
 
     Without --image and --data the request is QUESTION about a picture of a colour gradient.
     """
+    output = Output(json_file)
+    check_sources(images)
     requests = _requests(question, images, data, count, max_new_tokens)
     with (
         closing(load(bundle)) as reference,
@@ -50,7 +61,16 @@ def check_command(
         Bar("checking") as bar,
     ):
         report = check(reference, other, requests, progress=bar.show)
-    _print(report)
+    output.show(*_tables(report))
+    output.finish(
+        Checked(
+            backend=session.backend,
+            min_cosine=min_cosine,
+            passed=all(stage.cosine >= min_cosine for stage in report.stages),
+            stages=tuple(report.stages),
+            answers=tuple(report.answers),
+        )
+    )
     report.require(min_cosine)
 
 
@@ -70,16 +90,14 @@ def _gradient() -> np.ndarray:
     return np.stack([red, green, 255 - red // 2 - green // 2], axis=-1)
 
 
-def _print(report: CheckReport) -> None:
-    console = open_console()
+def _tables(report: CheckReport) -> tuple[Table, Table]:
     numbers = ("cosine", "max |diff|", "of")
-    stages = make_table("stage", "output", *numbers, numbers=numbers)
-    for stage in report.stages:
-        row = (f"{stage.cosine:.6f}", f"{stage.max_abs_diff:.2g}", f"{stage.scale:.2g}")
-        stages.add_row(stage.stage, stage.output, *row)
+    stages = [
+        (stage.stage, stage.output, f"{stage.cosine:.6f}", f"{stage.max_abs_diff:.2g}", f"{stage.scale:.2g}")
+        for stage in report.stages
+    ]
     titles = ("keep", "same kept tokens", "same greedy tokens")
-    answers = make_table(*titles, numbers=titles)
-    for one in report.answers:
-        answers.add_row(f"{one.keep:g}", f"{100 * one.overlap:.1f} %", f"{one.same_tokens} of {one.requests}")
-    console.print(stages)
-    console.print(answers)
+    answers = [
+        (f"{one.keep:g}", f"{100 * one.overlap:.1f} %", f"{one.same_tokens} of {one.requests}") for one in report.answers
+    ]
+    return Table(("stage", "output", *numbers), stages, numbers), Table(titles, answers, titles)

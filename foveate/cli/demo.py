@@ -6,15 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
-import click
+import msgspec
 from rich.console import Console
-from rich.table import Table
 
+from foveate.cli.command import always, command
+from foveate.cli.documents import AnswerFacts, Demonstrated, Shown
 from foveate.cli.export import calibration, load_exporter
+from foveate.cli.files import check_checkpoint
+from foveate.cli.options import PATH, json_option
+from foveate.cli.output import Output
 from foveate.cli.progress import Bar
+from foveate.cli.tables import Table
 from foveate.demo import KEEPS, Outcome, run
-from foveate.engines import RequestError
+from foveate.engines import DataError
 from foveate.profile import ProfilePlan, profile_bundle, write_reports
+from foveate.profile.results import first_token
 from foveate.runtime import Answer
 from foveate.samples import QUESTIONS, read_samples
 
@@ -24,16 +30,22 @@ REPORT = "report.html"
 _PROFILE = ProfilePlan(keeps=KEEPS, image_size=(448, 448), new_tokens=8, repeats=10, clients=(1, 2), requests=5)
 
 
-@click.command("demo")
-@click.option("--checkpoint", type=click.Path(path_type=Path), default=Path("models/qwen2-vl-tiny"), show_default=True)
-@click.option("--data", type=click.Path(path_type=Path), default=Path("models/demo-scenes"), show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True)
-def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
+@command("demo")
+@always("--checkpoint", type=PATH, default=Path("models/qwen2-vl-tiny"), show_default=True)
+@always("--data", type=PATH, default=Path("models/demo-scenes"), show_default=True)
+@always("-o", "--output", type=PATH, default=Path("out/demo"), show_default=True)
+@json_option
+def demo_command(checkpoint: Path, data: Path, output: Path, json_file: Path | None) -> None:
     """Export the reference checkpoint, ask about a few scenes with fewer and fewer visual tokens, and measure what it takes."""
+    out = Output(json_file)
     if not (data / QUESTIONS).is_file():
-        raise RequestError(f"there is no {data / QUESTIONS}. Run the demo from a clone of the project, or pass --data FOLDER.")
-    console, samples, exporter = Console(), read_samples(data), load_exporter()
-    with console.status("Exporting ...") as status:
+        raise DataError(
+            f"there is no {data / QUESTIONS}. Run the demo from a clone of the project, or name another folder.",
+            options=("data",),
+        )
+    check_checkpoint(checkpoint)
+    samples, exporter = read_samples(data), load_exporter()
+    with Console(stderr=True).status("Exporting ...") as status:
 
         def progress(step: str) -> None:
             status.update(f"{step} ...")
@@ -44,57 +56,58 @@ def demo_command(checkpoint: Path, data: Path, output: Path) -> None:
         outcomes = run(bundle, samples, output, progress)
     with Bar("Measuring") as bar:
         write_reports(profile_bundle(bundle, _PROFILE, progress=bar.show), output / REPORT)
-    console.print(_answers_table(outcomes))
-    console.print(_figures_table(outcomes))
-    pictures = f"Pictures (kept tokens bright, dropped ones dimmed): {output}/*.png"
-    console.print(f"Bundle: {bundle}\n{pictures}\nWhere time and memory go: {output / REPORT}", soft_wrap=True)
+    out.show(_answers_table(outcomes), "", _figures_table(outcomes), "")
+    out.say(f"Bundle: {bundle}\nPictures (kept tokens bright, dropped ones dimmed): {output}/*.png")
+    out.say(f"Where time and memory go: {output / REPORT}")
+    out.finish(Demonstrated(bundle=str(bundle), report=str(output / REPORT), questions=tuple(map(_facts, outcomes))))
+
+
+def _facts(outcome: Outcome) -> Shown:
+    return Shown(
+        question=outcome.sample.question,
+        right_answer=outcome.sample.answer,
+        picture=str(outcome.picture),
+        answers={f"{keep:g}": msgspec.convert(answer.to_dict(), AnswerFacts) for keep, answer in outcome.answers.items()},
+    )
 
 
 def _answers_table(outcomes: list[Outcome]) -> Table:
-    table = Table("question", "right answer", *(f"keep {keep:g}" for keep in KEEPS), title="Answers")
-    for outcome in outcomes:
-        cells = [
-            f"[green]✓[/] {outcome.answers[keep].text}" if outcome.correct(keep) else f"[red]✗[/] {outcome.answers[keep].text}"
-            for keep in KEEPS
-        ]
-        table.add_row(outcome.sample.question, outcome.sample.answer, *cells)
-    return table
+    rows = [
+        (
+            outcome.sample.question,
+            outcome.sample.answer,
+            *(f"{'✓' if outcome.correct(keep) else '✗'} {outcome.answers[keep].text}" for keep in KEEPS),
+        )
+        for outcome in outcomes
+    ]
+    titles = ("question", "right answer", *(f"keep {keep:g}" for keep in KEEPS))
+    return Table(titles, rows, prose=("question",), caption="Answers")
 
 
 def _figures_table(outcomes: list[Outcome]) -> Table:
-    columns = (
-        "keep",
-        "right",
-        "visual\ntokens",
-        "vision\nms",
-        "score\nms",
-        "embed\nms",
-        "prefill\nms",
-        "first\ntoken ms",
-        "KV\nKiB",
-    )
-    table = Table(title="Medians over the questions; below them the ratio to keep 1", show_lines=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    whole = [outcome.answers[1.0] for outcome in outcomes]
+    """The stages add up to the first token."""
+    stages = ("prepare ms", "vision ms", "score ms", "embed ms", "prefill ms", "first token ms")
+    titles = ("keep", "right", "visual tokens", *stages, "KV KiB")
+    whole, rows = [outcome.answers[1.0] for outcome in outcomes], []
     for keep in KEEPS:
         answers = [outcome.answers[keep] for outcome in outcomes]
-        timings = [answer.timings for answer in answers]
-        table.add_row(
-            f"{keep:g}",
-            f"{sum(outcome.correct(keep) for outcome in outcomes)}/{len(outcomes)}",
-            f"{median(len(answer.selection.keep_indices) for answer in answers):g}",
-            f"{median(t.vision_ms for t in timings):.1f}",
-            f"{median(t.score_ms + t.select_ms for t in timings):.1f}",
-            f"{median(t.embed_ms for t in timings):.1f}",
-            _beside(answers, whole, lambda answer: answer.timings.prefill_ms),
-            _beside(answers, whole, lambda answer: answer.timings.ttft_ms),
-            _beside(answers, whole, lambda answer: answer.kv_bytes / 1024),
+        right = f"{sum(outcome.correct(keep) for outcome in outcomes)}/{len(outcomes)}"
+        kept = f"{median(len(answer.selection.keep_indices) for answer in answers):g}"
+        times = first_token([answer.timings for answer in answers])
+        own = (times["preprocess_ms"], times["vision_ms"], times["score_ms"] + times["select_ms"], times["embed_ms"])
+        rows.append(
+            (
+                *(f"{keep:g}", right, kept),
+                *(f"{ms:.1f}" for ms in own),
+                f"{times['prefill_ms']:.1f}\n{_ratio(answers, whole, lambda answer: answer.timings.prefill_ms)}",
+                f"{sum(times.values()):.1f}\n{_ratio(answers, whole, lambda answer: answer.timings.ttft_ms)}",
+                f"{median(answer.kv_bytes for answer in answers) / 1024:.1f}\n{_ratio(answers, whole, lambda a: a.kv_bytes)}",
+            )
         )
-    return table
+    caption = "Medians over the questions; first token: their sum; below them the median ratio to keep 1"
+    return Table(titles, rows, titles, caption=caption)
 
 
-def _beside(answers: list[Answer], whole: list[Answer], figure: Callable[[Answer], float]) -> str:
-    """Median of a figure, and of its ratio to the same question at keep 1."""
-    ratio = median(figure(answer) / figure(other) for answer, other in zip(answers, whole, strict=True))
-    return f"{median(map(figure, answers)):.1f}\n{ratio:.2f}x"
+def _ratio(answers: list[Answer], whole: list[Answer], figure: Callable[[Answer], float]) -> str:
+    """Median ratio of a figure to that of the same question at keep 1."""
+    return f"{median(figure(answer) / figure(other) for answer, other in zip(answers, whole, strict=True)):.2f}x"

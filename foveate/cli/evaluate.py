@@ -4,66 +4,92 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
-from rich.box import SIMPLE_HEAD
-from rich.markup import escape
-from rich.table import Table as RichTable
+import msgspec
 
-from foveate.cli.options import SessionChoice, session_options
+from foveate.cli.command import Given, Need, always, command, when
+from foveate.cli.documents import Document
+from foveate.cli.files import check_exists
+from foveate.cli.options import PATH, SessionChoice, json_option, numbers, session_options
+from foveate.cli.output import Output
 from foveate.cli.progress import Bar
-from foveate.cli.tables import open_console
-from foveate.engines.errors import RequestError
+from foveate.cli.tables import Table as Printable
+from foveate.engines import Bundle, Manifest
 from foveate.evaluate import REPORTS, Results, Table, evaluate_bundle, remark, tables
+from foveate.evaluate.folder import Run
+from foveate.runtime.select.scores import Oracle
 
 
-@click.command("evaluate")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option(
+class Evaluated(Document, frozen=True, kw_only=True, tag="foveate.evaluate.1"):
+    """`foveate evaluate`
+
+    Attributes:
+        run: what the answers depend on.
+        results: the figures.
+    """
+
+    run: Run
+    results: Results
+
+
+def _asks_the_oracle(given: Given) -> bool:
+    return Oracle.name in _parts(given["selectors"] or "")
+
+
+ORACLE = Need(_asks_the_oracle, "selector 'oracle' is not asked for, which chooses by them", "Add oracle to --select")
+
+
+@command("evaluate")
+@always("bundle", type=PATH)
+@always("data", type=PATH)
+@always(
     "--keep",
     "keeps",
     default="1,0.5,0.25,0.125",
     show_default=True,
     help="Shares of the visual tokens to keep, with commas. 1 is always measured, once for all selectors.",
 )
-@click.option(
+@always(
     "--select",
     "selectors",
-    default="foveated,attention,random",
-    show_default=True,
-    help="Selectors, with commas; the others are held against the first.",
+    help="Selectors, with commas; the others are held against the first.  [default: the bundle's own, attention, random]",
 )
-@click.option(
+@when(
+    ORACLE,
     "--labels",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Folder of 'foveate scorer label CHECKPOINT DATA --wrong': what selector oracle chooses by.",
 )
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the report, e.g. report/.")
-@click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
-@click.option("--force", is_flag=True, help="Start anew, whatever the folder has of an earlier run.")
+@always("-o", "--output", type=PATH, required=True, help="Folder of the report, e.g. report/.")
+@always("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
+@always("--force", is_flag=True, also=("overwrite",), help="Start anew, whatever the folder has of an earlier run.")
 @session_options()
+@json_option
 def evaluate_command(
     bundle: Path,
     data: Path,
     keeps: str,
-    selectors: str,
+    selectors: str | None,
     labels: Path | None,
     output: Path,
     max_new_tokens: int | None,
     force: bool,
     session: SessionChoice,
+    json_file: Path | None,
 ) -> None:
     """Ask BUNDLE the questions of DATA with fewer and fewer visual tokens, and count the right answers.
 
     DATA is a folder with a questions.jsonl. The same command again goes on where a stopped one ended.
     """
+    out = Output(json_file)
+    check_exists("--labels", labels, "folder")
+    manifest = Bundle.open(bundle, verify=False).manifest
     with Bar("Asking") as bar:
         results = evaluate_bundle(
             bundle,
             data,
             output,
-            _ratios(keeps),
-            _parts(selectors),
+            numbers("--keep", keeps),
+            default_selectors(manifest) if selectors is None else _parts(selectors),
             labels=labels,
             max_new_tokens=max_new_tokens,
             backend=session.backend,
@@ -72,38 +98,29 @@ def evaluate_command(
             force=force,
             progress=bar.show,
         )
-    _print(results, output)
-
-
-def _print(results: Results, output: Path) -> None:
-    console = open_console()
     for table in tables(results):
-        console.print(_printable(table), "")
-    for line in filter(None, [remark(results), f"Report: {', '.join(str(output / name) for name in REPORTS)}"]):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        out.show(_printable(table), "")
+    if remark(results):
+        out.show(remark(results), "")
+    out.say(f"Report: {', '.join(str(output / name) for name in REPORTS)}")
+    out.finish(Evaluated(run=_read_run(output), results=results))
+
+
+def default_selectors(manifest: Manifest) -> list[str]:
+    """What is asked where nothing is chosen: the bundle's own selector, beside the two that need no scorer."""
+    return list(dict.fromkeys((manifest.scorer.default_selector, "attention", "random")))
+
+
+def _read_run(output: Path) -> Run:
+    """What the report says of the run."""
+    return msgspec.convert(msgspec.json.decode((output / REPORTS[0]).read_bytes())["run"], Run)
 
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def _ratios(text: str) -> list[float]:
-    """The numbers of a list with commas.
-
-    Raises:
-        RequestError: one of them is no number.
-    """
-    try:
-        return [float(part) for part in _parts(text)]
-    except ValueError as error:
-        raise RequestError(f"--keep is '{text}', expected numbers with commas. Use --keep 1,0.5,0.25.") from error
-
-
-def _printable(table: Table) -> RichTable:
-    """The table for a terminal, with a line between keep ratios."""
-    printable = RichTable(title=table.title, title_justify="left", box=SIMPLE_HEAD, show_edge=False)
-    for index, column in enumerate(table.columns):
-        printable.add_column(escape(column), justify="left" if index == 1 else "right", no_wrap=index < 2, overflow="fold")
-    for row, following in zip(table.rows, [*table.rows[1:], None], strict=True):
-        printable.add_row(*row, end_section=following is None or row[0] != following[0])
-    return printable
+def _printable(table: Table) -> Printable:
+    """The table for a terminal, with a gap between keep ratios."""
+    numbers = [column for index, column in enumerate(table.columns) if index != 1]
+    return Printable(table.columns, table.rows, numbers, caption=table.title, groups=True)

@@ -3,59 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 
+from foveate.cli.command import always, command
+from foveate.cli.documents import Comparison, Exported
+from foveate.cli.files import check_checkpoint, check_exists, check_new_bundle
+from foveate.cli.options import PATH, json_option
+from foveate.cli.output import Output
 from foveate.engines import RetentionPoint, needed_package
+
+if TYPE_CHECKING:
+    from foveate.exporter import ExportResult
 
 CALIBRATION_KEEPS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
 
 
-def load_exporter() -> ModuleType:
-    """The exporter, whose libraries the base install does not have.
+def load_exporter(module: str = "pipeline") -> ModuleType:
+    """A module of the exporter, whose libraries the base install does not have.
 
     Raises:
         MissingPackageError: one of them is not installed.
     """
     with needed_package("the exporter needs it", "export"):
-        from foveate import exporter
-    return exporter
+        return import_module(f"foveate.exporter.{module}")
 
 
-@click.command("export")
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder of the bundle, e.g. x.bundle.")
-@click.option("--precision", default="fp32", show_default=True, help="fp32, int8 or int4, for the CPU.")
-@click.option("--vision", help="Precision of the vision tower, where it is another: fp32 or int8.")
-@click.option("--decoder", help="Precision of the decoder, where it is another: fp32, int8 or int4.")
-@click.option("--force", is_flag=True, help="Replace a bundle that exists.")
-@click.option("--scorer", type=click.Path(path_type=Path), help="A trained scorer, from 'foveate scorer train'.")
-@click.option("--calibrate", type=click.Path(path_type=Path), help="Folder of questions to measure the retention curve on.")
-@click.option("--check/--no-check", default=True, show_default=True, help="Compare every graph with the reference model.")
+@command("export")
+@always("checkpoint", type=PATH)
+@always("-o", "--output", type=PATH, required=True, help="Folder of the bundle, e.g. x.bundle.")
+@always("--precision", default="fp32", show_default=True, help="fp32, int8 or int4, for the CPU.")
+@always("--vision", also=("parts",), help="Precision of the vision tower, where it is another: fp32 or int8.")
+@always("--decoder", also=("parts",), help="Precision of the decoder, where it is another: fp32, int8 or int4.")
+@always("--force", "overwrite", is_flag=True, help="Replace a bundle that exists.")
+@always("--scorer", type=PATH, help="A trained scorer, from 'foveate scorer train'.")
+@always("--calibrate", type=PATH, help="Folder of questions to measure the retention curve on.")
+@always("--check/--no-check", default=True, show_default=True, help="Compare every graph with the reference model.")
+@json_option
 def export_command(
     checkpoint: Path,
     output: Path,
     precision: str,
     vision: str | None,
     decoder: str | None,
-    force: bool,
+    overwrite: bool,
     scorer: Path | None,
     calibrate: Path | None,
     check: bool,
+    json_file: Path | None,
 ) -> None:
     """Export CHECKPOINT, a Hugging Face folder, into a bundle of ONNX graphs."""
-    exporter = load_exporter()
-    measure = None if calibrate is None else calibration(calibrate)
+    out = Output(json_file)
+    check_checkpoint(checkpoint)
+    check_new_bundle(output, overwrite)
+    check_exists("--scorer", scorer)
     parts = {name: chosen for name, chosen in (("vision", vision), ("decoder", decoder)) if chosen}
-    console = Console(stderr=True)
-    with console.status("Exporting ...") as status:
+    load_exporter("precision").plan_precisions(precision, parts)
+    measure = None if calibrate is None else calibration(calibrate)
+    exporter = load_exporter()
+    with Console(stderr=True).status("Exporting ...") as status:
         result = exporter.export(
             checkpoint,
             output,
-            exporter.ExportOptions(precision, parts, overwrite=force, check=check, scorer=scorer),
+            exporter.ExportOptions(precision, parts, overwrite=overwrite, check=check, scorer=scorer),
             progress=lambda message: status.update(f"{message} ..."),
             calibrate=measure,
         )
@@ -66,7 +82,13 @@ def export_command(
             f"{worst.graph}.{worst.output}, {worst.measure} {worst.difference:.2g} of {worst.tolerance:.2g} allowed",
             err=True,
         )
-    click.echo(result.bundle)
+    out.say(str(result.bundle))
+    out.finish(_document(result))
+
+
+def _document(result: ExportResult) -> Exported:
+    rows = None if result.parity is None else tuple(Comparison(**asdict(row)) for row in result.parity.rows)
+    return Exported(bundle=str(result.bundle), parity=rows)
 
 
 def calibration(data: Path) -> Callable[[Path], list[RetentionPoint]]:

@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import io
-import json
 from contextlib import closing
 from pathlib import Path
 from typing import TypedDict
 
 import click
+import msgspec
 
-from foveate.cli.options import SessionChoice, session_options
-from foveate.engines import RequestError, replace_file
-from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, VideoLimits, load
+from foveate.cli.command import Given, Need, always, command, when
+from foveate.cli.documents import Generated
+from foveate.cli.files import check_output, check_sources, write_output
+from foveate.cli.options import PATH, SessionChoice, json_option, session_options
+from foveate.cli.output import STDOUT, Output
+from foveate.engines import OptionError, RequestError
+from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, VideoLimits, load, open_selector
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
+_STAGES = ("preprocess", "vision", "score", "select", "embed", "prefill")
+_BUDGETS = ("keep", "keep_tokens", "mass", "ttft_ms")
+
+
+def _has_budget(given: Given) -> bool:
+    return any(given[name] is not None for name in _BUDGETS)
+
+
+VISUAL = Need(
+    lambda given: given["images"] or given["videos"],
+    "there is no image and no video",
+    "Give one with --image or --video",
+)
+VIDEO = Need(lambda given: given["videos"], "there is no video", "Give one with --video")
+BUDGET = Need(_has_budget, "all visual tokens stay", "Set a budget, for example --keep 0.5")
+CHOICE = Need(lambda given: _has_budget(given) or given["explain"], BUDGET.fact, BUDGET.remedy)
+SAMPLED = Need(
+    lambda given: given["temperature"] != 0, "at temperature 0 the likeliest token is taken", "Set --temperature above 0"
+)
 
 
 class _Limits(TypedDict, total=False):
@@ -22,30 +45,41 @@ class _Limits(TypedDict, total=False):
     video_limits: VideoLimits
 
 
-@click.command("generate")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("question", default="")
-@click.option("-i", "--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image; may be repeated.")
-@click.option("--video", "videos", multiple=True, type=click.Path(path_type=Path), help="A video; may be repeated.")
-@click.option("--fps", type=float, help="Frames per second to look at.  [default: 1]")
-@click.option("--max-frames", type=int, help="Most frames of a video; longer ones are spread over it.  [default: 32]")
-@click.option("--keep", type=float, help="Share of the visual tokens to keep, 0 < keep <= 1. 1 skips the scorer.  [default: 1]")
-@click.option("--keep-tokens", type=int, help="Number of visual tokens to keep.")
-@click.option("--mass", type=float, help="Keep the fewest tokens whose scores sum to this share, 0 < mass <= 1.")
-@click.option("--ttft-ms", type=float, help="Keep as many as let the answer begin in time, by what 'profile --save' measured.")
-@click.option("--select", metavar="NAME", help=f"How to choose them: {', '.join(SELECTORS)}.  [default: the bundle's scorer]")
-@click.option("--min-retained", type=float, help="Refuse to keep so few that less than this share of the right answers stays.")
-@click.option("--explain", metavar="FILE", type=click.Path(path_type=Path), help="Draw scores and kept tokens, e.g. heat.png.")
-@click.option("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=int, help="Sample from the k likeliest tokens.")
-@click.option("--top-p", default=1.0, help="Sample from the likeliest tokens that sum to p.")
-@click.option("--seed", type=int, help="Seed of the sampling.")
-@click.option("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
-@click.option("--kv-capacity", type=int, help="Most tokens a prompt and its answer may take.")
-@click.option("--max-pixels", type=int, help="Refuse images and frames with more pixels.")
+@command("generate")
+@always("bundle", type=PATH)
+@always("question", default="")
+@always("-i", "--image", "images", multiple=True, type=PATH, help="An image; may be repeated.")
+@always("--video", "videos", multiple=True, type=PATH, help="A video; may be repeated.")
+@when(VIDEO, "--fps", type=float, help="Frames per second to look at.  [default: 1]")
+@when(VIDEO, "--max-frames", type=int, help="Most frames of a video; longer ones are spread over it.  [default: 32]")
+@when(
+    VISUAL,
+    "--keep",
+    type=float,
+    also=("ratio",),
+    help="Share of the visual tokens to keep, 0 < keep <= 1. 1 skips the scorer.  [default: 1]",
+)
+@when(VISUAL, "--keep-tokens", type=int, also=("tokens",), help="Number of visual tokens to keep.")
+@when(VISUAL, "--mass", type=float, help="Keep the fewest tokens whose scores sum to this share, 0 < mass <= 1.")
+@when(VISUAL, "--ttft-ms", type=float, help="Keep as many as let the answer begin in time, by what 'profile --save' measured.")
+@when(
+    CHOICE,
+    "--select",
+    metavar="NAME",
+    help=f"How to choose them: {', '.join(SELECTORS)}.  [default: the bundle's scorer]",
+)
+@when(BUDGET, "--min-retained", type=float, help="Refuse to keep so few that less than this share of the right answers stays.")
+@when(VISUAL, "--explain", metavar="FILE", type=PATH, help="Draw scores and kept tokens, e.g. heat.png.")
+@always("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
+@always("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@when(SAMPLED, "--top-k", type=int, help="Sample from the k likeliest tokens.")
+@when(SAMPLED, "--top-p", default=1.0, help="Sample from the likeliest tokens that sum to p.")
+@when(SAMPLED, "--seed", type=int, help="Seed of the sampling.")
+@always("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
+@always("--kv-capacity", "kv_capacity_tokens", type=int, help="Most tokens a prompt and its answer may take.")
+@when(VISUAL, "--max-pixels", type=int, also=("limits", "video_limits"), help="Refuse images and frames with more pixels.")
 @session_options()
-@click.option("--json", "as_json", is_flag=True, help="Print everything that was decided and measured as JSON.")
+@json_option
 def generate_command(
     bundle: Path,
     question: str,
@@ -66,19 +100,20 @@ def generate_command(
     top_p: float,
     seed: int | None,
     stop: tuple[str, ...],
-    kv_capacity: int | None,
+    kv_capacity_tokens: int | None,
     max_pixels: int | None,
     session: SessionChoice,
-    as_json: bool,
+    json_file: Path | None,
 ) -> None:
     """Answer QUESTION about the images and videos from BUNDLE."""
+    output = Output(json_file)
     if not question and not images and not videos:
         raise RequestError("there is nothing to answer: no question and no image. Give a question, or an image with -i.")
+    _check_explain(explain)
+    check_sources(images + videos)
+    if select is not None:
+        open_selector(select)
     sampled = {name: value for name, value in (("fps", fps), ("max_frames", max_frames)) if value is not None}
-    if sampled and not videos:
-        raise RequestError("there is no video, so --fps and --max-frames have nothing to choose from. Give one with --video.")
-    if explain is not None:
-        _check_explain(explain, images + videos)
     request = Request.ask(
         question,
         images,
@@ -95,12 +130,19 @@ def generate_command(
         max_new_tokens=max_new_tokens,
         stop=stop,
     )
-    limits = _limits(max_pixels)
-    opened = load(bundle, session.backend, session.options, kv_capacity, vision_backend=session.vision_backend, **limits)
+    opened = load(
+        bundle,
+        session.backend,
+        session.options,
+        kv_capacity_tokens,
+        vision_backend=session.vision_backend,
+        **_limits(max_pixels),
+    )
     with closing(opened) as pipe:
-        answer = _print_json(pipe, request) if as_json else _print_stream(pipe, request)
+        answer = pipe.generate(request) if json_file == STDOUT else _print_stream(pipe, request, output)
     if explain is not None:
         _write_picture(answer, explain)
+    output.finish(msgspec.convert(answer.to_dict() | {"schema": Generated.__struct_config__.tag}, Generated))
 
 
 def _limits(max_pixels: int | None) -> _Limits:
@@ -110,53 +152,38 @@ def _limits(max_pixels: int | None) -> _Limits:
     return {"limits": ImageLimits(max_pixels=max_pixels), "video_limits": VideoLimits(max_pixels=max_pixels)}
 
 
-def _print_json(pipe: Pipeline, request: Request) -> Answer:
-    answer = pipe.generate(request)
-    click.echo(json.dumps(answer.to_dict()))
-    return answer
-
-
-def _print_stream(pipe: Pipeline, request: Request) -> Answer:
+def _print_stream(pipe: Pipeline, request: Request, output: Output) -> Answer:
     stream = pipe.stream(request)
     for chunk in stream:
-        click.echo(chunk.text, nl=False)
-    click.echo()
+        output.say(chunk.text, end="")
+    output.say()
     (answer,) = stream.answers()
-    click.secho(_figures(answer), err=True, dim=True)
+    click.secho(figures(answer), err=True, dim=True)
     return answer
 
 
-def _check_explain(path: Path, sources: tuple[Path, ...]) -> None:
+def _check_explain(path: Path | None) -> None:
     """Refuses what `_write_picture` could not write, before the model runs."""
-    if not sources:
-        raise RequestError(
-            "there is no image, so --explain has nothing to draw. Give an image with -i or a video with --video."
-        )
-    if path.suffix.lower() not in _FORMATS:
-        raise RequestError(f"--explain is '{path}', expected a file that ends in one of {', '.join(_FORMATS)}. Rename it.")
-    if path.is_dir() or not path.parent.is_dir():
-        fact = "is a folder" if path.is_dir() else "is in a folder that does not exist"
-        raise RequestError(f"--explain is '{path}', which {fact}. Choose another file.")
+    if path is not None and path.suffix.lower() not in _FORMATS:
+        raise OptionError(f"--explain is '{path}', expected a file that ends in one of {', '.join(_FORMATS)}. Rename it.")
+    check_output("--explain", path)
 
 
 def _write_picture(answer: Answer, path: Path) -> None:
-    """Writes the explanation in place of an older one, whole or not at all."""
     image = io.BytesIO()
     answer.explain().save(image, _FORMATS[path.suffix.lower()], quality=95)
-    try:
-        replace_file(path.resolve(), image.getvalue())  # a link stays, what it points to is replaced
-    except OSError as error:
-        raise RequestError(f"--explain can't write '{path}': {error.strerror or error}. Choose another file.") from error
+    write_output(path, image.getvalue())
 
 
-def _figures(answer: Answer) -> str:
-    """What was kept and why, how long it took and what the cache needs, in one line."""
+def figures(answer: Answer) -> str:
+    """What was kept and why, how long it took and what the cache needs, in one line. The stages add up to the first token."""
     timings, selection = answer.timings, answer.selection
     reason = f" ({selection.reason})" if selection.reason else ""
-    predicted = "" if answer.predicted_ttft_ms is None else f", predicted {answer.predicted_ttft_ms:.0f}"
+    stages = {name: round(getattr(timings, f"{name}_ms"), 1) for name in _STAGES}
+    parts = ", ".join(f"{name} {ms:.1f}" for name, ms in stages.items() if ms)
+    predicted = "" if answer.predicted_ttft_ms is None else f", predicted {answer.predicted_ttft_ms:.1f} ms"
     decode = f", then {timings.tpot_ms:.1f} ms a token" if timings.decode_ms else ""
     return (
         f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}, "
-        f"first token {timings.ttft_ms:.0f} ms (vision {timings.vision_ms:.0f}, score {timings.score_ms:.1f}, "
-        f"prefill {timings.prefill_ms:.0f}{predicted}){decode}, KV cache {answer.kv_bytes / 1024:.0f} KiB"
+        f"first token {sum(stages.values()):.1f} ms ({parts}){predicted}{decode}, KV cache {answer.kv_bytes / 1024:.0f} KiB"
     )

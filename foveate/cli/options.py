@@ -1,4 +1,4 @@
-"""The options of every command that runs a bundle: which backend, and how."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from typing import Any
 
 import click
 
-from foveate.engines import BACKENDS, SessionOptions
-from foveate.engines.errors import BackendError
+from foveate.cli.command import Given, Need, always, when
+from foveate.engines import BACKENDS, OptionError, SessionOptions
+from foveate.engines.backends import OPTIONS
+
+PATH = click.Path(path_type=Path)
+JSON_HELP = "Print the results as JSON alone, or write them to FILE (docs/json.md)."
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,27 @@ class SessionChoice:
     backend: str
     options: SessionOptions
     vision_backend: str | None
+
+
+def _heeds(*names: str) -> Need:
+    """A backend that looks at one of these fields of `SessionOptions`."""
+    takers = [backend for backend, heeded in OPTIONS.items() if not heeded.isdisjoint(names)]
+
+    def holds(given: Given) -> bool:
+        # Of these options a vision backend of its own gets the threads alone; an unknown backend is another error.
+        vision = given.get("vision_backend") if "threads" in names else None
+        return any(backend in takers or backend not in (None, *OPTIONS) for backend in (given["backend"], vision))
+
+    return Need(holds, "backend '{backend}' does not look at it", f"Use it with --backend {' or '.join(takers)}")
+
+
+def _differs(given: Given) -> bool:
+    """Whether the vision graph would run in another way than the rest, which runs with these options."""
+    own = ("provider_options", "precision", "engines", "device")
+    return given["vision_backend"] != given["backend"] or given["provider"] != "cpu" or any(given[name] for name in own)
+
+
+OTHER_BACKEND = Need(_differs, "'{backend}' runs all graphs already", "Name another backend")
 
 
 def session_options(
@@ -33,17 +58,38 @@ def session_options(
         vision: the vision graph may have another backend.
     """
     chosen = {"required": True} if backend is None else {"default": backend, "show_default": True}
-    other = click.option("--vision-backend", help="What runs the vision graph, e.g. openvino.  [default: the backend]")
+    vision_help = "What runs the vision graph, e.g. openvino.  [default: the backend]"
     options = (
-        click.option("--backend", **chosen, help=f"What runs the graphs: {', '.join(BACKENDS)}."),
-        *((other,) if vision else ()),
-        click.option("--provider", default="cpu", show_default=True, help="Execution provider of ONNX Runtime: cpu, cuda, ..."),
-        click.option("--provider-option", "provider_options", multiple=True, metavar="K=V", help="Its setting; repeatable."),
-        click.option("--precision", help="Of the engines, where there are several.  [default: what was built last]"),
-        click.option("--engines", type=click.Path(path_type=Path), help="Folder of the engines.  [default: BUNDLE/engines]"),
-        click.option("--device", default=0, show_default=True, help="Index of the GPU."),
-        click.option("--cuda-graphs/--no-cuda-graphs", default=True, show_default=True, help="Replay steps as CUDA graphs."),
-        click.option("--threads", default=0, show_default=True, help="CPU threads; 0 leaves it to the backend."),
+        always("--backend", **chosen, help=f"What runs the graphs: {', '.join(BACKENDS)}."),
+        *((when(OTHER_BACKEND, "--vision-backend", help=vision_help),) if vision else ()),
+        when(
+            _heeds("provider"),
+            "--provider",
+            default="cpu",
+            show_default=True,
+            help="Execution provider of ONNX Runtime: cpu, cuda, ...",
+        ),
+        when(
+            _heeds("provider_options"),
+            "--provider-option",
+            "provider_options",
+            multiple=True,
+            metavar="K=V",
+            help="Its setting; repeatable.",
+        ),
+        when(
+            _heeds("precision"), "--precision", help="Of the engines, where there are several.  [default: what was built last]"
+        ),
+        when(_heeds("engines"), "--engines", type=PATH, help="Folder of the engines.  [default: BUNDLE/engines]"),
+        when(_heeds("device"), "--device", default=0, show_default=True, help="Index of the GPU."),
+        when(
+            _heeds("cuda_graphs"),
+            "--cuda-graphs/--no-cuda-graphs",
+            default=True,
+            show_default=True,
+            help="Replay steps as CUDA graphs.",
+        ),
+        when(_heeds("threads"), "--threads", default=0, show_default=True, help="CPU threads; 0 leaves it to the backend."),
     )
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -63,6 +109,8 @@ def session_options(
         ) -> Any:
             settings = dict(_split(option) for option in provider_options)
             session = SessionOptions(threads, provider, settings, precision, engines, device, cuda_graphs)
+            for name in filter(None, (backend, vision_backend)):
+                _check_backend(name)
             return command(*arguments, session=SessionChoice(backend, session, vision_backend), **others)
 
         result: Callable[..., Any] = with_session
@@ -73,8 +121,34 @@ def session_options(
     return decorate
 
 
+def _check_backend(name: str) -> None:
+    """Before a bundle is read for it."""
+    if name not in BACKENDS:
+        raise OptionError(f"there is no backend '{name}'. Choose one of {', '.join(BACKENDS)}.")
+
+
 def _split(option: str) -> tuple[str, str]:
     name, equals, value = option.partition("=")
     if not name or not equals:
-        raise BackendError(f"--provider-option is '{option}', expected NAME=VALUE. Write it like device_id=0.")
+        raise OptionError(f"--provider-option is '{option}', expected NAME=VALUE. Write it like device_id=0.")
     return name, value
+
+
+def json_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds `--json`, which the command gets as `json_file`: `-` for standard output."""
+    return always("--json", "json_file", is_flag=False, flag_value="-", metavar="[FILE]", type=PATH, help=JSON_HELP)(command)
+
+
+def numbers(flag: str, text: str, separator: str = ",", kind: type[int] | type[float] = float) -> list[Any]:
+    """The numbers of an option.
+
+    Raises:
+        OptionError: one of them is no number, or there is none.
+    """
+    try:
+        return [kind(part) for part in text.split(separator)]
+    except ValueError as error:
+        example = "1008x672" if separator == "x" else "1,2" if kind is int else "1,0.5,0.25"
+        raise OptionError(
+            f"{flag} is '{text}', expected numbers with '{separator}' between them. Write it like {example}."
+        ) from error

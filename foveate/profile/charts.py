@@ -11,14 +11,17 @@ from foveate.charts import COLOURS, INK, MUTED, RULE, Axes, Figure, frame
 from foveate.profile.results import STAGES, LoadRun, Profile
 
 _STAGE_COLOURS = dict(zip(STAGES, ("#9aa3ad", "#1d5fbf", "#e07a1f", "#f3b562", "#8fd0a9", "#2a9d5c"), strict=True))
-_WIDE, _NARROW = (10.0, 4.2), (5.6, 4.0)
+_WHOLE, _HALF, _PHONE = (10.0, 4.2), (5.6, 4.0), (4.5, 4.2)
+"""Inches of a chart that takes the page's width, of one that takes half of it, and of one on a narrow screen."""
+_LEGEND_POINTS = 17
+"""Height of a row of a legend above the axes."""
 _MIB = 2**20
 
 
-def stages_chart(profile: Profile) -> str:
+def stages_chart(profile: Profile, narrow: bool = False) -> str:
     """Time to first token by keep ratio, its stages one after the other."""
     runs = profile.keeps[::-1]
-    figure = _figure(_WIDE)
+    figure = _figure(_PHONE if narrow else _WHOLE)
     axes = figure.subplots()
     places, starts = np.arange(len(runs)), np.zeros(len(runs))
     for name, colour in _STAGE_COLOURS.items():
@@ -28,17 +31,17 @@ def stages_chart(profile: Profile) -> str:
     for place, end in zip(places, starts, strict=True):
         axes.annotate(f"{_ms(end)} ms", (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(places, [f"keep {run.keep:g}\n{run.kept_tokens} tokens" for run in runs])
-    axes.set_xlim(0, 1.12 * starts.max())
-    frame(axes, "Time to first token", "milliseconds, medians", "")
+    axes.set_xlim(0, (1.3 if narrow else 1.12) * starts.max())
+    frame(axes, "Time to first token", "milliseconds, medians", "", pad=_above(2 if narrow else 1))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=RULE, linewidth=1)
-    axes.legend(ncols=len(STAGES), loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handlelength=1, columnspacing=1.4)
+    _legend(axes, 3 if narrow else len(STAGES))
     return _svg(figure)
 
 
-def speedup_chart(profile: Profile) -> str:
+def speedup_chart(profile: Profile, narrow: bool = False) -> str:
     """Speed-up of everything that pruning can shorten, beside the ideal, and what is retained, over the same keep ratios."""
-    figure = _figure(_WIDE)
+    figure = _figure(_PHONE if narrow else _WHOLE)
     axes = figure.subplots()
     keeps = [run.keep for run in profile.keeps]
     ideal = [profile.ideal_speedup(run) for run in profile.keeps]
@@ -55,12 +58,13 @@ def speedup_chart(profile: Profile) -> str:
         axes.annotate(
             f"{values[-1]:.2g}x", (keeps[-1], values[-1]), (8, 0), textcoords="offset points", va="center", color=colour
         )
-    axes.set_xlim(1.03, max(0.0, min(keeps) - 0.09))
+    axes.set_xlim(1.03, min(keeps) - (0.2 if narrow else 0.09))
+    axes.set_xticks(np.arange(1, 0, -0.2))
     axes.set_ylim(0, 1.08 * max(ideal))
-    frame(axes, "Speed-up", "share of visual tokens kept", "against keep 1")
+    frame(axes, "Speed-up", "share of visual tokens kept", "against keep 1", pad=_above(3 if narrow else 1))
     if profile.retention:
         _draw_retention(axes.twinx(), profile)
-    axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1), frameon=False)
+    _legend(axes, 1 if narrow else 3)
     return _svg(figure)
 
 
@@ -77,10 +81,10 @@ def _draw_retention(axes: Axes, profile: Profile) -> None:
     axes.spines[:].set_visible(False)
 
 
-def decode_chart(profile: Profile) -> str:
+def decode_chart(profile: Profile, narrow: bool = False) -> str:
     """Milliseconds between tokens: middle half, median, and what lies within the whiskers."""
     runs = [run for run in profile.keeps if run.decode_ms]
-    figure = _figure(_NARROW)
+    figure = _figure(_PHONE if narrow else _HALF)
     axes = figure.subplots()
     axes.boxplot(
         [run.decode_ms for run in runs],
@@ -98,14 +102,14 @@ def decode_chart(profile: Profile) -> str:
     return _svg(figure)
 
 
-def memory_chart(profile: Profile) -> str:
+def memory_chart(profile: Profile, narrow: bool = False) -> str:
     """Peak resident memory and bytes of the KV cache by keep ratio."""
-    figure = _figure(_NARROW)
     panels = [("KV cache", COLOURS[1], [run.kv_bytes / _MIB for run in profile.keeps])]
     peaks = [run.peak_bytes for run in profile.keeps]
     if all(peaks):
         panels.insert(0, ("peak resident memory", COLOURS[3], [(peak or 0) / _MIB for peak in peaks]))
-    for axes, (title, colour, values) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+    figure, places_of_panels = _panels(len(panels), _HALF, narrow)
+    for axes, (title, colour, values) in zip(places_of_panels, panels, strict=True):
         places = np.arange(len(values))
         axes.bar(places, values, color=colour, width=0.62)
         for place, value in zip(places, values, strict=True):
@@ -116,10 +120,9 @@ def memory_chart(profile: Profile) -> str:
     return _svg(figure)
 
 
-def load_chart(profile: Profile) -> str:
+def load_chart(profile: Profile, narrow: bool = False) -> str:
     """Requests a second, and time to first token of the middle and of the slow requests, by clients."""
-    figure = _figure(_WIDE)
-    rate, wait = figure.subplots(1, 2)
+    figure, (rate, wait) = _panels(2, _WHOLE, narrow)
     for number, keep in enumerate(dict.fromkeys(run.keep for run in profile.load)):
         runs = [run for run in profile.load if run.keep == keep]
         clients = [run.clients for run in runs]
@@ -141,6 +144,26 @@ def _percentiles(runs: Sequence[LoadRun], share: float) -> list[float]:
 
 def _figure(inches: tuple[float, float]) -> Figure:
     return Figure(inches, layout="constrained")
+
+
+def _panels(count: int, inches: tuple[float, float], narrow: bool) -> tuple[Figure, list[Axes]]:
+    """Charts beside each other, on a narrow screen one below the other."""
+    figure = Figure((_PHONE[0], 0.85 * _PHONE[1] * count) if narrow else inches)
+    figure.set_layout_engine("constrained", h_pad=0.12 if narrow else 0.04)  # inches
+    shape = (count, 1) if narrow else (1, count)
+    return figure, list(np.ravel(figure.subplots(*shape)))
+
+
+def _above(rows: int) -> int:
+    """Points between the axes and their title, for a legend of so many rows."""
+    return 11 + _LEGEND_POINTS * rows
+
+
+def _legend(axes: Axes, columns: int) -> None:
+    """Between axes and title."""
+    axes.legend(
+        ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handlelength=1, columnspacing=1.4, fontsize=10
+    )
 
 
 def _svg(figure: Figure) -> str:

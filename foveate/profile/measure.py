@@ -24,7 +24,7 @@ from foveate.engines import (
     Bundle,
     Environment,
     LatencyPoint,
-    RequestError,
+    OptionError,
     SessionOptions,
     describe_environment,
     hash_file,
@@ -32,8 +32,8 @@ from foveate.engines import (
 )
 from foveate.engines.bundle import MANIFEST
 from foveate.profile.memory import Footprint, Task, measure_footprint
-from foveate.profile.results import ANSWERING, ENCODING, KeepRun, LoadRun, Profile, Setting
-from foveate.runtime import Answer, Pipeline, Request, load
+from foveate.profile.results import ANSWERING, ENCODING, KeepRun, LoadRun, Profile, Setting, first_token
+from foveate.runtime import Answer, ImageLimits, Pipeline, Request, load
 from foveate.runtime.types import Encoded
 
 QUESTION = "What is in the picture? Name the objects from the left to the right, their colours, and how many there are of each."
@@ -58,7 +58,7 @@ class ProfilePlan:
         memory: measure it too, in a process for each keep ratio that opens the bundle anew.
 
     Raises:
-        RequestError: a value that nothing can be measured with.
+        OptionError: a value that nothing can be measured with.
     """
 
     keeps: tuple[float, ...] = (1.0, 0.75, 0.5, 0.25, 0.1)
@@ -70,20 +70,23 @@ class ProfilePlan:
     memory: bool = True
 
     def __post_init__(self) -> None:
-        wanted = {
-            "keep": all(0 < keep <= 1 for keep in self.keeps),
-            "image_size": min(self.image_size) >= 1,
-            "new_tokens": self.new_tokens >= 2,
-            "repeats": self.repeats >= 1,
-            "concurrency": all(number >= 1 for number in self.clients),
-            "requests": self.requests >= 1,
+        usable = {
+            "keeps": (all(0 < keep <= 1 for keep in self.keeps), "ratios above 0 and up to 1"),
+            "image_size": (min(self.image_size) >= 1, "sides of at least 1 pixel"),
+            "new_tokens": (self.new_tokens >= 2, "at least 2"),
+            "repeats": (self.repeats >= 1, "at least 1"),
+            "clients": (all(number >= 1 for number in self.clients), "at least 1"),
+            "requests": (self.requests >= 1, "at least 1"),
         }
-        for name, usable in wanted.items():
-            if not usable:
-                raise RequestError(
-                    f"{name} has a value that is too small or too large. Expected keep ratios above 0 and up to 1, at least "
-                    "2 new tokens, and at least 1 of everything else."
-                )
+        for name, (fits, expected) in usable.items():
+            if not fits:
+                raise OptionError(f"{name} is {_words(getattr(self, name))}, expected {expected}. Change it.", options=(name,))
+        width, height = self.image_size
+        if width * height > ImageLimits().max_pixels:
+            raise OptionError(
+                f"image_size is {width} x {height} pixels, the limit is {ImageLimits().max_pixels:,}. Choose a smaller one.",
+                options=("image_size",),
+            )
 
     @property
     def ratios(self) -> tuple[float, ...]:
@@ -115,7 +118,7 @@ def profile_bundle(
     Raises:
         BundleError: the bundle can't be read or trusted.
         BackendError: the backend is missing or refuses a graph.
-        RequestError: the image is too large for the model, or the plan makes no sense.
+        RequestError: the image is too large for the model.
     """
     options = options or SessionOptions()
     retention = list(Bundle.open(bundle).manifest.scorer.retention)
@@ -180,7 +183,7 @@ class _Subject:
         for keep in self._plan.load_keeps:
             self._pipe.generate(self._ask(keep, new_tokens=1))
             again = [self._pipe.generate(self._ask(keep, OTHER_QUESTION, new_tokens=1)) for _ in range(self._plan.repeats)]
-            found[f"{keep:g}"] = median(answer.timings.ttft_ms for answer in again)
+            found[f"{keep:g}"] = sum(first_token(answer.timings for answer in again).values())
         return found
 
     def shrink(self) -> list[Answer]:
@@ -225,6 +228,10 @@ class _Subject:
 
     def _repeat(self, run: Callable[[], Any]) -> list[Any]:
         return [self._step(run) for _ in self._rounds][1:]
+
+
+def _words(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _counter(steps: int, progress: Progress | None) -> Callable[[Callable[[], Any]], Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from jinja2 import Environment
 
-from foveate.engines import RequestError, replace_file
+from foveate.engines import MachineError, replace_file
 from foveate.profile.results import STAGES, KeepRun, Profile
 
 _MIB, _GIB = 2**20, 2**30
@@ -42,7 +42,8 @@ def write_reports(
     """Writes what was asked for, each file whole or not at all.
 
     Raises:
-        RequestError: a file can't be written, or matplotlib is missing.
+        MachineError: a file can't be written.
+        MissingPackageError: matplotlib is not installed.
     """
     makers = {page: make_page, json_file: make_json, csv_file: make_csv}
     contents = {path: make(profile) for path, make in makers.items() if path is not None}
@@ -50,7 +51,7 @@ def write_reports(
         try:
             replace_file(path.resolve(), content)
         except OSError as error:
-            raise RequestError(f"{path} can't be written: {error.strerror or error}. Choose another file.") from error
+            raise MachineError(f"{path} can't be written: {error.strerror or error}. Choose another file.") from error
 
 
 def make_json(profile: Profile) -> bytes:
@@ -83,13 +84,14 @@ def make_page(profile: Profile) -> bytes:
     from foveate.profile import charts
 
     template = files("foveate.profile").joinpath("template.html").read_text()
-    drawings = {
-        "stages": charts.stages_chart(profile),
-        "speedup": charts.speedup_chart(profile),
-        "decode": charts.decode_chart(profile),
-        "memory": charts.memory_chart(profile),
-        "load": charts.load_chart(profile) if profile.load else "",
+    drawn = {
+        "stages": charts.stages_chart,
+        "speedup": charts.speedup_chart,
+        "decode": charts.decode_chart,
+        "memory": charts.memory_chart,
+        **({"load": charts.load_chart} if profile.load else {}),
     }
+    drawings = {name: {"wide": draw(profile), "narrow": draw(profile, narrow=True)} for name, draw in drawn.items()}
     page = Environment(autoescape=True).from_string(template)
     text = page.render(
         setting=profile.setting,
@@ -116,7 +118,7 @@ def break_even_remark(profile: Profile) -> str:
 def retention_remark(profile: Profile) -> str:
     """What the curve of retained answers is worth."""
     if not profile.retention:
-        return "This bundle has no retention curve: export it with --calibrate DATA."
+        return "This bundle has no retention curve: 'foveate export --calibrate DATA' measures one."
     questions = max(point.questions for point in profile.retention)
     return f"Retained: on {questions} questions, at export; the band is a 95 % interval."
 
@@ -144,19 +146,34 @@ def _tables(profile: Profile) -> Iterator[Table]:
         "tokens",
         *(name.removesuffix("_ms") for name in STAGES),
         "first token",
-        "quartiles",
+        "first token, quartiles",
         "speed-up",
         "ideal",
     )
     columns += ("between tokens", "KV MiB", "peak MiB")
-    note = "Milliseconds, medians. Speed-up: of score to prefill, against keep 1. Ideal: as the tokens, scoring free."
+    note = (
+        "Milliseconds, medians of the repeats. First token: the sum of its stages, and of their quartiles. Speed-up: of "
+        "score to prefill, against keep 1. Ideal: as the tokens, scoring free."
+    )
     rows = tuple(_keep_row(profile, run) for run in profile.keeps)
     reasons = "; ".join(f"keep {run.keep:g}: {run.reason}" for run in profile.keeps if run.reason)
     yield Table("Keep ratios", columns, rows, f"{note} {reasons}".strip())
     if profile.load:
-        heads = ("clients", "keep", "requests a second", "tokens a second", "first token, half", "90 %", "95 %", "requests")
+        heads = (
+            "clients",
+            "keep",
+            "requests a second",
+            "tokens a second",
+            "first token, half",
+            "first token, 90 %",
+            "first token, 95 %",
+            "requests",
+        )
         yield Table(
-            "Clients at once", heads, tuple(_load_rows(profile)), "Milliseconds to the first token, from handing it in."
+            "Clients at once",
+            heads,
+            tuple(_load_rows(profile)),
+            "Milliseconds to the first token of single requests, from handing them in, with their turns of waiting.",
         )
     again = tuple((f"keep {keep}", f"{ms:,.1f}") for keep, ms in profile.second_question.items())
     yield Table(

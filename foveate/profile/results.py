@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from statistics import median, quantiles
 
@@ -11,6 +12,7 @@ import numpy as np
 from foveate.engines import Environment, LatencyEntry, LatencyPoint, RetentionPoint
 from foveate.runtime import Budget
 from foveate.runtime.latency import LatencyModel
+from foveate.runtime.types import Timings
 
 ENCODING = ("preprocess_ms", "vision_ms")
 """Stages that no budget changes."""
@@ -18,6 +20,13 @@ ANSWERING = ("score_ms", "select_ms", "embed_ms", "prefill_ms")
 """Stages that hang on the number of visual tokens."""
 STAGES = (*ENCODING, *ANSWERING)
 """Of the time to first token, in their order."""
+
+
+def first_token(timings: Iterable[Timings]) -> dict[str, float]:
+    """Median milliseconds of each of `STAGES`. The time to first token is their sum, wherever this project reports one of
+    several answers: stages are measured on their own, so which of their repeats met in one answer means nothing."""
+    timings = list(timings)
+    return {name: median(getattr(one, name) for one in timings) for name in STAGES}
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -65,8 +74,9 @@ class KeepRun(msgspec.Struct, frozen=True):
 
     @property
     def ttft(self) -> Spread:
-        """Milliseconds from pixels to the first token."""
-        return Spread.of([sum(parts) for parts in zip(*(self.stages[name] for name in STAGES), strict=True)])
+        """Milliseconds from pixels to the first token: the sum over the stages of their medians, and of their quartiles."""
+        spreads = [Spread.of(self.stages[name]) for name in STAGES]
+        return Spread(*(sum(getattr(spread, name) for spread in spreads) for name in Spread.__struct_fields__))
 
     @property
     def llm_ms(self) -> float:
@@ -148,7 +158,7 @@ class Setting(msgspec.Struct, frozen=True):
     date: str
 
 
-class Profile(msgspec.Struct, frozen=True):
+class Profile(msgspec.Struct, frozen=True, tag_field="schema", tag="foveate.profile.1"):
     """Everything that one profile measured.
 
     Attributes:

@@ -36,8 +36,9 @@ def run() -> Run:
 
 @pytest.fixture(scope="session")
 def exported(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Result:
-    """What `foveate export` says about the reference checkpoint, parity check included."""
-    return run("export", CHECKPOINT, "-o", tmp_path_factory.mktemp("bundle") / "tiny.bundle")
+    """What `foveate export` says about the reference checkpoint, parity check included; beside the bundle, `export.json`."""
+    folder = tmp_path_factory.mktemp("bundle")
+    return run("export", CHECKPOINT, "-o", folder / "tiny.bundle", "--json", folder / "export.json")
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_sizes_of_images(run: Run, reference_bundle: Path, engines: Path) -> Non
     sizes = ("--image-size", "224x224:336x224:448x448", "--images", "2", "--profiles", "single", "--batch", "1:1:4")
     assert run("build", reference_bundle, *RTX, *sizes, "--engines", engines).exit_code == 0
     facts = json.loads(run("inspect", reference_bundle, "--engines", engines, "--json").stdout)
-    by_graph = {engine["graph"]: engine["profiles"] for engine in facts["engines"]}
+    by_graph = {engine["graph"]: engine["options"]["profiles"] for engine in facts["engines"]}
     assert by_graph["vision_standard"][0]["ranges"]["patches"] == [256, 384, 1024]
     assert by_graph["score"][0]["ranges"]["visual_tokens"] == [64, 96, 512]
     assert [profile["name"] for profile in by_graph["decoder_standard"]] == ["any"]
@@ -81,7 +81,7 @@ def test_frames_of_videos(run: Run, reference_bundle: Path, engines: Path) -> No
     sizes = ("--image-size", "224x224", "--frames", "1:4:16", "--profiles", "single")
     assert run("build", reference_bundle, *RTX, *sizes, "--engines", engines).exit_code == 0
     facts = json.loads(run("inspect", reference_bundle, "--engines", engines, "--json").stdout)
-    by_graph = {engine["graph"]: engine["profiles"][0]["ranges"] for engine in facts["engines"]}
+    by_graph = {engine["graph"]: engine["options"]["profiles"][0]["ranges"] for engine in facts["engines"]}
     assert by_graph["vision_standard"]["frames"] == [1, 4, 16]
     assert by_graph["score"]["visual_tokens"][2] == 16 * 64
 
@@ -178,4 +178,6 @@ def test_packing_for_onnxruntime(run: Run, reference_bundle: Path, engines: Path
     assert shown.exit_code == 0, shown.output
     assert shown.stdout.count("onnxruntime 1.") == 2
     refused = run("build", reference_bundle, "--backend", "onnxruntime", "--precision", "bf16", "--engines", engines)
-    assert_one_clear_line(refused, "builds graphs as they are, for every shape. Leave out --precision.")
+    assert_one_clear_line(
+        refused, "--precision has no effect: backend 'onnxruntime' builds graphs as they are, for every shape"
+    )

@@ -218,8 +218,8 @@ def test_a_selector_is_chosen_by_name(run: Run, bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (("--select", "surprise"), ("no selector 'surprise'", "attention")),
-        (("--select", "learned"), ("needs a trained scorer", "--scorer")),
+        (("--keep", "0.5", "--select", "surprise"), ("no selector 'surprise'", "attention")),
+        (("--keep", "0.5", "--select", "learned"), ("needs a trained scorer", "--scorer")),
         (("--select", "random", "--mass", "0.5"), ("selector 'random' has no scores to sum",)),
     ],
     ids=["unknown", "not trained", "nothing to sum"],
@@ -234,7 +234,7 @@ def test_a_budget_below_the_floor_is_refused(run: Run, bundle: Path, tmp_path: P
     question = ("generate", copy, "-i", SCENE, QUESTION, "--min-retained", "0.95")
     assert_one_clear_line(run(*question, "--keep", "0.25"), "90.00 %", "min_retained is 0.95", "Keep at least")
     assert run(*question, "--keep", "0.5").stdout == "purple\n"
-    assert run(*question).stdout == "purple\n"
+    assert run(*question, "--keep", "1").stdout == "purple\n"
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_folder_without_labels(run: Run, bundle: Path, tmp_path: Path) -> None
 
 def test_labels_without_the_oracle(run: Run, bundle: Path, labels: Path, tmp_path: Path) -> None:
     result = run("evaluate", bundle, SCENES, *OPTIONS, "--labels", labels, "-o", tmp_path / "report")
-    assert_one_clear_line(result, "drop --labels")
+    assert_one_clear_line(result, "leave out --labels")
 
 
 def test_a_missing_safetensors_names_its_extra(

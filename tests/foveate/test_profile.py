@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from foveate.engines import Bundle, Environment, LatencyPoint, read_latencies
 from foveate.profile import Profile, ProfilePlan, profile_bundle, write_reports
 from foveate.profile.report import break_even_remark
-from foveate.profile.results import STAGES, KeepRun, LoadRun, Setting, Spread
+from foveate.profile.results import STAGES, KeepRun, LoadRun, Setting, Spread, first_token
+from foveate.runtime import Timings
 from tests.foveate.conftest import SCENES, Run
 from tests.foveate.test_cli import assert_one_clear_line
 
@@ -98,7 +99,7 @@ def test_the_page_needs_no_other_file(profile: Profile, tmp_path: Path) -> None:
     page = _Page()
     page.feed(text)
     assert page.links == []
-    assert page.tags.count("svg") == 5
+    assert page.tags.count("svg") == 2 * 5  # each chart for wide and for narrow screens
     assert "script" not in page.tags
     for part in (profile.setting.bundle, profile.setting.environment.device, profile.setting.bundle_sha256[:16]):
         assert part in text
@@ -145,12 +146,12 @@ def test_save_makes_milliseconds_a_budget(run: Run, reference_bundle: Path, tmp_
     ("options", "part"),
     [
         (("--image-size", "1008"), "--image-size is '1008'"),
-        (("--image-size", "0x5"), "image_size has a value"),
+        (("--image-size", "0x5"), "image_size is 0, 5, expected sides of at least 1 pixel. Change it. (--image-size)"),
         (("--keep", "1,a"), "--keep is '1,a'"),
-        (("--keep", "1.5"), "keep has a value"),
-        (("--concurrency", "0"), "concurrency has a value"),
-        (("--new-tokens", "1"), "new_tokens has a value"),
-        (("--repeats", "0"), "repeats has a value"),
+        (("--keep", "1.5"), "keeps is 1.5, expected ratios above 0 and up to 1. Change it. (--keep)"),
+        (("--concurrency", "0"), "clients is 0, expected at least 1. Change it. (--concurrency)"),
+        (("--new-tokens", "1"), "new_tokens is 1, expected at least 2. Change it. (--new-tokens)"),
+        (("--repeats", "0"), "repeats is 0, expected at least 1. Change it. (--repeats)"),
         (("-o", "nowhere/report.html"), "in a folder that does not exist"),
     ],
 )
@@ -191,6 +192,27 @@ def test_what_is_said_of_break_even() -> None:
     assert break_even_remark(paying) == "Scoring takes less time than it saves from so many visual tokens on: 12 at keep 0.5."
     never = invented({1: 50.0, 100: 50.0}, {1: 1.0, 1000: 1000.0}, 20, 100)
     assert break_even_remark(never) == "At keep 0.5 it does not pay up to 100 visual tokens."
+
+
+def test_the_stages_add_up_to_the_first_token() -> None:
+    """The sum of medians, and not the median of sums, which here are 6 and 4."""
+    stages = dict.fromkeys(STAGES, [0.0] * 3) | {"vision_ms": [1.0, 3.0, 9.0], "prefill_ms": [3.0, 1.0, 3.0]}
+    run = KeepRun(1.0, 1, 1, stages, [], 1, None)
+    assert run.ttft.median == sum(run.stage(name) for name in STAGES) == 6.0
+    assert run.ttft.low <= run.ttft.median <= run.ttft.high
+    timings = [
+        Timings(vision_ms=vision, prefill_ms=prefill) for vision, prefill in zip(*list(stages.values())[1::4], strict=True)
+    ]
+    assert sum(first_token(timings).values()) == 6.0
+
+
+def test_every_report_has_the_same_first_token(profile: Profile, tmp_path: Path) -> None:
+    write_reports(profile, tmp_path / "report.html", csv_file=tmp_path / "p.csv")
+    page = (tmp_path / "report.html").read_text()
+    for run, row in zip(profile.keeps, csv.DictReader((tmp_path / "p.csv").read_text().splitlines()), strict=True):
+        assert float(row["ttft_ms"]) == pytest.approx(sum(float(row[name]) for name in STAGES), abs=1e-3)
+        assert f">{run.ttft.median:,.1f}<" in page
+    assert f"<b>{profile.whole.ttft.median:,.0f} ms</b>" in page
 
 
 def test_spread_and_percentiles() -> None:

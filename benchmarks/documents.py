@@ -1,0 +1,127 @@
+"""The tables of docs/json.md, from the classes that `--json` writes.
+
+python -m benchmarks.documents
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+from msgspec import inspect as kinds
+
+from benchmarks.pages import write_between
+from foveate.cli.documents import DOCUMENTS, find_document
+
+PAGE = Path("docs/json.md")
+BEGIN = "<!-- python -m benchmarks.documents -->"
+_NOTE = re.compile(r"^    (\w+): ")
+_PLAIN = {
+    kinds.StrType: "string",
+    kinds.IntType: "integer",
+    kinds.FloatType: "number",
+    kinds.BoolType: "true or false",
+    kinds.NoneType: "null",
+    kinds.AnyType: "anything",
+}
+
+
+def main() -> None:
+    """Writes the tables into the page."""
+    write_between(PAGE, BEGIN, lines())
+
+
+def lines() -> list[str]:
+    """A table for each document, then one for each of their parts."""
+    documents = {command: find_document(command) for command in DOCUMENTS}
+    parts = dict.fromkeys(part for cls in documents.values() for part in _parts(kinds.type_info(cls)) if part is not cls)
+    found = []
+    for command, cls in documents.items():
+        found += [f"## foveate {command} --json", *_table(cls)]
+    found.append("## Parts")
+    for part in (part for part in parts if part not in documents.values()):
+        found += [f"### {part.__name__}", *_table(part)]
+    return found
+
+
+def _table(cls: type) -> Iterator[str]:
+    yield "| field | type | |"
+    yield "|---|---|---|"
+    info, notes = kinds.type_info(cls), _notes(cls)
+    if isinstance(info, kinds.StructType) and info.tag_field:
+        yield f'| `{info.tag_field}` | string | `"{info.tag}"` |'
+    assert isinstance(info, kinds.StructType | kinds.DataclassType)
+    for field in info.fields:
+        yield f"| `{field.encode_name}` | {_words(field.type)} | {notes.get(field.name, '')} |"
+
+
+def _words(kind: Any) -> str:
+    """A type in words, with links to the parts."""
+    if isinstance(kind, kinds.Metadata):
+        return _words(kind.type)
+    if type(kind) in _PLAIN:
+        return _PLAIN[type(kind)]
+    if isinstance(kind, kinds.UnionType):
+        return " or ".join(map(_words, kind.types))
+    if isinstance(kind, kinds.TupleType):
+        return f"[{', '.join(map(_words, kind.item_types))}]"
+    if isinstance(kind, kinds.ListType | kinds.VarTupleType):
+        return f"list of {_words(kind.item_type)}"
+    if isinstance(kind, kinds.DictType):
+        return f"object of {_words(kind.value_type)}"
+    return f"[{kind.cls.__name__}](#{kind.cls.__name__.lower()})"
+
+
+def _parts(kind: Any) -> Iterator[type]:
+    """The classes within a type, each before its own parts."""
+    if isinstance(kind, kinds.StructType | kinds.DataclassType):
+        yield kind.cls
+        inner = [field.type for field in kind.fields]
+    else:
+        names = ("type", "item_type", "value_type")
+        inner = [getattr(kind, name) for name in names if hasattr(kind, name)]
+        inner += [*getattr(kind, "types", ()), *getattr(kind, "item_types", ())]
+    for part in inner:
+        yield from _parts(part)
+
+
+def _notes(cls: type) -> dict[str, str]:
+    """What a class and its bases say about their fields: in the docstring, or in a string below the field."""
+    notes: dict[str, str] = {}
+    for base in (base for base in reversed(cls.__mro__) if base.__module__.startswith("foveate.")):
+        notes |= _of_docstring(inspect.getdoc(base) or "") | _below_fields(base)
+    return {
+        name: " ".join(text.split()).rstrip(".").replace("|", r"\|").replace("None ", "null ") for name, text in notes.items()
+    }
+
+
+def _of_docstring(text: str) -> dict[str, str]:
+    notes: dict[str, str] = {}
+    name = ""
+    for line in text.partition("Attributes:\n")[2].partition("\n\n")[0].splitlines():
+        if found := _NOTE.match(line):
+            name = found[1]
+            notes[name] = line[found.end() :]
+        elif name:
+            notes[name] += f" {line}"
+    return notes
+
+
+def _below_fields(cls: type) -> dict[str, str]:
+    (definition,) = ast.parse(dedent(inspect.getsource(cls))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        field.target.id: below.value.value
+        for field, below in zip(definition.body, definition.body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and isinstance(below.value.value, str)
+    }
+
+
+if __name__ == "__main__":
+    main()

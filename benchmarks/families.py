@@ -2,8 +2,9 @@
 
     python -m benchmarks.families models/llava-onevision-tiny models/vila1.5-tiny --work out/families
 
-Writes held-out scenes and clips of each checkpoint's world, labels them for the oracle, exports the checkpoint with its scorer
-and asks every question with every selector. Every step goes on where it stopped; a finished one is not run again.
+Writes held-out scenes and clips of each checkpoint's world with several seeds, exports the checkpoint with its scorer, asks
+every question with the main selectors, and those of the first seed with all others; the oracle's labels are made on the way.
+Every step goes on where it stopped; a finished one is not run again. Tables pool the seeds that are finished.
 """
 
 from __future__ import annotations
@@ -13,14 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import msgspec
 from rich.console import Console
 
 import foveate
 from benchmarks.pages import percent, row_of, run, write_between
 from benchmarks.scenes.world import QUESTION_TYPES
 from foveate.engines import SessionOptions
-from foveate.evaluate import Group, Results, evaluate_bundle
+from foveate.evaluate import ANSWERS, REPORTS, Group, Plan, Record, Results, evaluate_bundle, summarise
 from foveate.exporter.scorer import LabelOptions
+from foveate.samples import QUESTIONS, Sample, read_samples
 from foveate.scorer import label_folder
 
 KEEPS = (0.5, 0.25)
@@ -29,50 +32,96 @@ GOALS = {("image", 0.5): 99, ("image", 0.25): 97, ("video", 0.25): 97}
 KINDS = ("image", "video")
 DEFAULT = "foveated"
 """What a bundle with a scorer chooses by."""
-TRAINING_FREE = ("attention", "random", "pooling", "divprune", "cdpruner", "dart")
-SELECTORS = {
-    "image": (DEFAULT, "learned", *TRAINING_FREE, "oracle"),
-    "video": (DEFAULT, "learned", *TRAINING_FREE, "evs", "oracle"),
-}
-SEED = 3  # 0 and 2 showed what the last stages of the training are for, so they are not held out any more
+CDPRUNER = ("cdpruner", "cdpruner-frames", "cdpruner-openvino", "cdpruner-openvino-frames")
+MAIN = (DEFAULT, "learned", "attention", "random", *CDPRUNER)
+"""Asked about every question."""
+OTHERS = {"image": ("pooling", "divprune", "dart", "oracle"), "video": ("pooling", "divprune", "dart", "evs", "oracle")}
+"""Asked about the questions of the first seed."""
+SEEDS = (11, 12, 13)
+"""Nobody looked at them before these tables; 0, 2 and 3 showed what training and selectors lack."""
 PAGE, CHART = Path("docs/retention.md"), Path("docs/families.png")
 _BEGIN = "<!-- benchmarks/families.py writes what follows -->"
 
 
 @dataclass(frozen=True)
 class Case:
-    """One checkpoint asked about one kind of input."""
+    """One checkpoint asked about one kind of input; all of it lies in `work`."""
 
     checkpoint: Path
     kind: str
+    work: Path
 
     @property
     def name(self) -> str:
         return self.checkpoint.resolve().name
 
-    def ask(self, work: Path, count: int) -> Results:
-        """Held-out questions, one a picture or clip, with every selector."""
-        folder = work / self.name
-        data, labels, bundle = folder / self.kind, folder / f"labels-{self.kind}", folder / "learned.bundle"
-        if not (data / "questions.jsonl").is_file():
-            options = ("--world", self.name, "--kind", self.kind, "--seed", SEED, "--count", count, "-o", data)
+    def folder(self, seed: int) -> Path:
+        """Of everything about one seed."""
+        return self.work / self.name / f"seed-{seed}"
+
+    def questions(self, seed: int, count: int) -> Path:
+        """The folder of held-out questions, one a picture or clip."""
+        data = self.folder(seed) / self.kind
+        if not (data / QUESTIONS).is_file():
+            options = ("--world", self.name, "--kind", self.kind, "--seed", seed, "--count", count, "-o", data)
             run("-m", "benchmarks.scenes.write", "--split", "heldout", *options)
-        label_folder(self.checkpoint, data, labels, LabelOptions(wrong=True))
+        return data
+
+    def bundle(self) -> Path:
+        """The checkpoint with its scorer, exported."""
+        bundle = self.work / self.name / "learned.bundle"
         if not bundle.exists():
             foveate.export(self.checkpoint, bundle, foveate.ExportOptions(scorer=self.checkpoint / "scorer.safetensors"))
-        title = f"{self.name}, {self.kind}"
+        return bundle
+
+    def report(self, seed: int, part: str) -> Path:
+        """Where the answers of `main` or `others` are."""
+        return self.folder(seed) / f"report-{self.kind}-{part}"
+
+    def ask(self, seed: int, count: int, part: str) -> None:
+        """Asks the selectors of a part, `main` or `others`; a finished part is not looked at again."""
+        if (self.report(seed, part) / REPORTS[0]).is_file():
+            return
+        data, labels = self.questions(seed, count), None
+        if part == "others":
+            labels = self.folder(seed) / f"labels-{self.kind}"
+            label_folder(self.checkpoint, data, labels, LabelOptions(wrong=True))
+        title = f"{self.name}, {self.kind}, seed {seed}, {part}"
         with Console().status(title) as status:
-            return evaluate_bundle(
-                bundle,
+            evaluate_bundle(
+                self.bundle(),
                 data,
-                folder / f"report-{self.kind}",
+                self.report(seed, part),
                 KEEPS,
-                SELECTORS[self.kind],
+                MAIN if part == "main" else OTHERS[self.kind],
                 max_new_tokens=8,
                 options=SessionOptions(threads=1),
                 progress=lambda done, total: status.update(f"{title}: {done} of {total}"),
                 labels=labels,
             )
+
+    def results(self, seeds: Sequence[int]) -> Results | None:
+        """What was found over all seeds whose main part is finished; None where there is none."""
+        samples: list[Sample] = []
+        records: list[Record] = []
+        for seed in seeds:
+            parts = [self.report(seed, part) for part in ("main", "others")]
+            parts = [part for part in parts if (part / REPORTS[0]).is_file()]
+            if self.report(seed, "main") in parts:
+                samples += read_samples(self.folder(seed) / self.kind)
+                records += map(_join, *map(_read, parts))
+        plan = Plan.make(KEEPS, (*MAIN, *OTHERS[self.kind]), oracle={})
+        return summarise(samples, records, plan) if samples else None
+
+
+def _read(report: Path) -> list[Record]:
+    return [msgspec.json.decode(line, type=Record) for line in (report / ANSWERS).read_bytes().splitlines()[1:]]
+
+
+def _join(*records: Record) -> Record:
+    """The answers of several parts to one sample; keep 1 is in each of them."""
+    replies = {(reply.selector, reply.keep): reply for record in reversed(records) for reply in record.replies}
+    return Record(records[0].number, sum(record.seconds for record in records), tuple(replies.values()))
 
 
 def goals_table(found: Mapping[Case, Results]) -> Iterator[str]:
@@ -98,7 +147,7 @@ def selectors_table(found: Mapping[Case, Results], kind: str) -> Iterator[str]:
     columns = [(case, keep) for case in cases for keep in KEEPS]
     yield "| selector | " + " | ".join(f"`{case.name}`, {keep:g}" for case, keep in columns) + " |"
     yield "|---" * (len(columns) + 1) + "|"
-    for name in SELECTORS[kind]:
+    for name in (*MAIN, *OTHERS[kind]):
         yield f"| {name} | " + " | ".join(percent(row_of(found[c].overall, name, keep).retained) for c, keep in columns) + " |"
 
 
@@ -149,11 +198,11 @@ def draw(found: Mapping[Case, Results]) -> None:
     figure.savefig(CHART, dpi=140)
 
 
-def write_page(found: Mapping[Case, Results], count: int) -> None:
+def write_page(found: Mapping[Case, Results], seeds: Sequence[int]) -> None:
     """Puts the tables between the marks of the page, and the chart beside it."""
     sections = [
         *goals_table(found),
-        f"Per cent, with 95 % intervals; {count:,} held-out questions of each kind, one a picture or clip, seed {SEED}.",
+        f"Per cent, with 95 % intervals; ",
         "![Accuracy against kept visual tokens for each family, images above, video below](families.png)",
         "### Every selector, images",
         *selectors_table(found, "image"),
@@ -168,15 +217,25 @@ def write_page(found: Mapping[Case, Results], count: int) -> None:
     write_between(PAGE, _BEGIN, sections)
 
 
+def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
 @click.command(help=__doc__)
 @click.argument("checkpoints", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True)
-@click.option("--count", default=1000, show_default=True, help="Held-out questions of each kind.")
+@click.option("--seeds", default=",".join(map(str, SEEDS)), show_default=True, callback=_numbers, help="Of the questions.")
+@click.option("--count", default=1000, show_default=True, help="Held-out questions of each kind and seed.")
+@click.option("--ask/--no-ask", default=True, show_default=True, help="Whether to ask, or only to count finished answers.")
 @click.option("--page/--no-page", default=True, show_default=True, help="Whether to write docs/retention.md.")
-def main(checkpoints: Sequence[Path], work: Path, count: int, page: bool) -> None:
-    found = {case: case.ask(work, count) for case in (Case(path, kind) for path in checkpoints for kind in KINDS)}
+def main(checkpoints: Sequence[Path], work: Path, seeds: tuple[int, ...], count: int, ask: bool, page: bool) -> None:
+    cases = [Case(path, kind, work) for path in checkpoints for kind in KINDS]
+    steps = [(case, seed, "main") for seed in seeds for case in cases] + [(case, seeds[0], "others") for case in cases]
+    for case, seed, part in steps if ask else ():
+        case.ask(seed, count, part)
+    found = {case: results for case in cases if (results := case.results(seeds))}
     if page:
-        write_page(found, count)
+        write_page(found, seeds)
     for line in goals_table(found):
         click.echo(line)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -18,6 +20,7 @@ from foveate.runtime.images import ImageSource
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
 from foveate.runtime.video import VideoSource, check_sampling
+from foveate.runtime.vision_cache import content_hash
 
 Message = Mapping[str, Any]
 VisualKind = Literal["image", "video"]
@@ -192,6 +195,12 @@ class Prepared:
     @property
     def num_visual_tokens(self) -> int:
         return len(self.layout.visual_indices)
+
+    @cached_property
+    def seed(self) -> int:
+        """A number from 0 below 2^64 that prompt and pixels give, for what is drawn anew for every question."""
+        digests = [content_hash({"input_ids": self.layout.input_ids}), *(content_hash(visual.feeds) for visual in self.visuals)]
+        return int.from_bytes(hashlib.sha256(b"".join(digests)).digest()[:8], "little")
 
     @property
     def num_text_tokens(self) -> int:

@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 
 from foveate.engines import Array, RequestError
-from foveate.runtime import Answer, Budget, Pipeline, Policy, Request, Selector, open_selector
+from foveate.runtime import Answer, Budget, Encoded, Pipeline, Policy, Relevance, Request, Selector, open_selector
 from foveate.runtime.select.scores import Oracle
 from foveate.samples import Sample
 
@@ -62,18 +62,10 @@ class Plan:
         below = tuple(sorted((float(keep) for keep in keeps if keep < 1), reverse=True))
         return cls(below, tuple(selectors), known, oracle or {}, max_new_tokens)
 
-    def requests(self, number: int, sample: Sample) -> dict[Key, Request]:
-        """Everything that is asked about a sample, keep 1 first; the oracle only where the sample has a label."""
-        choices = dict(self.known)
-        if number in self.oracle:
-            choices[Oracle.name] = Oracle(self.oracle[number])
-        request = sample.request(keep=1.0, max_new_tokens=self.max_new_tokens)
-        pruned = {
-            (name, keep): replace(request, budget=Budget(ratio=keep), select=selector)
-            for name, selector in choices.items()
-            for keep in self.keeps
-        }
-        return {WHOLE: request, **pruned}
+    def selectors_of(self, number: int) -> dict[str, Selector | Policy]:
+        """The selectors that choose for a sample, by name; the oracle only where the sample has a label."""
+        labelled = {Oracle.name: Oracle(self.oracle[number])} if number in self.oracle else {}
+        return {**self.known, **labelled}
 
 
 def _check_keeps(keeps: Sequence[float]) -> None:
@@ -135,13 +127,49 @@ def ask(
     embeds: dict[str, Array] = {}
     for number in range(start, len(samples)):
         sample, begin = samples[number], perf_counter()
-        requests = plan.requests(number, sample)
-        encoded = pipe.encode(requests[WHOLE], embeds.get(sample.source))
+        request = sample.request(keep=1.0, max_new_tokens=plan.max_new_tokens)
+        encoded = pipe.encode(request, embeds.get(sample.source))
         embeds = {sample.source: encoded.visual_embeds}  # questions about one image mostly stand together
-        answers = {key: pipe.generate(request, encoded) for key, request in requests.items()}
+        asked = {WHOLE: request, **_pruned(pipe, request, encoded, plan.selectors_of(number), plan.keeps)}
+        answers = {key: pipe.generate(question, encoded) for key, question in asked.items()}
         replies = tuple(_reply(key, answer, sample) for key, answer in answers.items())
         yield Record(number, perf_counter() - begin, replies)
         tell(number + 1, len(samples))
+
+
+@dataclass(frozen=True, eq=False)
+class _Informed(Selector):
+    """A selector that brings what it chooses by, so that a sample is scored once for all selectors and keep ratios."""
+
+    selector: Selector
+    relevance: Relevance
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.selector.name
+
+    def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
+        return self.selector(self.relevance, count)
+
+    def weights(self, relevance: Relevance) -> np.ndarray | None:
+        return self.selector.weights(self.relevance)
+
+    def embeds(self, relevance: Relevance, keep_indices: np.ndarray) -> Array:
+        return self.selector.embeds(self.relevance, keep_indices)
+
+
+def _pruned(
+    pipe: Pipeline, request: Request, encoded: Encoded, chosen: Mapping[str, Selector | Policy], keeps: Sequence[float]
+) -> dict[Key, Request]:
+    """The request with every selector at every keep ratio."""
+    selectors = {name: pipe.selector(selector) for name, selector in chosen.items()}
+    needs = frozenset[str]().union(*(selector.needs for selector in selectors.values()))
+    relevance = pipe.score(encoded.prepared, encoded.visual_embeds, needs)
+    return {
+        (name, keep): replace(request, budget=Budget(ratio=keep), select=_Informed(selector, relevance))
+        for name, selector in selectors.items()
+        for keep in keeps
+    }
 
 
 def _reply(key: Key, answer: Answer, sample: Sample) -> Reply:

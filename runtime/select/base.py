@@ -23,6 +23,7 @@ class Relevance:
         scores: `[num_visual_tokens]` float32 of the bundle's scorer, non-negative, higher = keep.
         attention: `[num_visual_tokens]` float32, layer-0 attention, mean over heads and instruction rows.
         text_embeds: `[instruction_tokens, hidden_size]` float32, embeddings of the instruction.
+        seed: a number from 0 that the whole request gives, prompt and pixels: the same for the same question.
     """
 
     embeds: Array
@@ -30,6 +31,7 @@ class Relevance:
     scores: np.ndarray | None = None
     attention: np.ndarray | None = None
     text_embeds: np.ndarray | None = None
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -45,7 +47,7 @@ class Selector:
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Which of `scores`, `attention` and `text_embeds` it reads."""
+    """Which of `scores`, `attention`, `text_embeds` and `seed` it reads."""
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
         """The indices of the `count` visual tokens to keep: `[count]` int64, ascending, unique."""

@@ -3,7 +3,7 @@
     python -m benchmarks.families models/llava-onevision-tiny models/vila1.5-tiny --work out/families
 
 Writes held-out scenes and clips of each checkpoint's world with several seeds, exports the checkpoint with its scorer, asks
-every question with the main selectors, and those of the first seed with all others; the oracle's labels are made on the way.
+every question with every selector; the oracle, whose labels are made on the way, only those of the first seed.
 Every step goes on where it stopped; a finished one is not run again. Tables pool the seeds that are finished.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import click
@@ -21,22 +22,25 @@ import foveate
 from benchmarks.pages import percent, row_of, run, write_between
 from benchmarks.scenes.world import QUESTION_TYPES
 from foveate.engines import SessionOptions
-from foveate.evaluate import ANSWERS, REPORTS, Group, Plan, Record, Results, evaluate_bundle, summarise
+from foveate.evaluate import ANSWERS, REPORTS, Group, Plan, Record, Results, Row, evaluate_bundle, summarise
 from foveate.exporter.scorer import LabelOptions
 from foveate.samples import QUESTIONS, Sample, read_samples
 from foveate.scorer import label_folder
 
 KEEPS = (0.5, 0.25)
 GOALS = {("image", 0.5): 99, ("image", 0.25): 97, ("video", 0.25): 97}
-"""Retained accuracy in per cent; for video at keep 0.5 there is none."""
+"""Of the right answers so many per cent are to stay; for video at keep 0.5 there is no goal."""
 KINDS = ("image", "video")
 DEFAULT = "foveated"
 """What a bundle with a scorer chooses by."""
 CDPRUNER = ("cdpruner", "cdpruner-frames", "cdpruner-openvino", "cdpruner-openvino-frames")
-MAIN = (DEFAULT, "learned", "attention", "random", *CDPRUNER)
-"""Asked about every question."""
-OTHERS = {"image": ("pooling", "divprune", "dart", "oracle"), "video": ("pooling", "divprune", "dart", "evs", "oracle")}
-"""Asked about the questions of the first seed."""
+PARTS = {
+    "main": (DEFAULT, "learned", "attention", "random", *CDPRUNER),
+    "others": ("pooling", "divprune", "dart"),
+    "clips": ("evs",),
+    "oracle": ("oracle",),
+}
+"""Selectors that are asked together: `clips` about video alone, `oracle`, which needs labels, about the first seed alone."""
 SEEDS = (11, 12, 13)
 """Nobody looked at them before these tables; 0, 2 and 3 showed what training and selectors lack."""
 PAGE, CHART = Path("docs/retention.md"), Path("docs/families.png")
@@ -75,15 +79,15 @@ class Case:
         return bundle
 
     def report(self, seed: int, part: str) -> Path:
-        """Where the answers of `main` or `others` are."""
+        """Where the answers of a part are."""
         return self.folder(seed) / f"report-{self.kind}-{part}"
 
     def ask(self, seed: int, count: int, part: str) -> None:
-        """Asks the selectors of a part, `main` or `others`; a finished part is not looked at again."""
+        """Asks the selectors of a part; a finished part is not looked at again."""
         if (self.report(seed, part) / REPORTS[0]).is_file():
             return
         data, labels = self.questions(seed, count), None
-        if part == "others":
+        if part == "oracle":
             labels = self.folder(seed) / f"labels-{self.kind}"
             label_folder(self.checkpoint, data, labels, LabelOptions(wrong=True))
         title = f"{self.name}, {self.kind}, seed {seed}, {part}"
@@ -93,7 +97,7 @@ class Case:
                 data,
                 self.report(seed, part),
                 KEEPS,
-                MAIN if part == "main" else OTHERS[self.kind],
+                PARTS[part],
                 max_new_tokens=8,
                 options=SessionOptions(threads=1),
                 progress=lambda done, total: status.update(f"{title}: {done} of {total}"),
@@ -105,13 +109,18 @@ class Case:
         samples: list[Sample] = []
         records: list[Record] = []
         for seed in seeds:
-            parts = [self.report(seed, part) for part in ("main", "others")]
+            parts = [self.report(seed, part) for part in PARTS]
             parts = [part for part in parts if (part / REPORTS[0]).is_file()]
             if self.report(seed, "main") in parts:
                 samples += read_samples(self.folder(seed) / self.kind)
                 records += map(_join, *map(_read, parts))
-        plan = Plan.make(KEEPS, (*MAIN, *OTHERS[self.kind]), oracle={})
+        plan = Plan.make(KEEPS, selectors_of(self.kind), oracle={})
         return summarise(samples, records, plan) if samples else None
+
+
+def selectors_of(kind: str) -> tuple[str, ...]:
+    """Every selector that is asked about a kind of input."""
+    return tuple(name for part, names in PARTS.items() if part != "clips" or kind == "video" for name in names)
 
 
 def _read(report: Path) -> list[Record]:
@@ -125,30 +134,42 @@ def _join(*records: Record) -> Record:
 
 
 def goals_table(found: Mapping[Case, Results]) -> Iterator[str]:
-    """Retained accuracy of what a bundle chooses by beside its goal."""
-    yield from (
-        f"| checkpoint | input | all tokens, right | keep | goal | {DEFAULT}, retained | learned | attention | random |",
-        "|---" * 9 + "|",
-    )
+    """What stays right with what a bundle chooses by, beside its goal and the other main selectors."""
+    names = (DEFAULT, "learned", "attention", "cdpruner-openvino-frames", "random")
+    heads = ("checkpoint", "input", "all tokens, right", "keep", "goal", f"{DEFAULT}, stay", f"{DEFAULT}, retained")
+    yield "| " + " | ".join((*heads, *(f"{name}, stay" for name in names[1:]))) + " |"
+    yield "|---" * (len(heads) + len(names) - 1) + "|"
     for case, results in found.items():
         for keep in KEEPS:
             goal = GOALS.get((case.kind, keep))
-            names = (DEFAULT, "learned", "attention", "random")
-            shares = (percent(row_of(results.overall, name, keep).retained) for name in names)
+            own = row_of(results.overall, DEFAULT, keep)
+            others = (percent(row_of(results.overall, name, keep).stay) for name in names[1:])
             yield (
                 f"| `{case.name}` | {case.kind} | {percent(results.overall.whole.accuracy)} | {keep:g} | "
-                f"{f'>= {goal}' if goal else '-'} | {' | '.join(shares)} |"
+                f"{f'>= {goal}' if goal else '-'} | {percent(own.stay)} | {percent(own.retained)} | {' | '.join(others)} |"
             )
 
 
 def selectors_table(found: Mapping[Case, Results], kind: str) -> Iterator[str]:
-    """Retained accuracy by selector, a column for each checkpoint and keep ratio."""
+    """What stays right and what is retained by selector, a column for each checkpoint and keep ratio."""
     cases = [case for case in found if case.kind == kind]
     columns = [(case, keep) for case in cases for keep in KEEPS]
-    yield "| selector | " + " | ".join(f"`{case.name}`, {keep:g}" for case, keep in columns) + " |"
-    yield "|---" * (len(columns) + 1) + "|"
-    for name in (*MAIN, *OTHERS[kind]):
-        yield f"| {name} | " + " | ".join(percent(row_of(found[c].overall, name, keep).retained) for c, keep in columns) + " |"
+    yield "| selector | questions | " + " | ".join(f"`{case.name}`, {keep:g}" for case, keep in columns) + " |"
+    yield "|---" * (len(columns) + 2) + "|"
+    for name in selectors_of(kind):
+        rows = [_find(found[case].overall, name, keep) for case, keep in columns]
+        asked = sorted({row.questions for row in rows if row})
+        cells = (f"{percent(row.stay)}; {_net(row)}" if row else "-" for row in rows)
+        yield f"| {name} | {' - '.join(f'{count:,}' for count in asked) or '-'} | {' | '.join(cells)} |"
+
+
+def _find(group: Group, selector: str, keep: float) -> Row | None:
+    """What a selector did, if it was asked."""
+    return next((row for row in group.rows if (row.selector, row.keep) == (selector, keep)), None)
+
+
+def _net(row: Row) -> str:
+    return "-" if row.retained is None else f"{100 * row.retained.value:.1f}"
 
 
 def types_table(found: Mapping[Case, Results], kind: str) -> Iterator[str]:
@@ -171,20 +192,32 @@ def _accuracy(group: Group, keep: float) -> float:
     return (group.whole if keep == 1 else row_of(group, DEFAULT, keep)).accuracy.value
 
 
+LINES = {
+    DEFAULT: "#d62839",
+    "learned": "#f0a03c",
+    "attention": "#1d5fbf",
+    "cdpruner": "#2a9d5c",
+    "cdpruner-openvino-frames": "#8e44ad",
+    "random": "#8a8f98",
+}
+"""Colours of the chart's lines."""
+
+
 def draw(found: Mapping[Case, Results]) -> None:
-    """Small multiples: accuracy against kept tokens, a row for each kind and a column for each checkpoint."""
+    """Small multiples: what stays right against kept tokens, a row for each kind and a column for each checkpoint."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     names = list(dict.fromkeys(case.name for case in found))
-    figure = Figure(figsize=(3.6 * len(names), 5.6), layout="constrained")
+    figure = Figure(figsize=(3.6 * len(names), 5.8), layout="constrained")
     grid = figure.subplots(len(KINDS), len(names), sharex=True, sharey=True, squeeze=False)
-    lines = {DEFAULT: "#d62839", "learned": "#f0a03c", "attention": "#1d5fbf", "cdpruner": "#2a9d5c", "random": "#8a8f98"}
     for case, results in found.items():
         axes = grid[KINDS.index(case.kind)][names.index(case.name)]
-        for name, colour in lines.items():
-            rows = [results.overall.whole, *(row_of(results.overall, name, keep) for keep in KEEPS)]
-            axes.plot([row.keep for row in rows], [row.accuracy.value for row in rows], "o-", color=colour, label=name)
+        for name, colour in LINES.items():
+            stays = [row.stay for keep in KEEPS if (row := row_of(results.overall, name, keep)).stay]
+            values, low, high = ([1.0, *ends] for ends in zip(*((s.value, s.low, s.high) for s in stays if s), strict=True))
+            axes.fill_between((1.0, *KEEPS), low, high, color=colour, alpha=0.15, linewidth=0)
+            axes.plot((1.0, *KEEPS), values, "o-", color=colour, label=name, markersize=4)
         axes.set_title(f"{case.name}, {case.kind}", fontsize=10)
         axes.grid(color="#e4e6e9")
         axes.spines[["top", "right"]].set_visible(False)
@@ -193,22 +226,28 @@ def draw(found: Mapping[Case, Results]) -> None:
     first.set_xticks([1.0, 0.5, 0.25], ["100 %", "50 %", "25 %"])
     first.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.supxlabel("visual tokens kept", fontsize=10)
-    figure.supylabel("right answers", fontsize=10)
-    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=len(lines), frameon=False)
+    figure.supylabel("right answers that stay right", fontsize=10)
+    figure.legend(*first.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     figure.savefig(CHART, dpi=140)
 
 
 def write_page(found: Mapping[Case, Results], seeds: Sequence[int]) -> None:
     """Puts the tables between the marks of the page, and the chart beside it."""
+    questions = sorted({results.questions for results in found.values()})
     sections = [
         *goals_table(found),
-        f"Per cent, with 95 % intervals; ",
-        "![Accuracy against kept visual tokens for each family, images above, video below](families.png)",
+        "Per cent, with 95 % intervals. *Stay*: of the answers that are right with all tokens, the share that is right with "
+        "fewer too. *Retained*: right answers as a share of those with all tokens, a net ratio: an answer that becomes right "
+        f"makes up for one that becomes wrong. Of each checkpoint and kind {' or '.join(f'{count:,}' for count in questions)} "
+        f"held-out questions, one a picture or clip, seeds {', '.join(map(str, seeds))} pooled.",
+        "![Right answers that stay against kept visual tokens for each family, images above, video below](families.png)",
         "### Every selector, images",
+        "Stay with its interval; behind the semicolon what is retained.",
         *selectors_table(found, "image"),
         "### Every selector, video",
         *selectors_table(found, "video"),
         "### By question type, images",
+        f"Right answers in per cent, with all tokens and with `{DEFAULT}`.",
         *types_table(found, "image"),
         "### By question type, video",
         *types_table(found, "video"),
@@ -230,9 +269,9 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
 @click.option("--page/--no-page", default=True, show_default=True, help="Whether to write docs/retention.md.")
 def main(checkpoints: Sequence[Path], work: Path, seeds: tuple[int, ...], count: int, ask: bool, page: bool) -> None:
     cases = [Case(path, kind, work) for path in checkpoints for kind in KINDS]
-    steps = [(case, seed, "main") for seed in seeds for case in cases] + [(case, seeds[0], "others") for case in cases]
-    for case, seed, part in steps if ask else ():
-        case.ask(seed, count, part)
+    for part, seed, case in product(PARTS, seeds, cases) if ask else ():
+        if (part != "clips" or case.kind == "video") and (part != "oracle" or seed == seeds[0]):
+            case.ask(seed, count, part)
     found = {case: results for case in cases if (results := case.results(seeds))}
     if page:
         write_page(found, seeds)

@@ -41,7 +41,8 @@ class Request:
         budget: how many visual tokens stay, counted over all images and frames of the request.
         sampling: how tokens are drawn; greedy by default.
         select: a selector, its name in `SELECTORS`, or a function that picks by the scores; None takes the bundle's scorer.
-        min_retained: refuse a budget that retains less than this share of the right answers, by the bundle's retention curve.
+        min_retained: refuse a budget unless at least this share of the right answers stays right, by the lower end of the
+            bundle's retention curve.
         explain: score the visual tokens even where all stay, so that `Answer.explain` can show the scores.
         max_new_tokens: most tokens to generate; None takes the bundle's default.
         stop: strings that end the answer; they are not part of it.

@@ -46,7 +46,7 @@ def inspect_command(bundle: Path, engines: Path | None, layers: bool, as_json: b
 
 def _facts(bundle: Bundle) -> dict[str, Any]:
     manifest = bundle.manifest
-    retention = {f"{point.keep:g}": round(point.retained, 4) for point in manifest.scorer.retention}
+    retention = {f"{point.keep:g}": round(point.share[0], 4) for point in manifest.scorer.retention}
     return {
         "family": manifest.family,
         "source": manifest.source.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -11,6 +12,7 @@ import msgspec
 import numpy as np
 
 from foveate.engines import Array, RequestError
+from foveate.engines.errors import OptionError
 from foveate.runtime import Answer, Budget, Encoded, Pipeline, Policy, Relevance, Request, Selector, open_selector
 from foveate.runtime.select.scores import Oracle
 from foveate.samples import Sample
@@ -58,7 +60,8 @@ class Plan:
         _check_selectors(selectors, oracle)
         custom = custom or {}
         named = [name for name in selectors if name != Oracle.name]
-        known = {name: custom[name] if name in custom else open_selector(name) for name in named}
+        with _as_option("selectors"):
+            known = {name: custom[name] if name in custom else open_selector(name) for name in named}
         below = tuple(sorted((float(keep) for keep in keeps if keep < 1), reverse=True))
         return cls(below, tuple(selectors), known, oracle or {}, max_new_tokens)
 
@@ -68,28 +71,43 @@ class Plan:
         return {**self.known, **labelled}
 
 
+@contextmanager
+def _as_option(name: str) -> Iterator[None]:
+    """A value that no request could have is an unusable option here."""
+    try:
+        yield
+    except RequestError as error:
+        raise OptionError(str(error), options=(name,)) from error
+
+
 def _check_keeps(keeps: Sequence[float]) -> None:
-    for keep in keeps:
-        Budget(ratio=keep)  # raises where the ratio is out of range
-    _refuse_twice("keep ratio", keeps)
+    with _as_option("keeps"):
+        for keep in keeps:
+            Budget(ratio=keep)
+    _refuse_twice("keep ratio", keeps, "keeps")
     if all(keep == 1 for keep in keeps):
-        raise RequestError("no keep ratio is below 1, so there is nothing to compare. Use --keep 1,0.5,0.25.")
+        raise OptionError("no keep ratio is below 1, so there is nothing to compare. Use 1,0.5,0.25.", options=("keeps",))
 
 
 def _check_selectors(selectors: Sequence[str], oracle: Labels | None) -> None:
-    _refuse_twice("selector", selectors)
+    _refuse_twice("selector", selectors, "selectors")
     if not selectors:
-        raise RequestError("there is no selector, expected at least one. Use --select attention.")
+        raise OptionError("there is no selector, expected at least one. Use attention.", options=("selectors",))
     if Oracle.name in selectors and oracle is None:
-        raise RequestError(f"selector '{Oracle.name}' chooses by labels, and there are none. Give --labels, or drop it.")
+        raise OptionError(
+            f"selector '{Oracle.name}' chooses by labels, and there are none. Give labels, or drop it.", options=("labels",)
+        )
     if Oracle.name not in selectors and oracle is not None:
-        raise RequestError(f"there are labels, and selector '{Oracle.name}' is not asked for. Add it, or drop --labels.")
+        raise OptionError(
+            f"there are labels, and selector '{Oracle.name}' is not asked for. Add it, or drop the labels.",
+            options=("selectors", "labels"),
+        )
 
 
-def _refuse_twice(what: str, values: Sequence[object]) -> None:
+def _refuse_twice(what: str, values: Sequence[object], option: str) -> None:
     value, count = Counter(values).most_common(1)[0] if values else (None, 0)
     if count > 1:
-        raise RequestError(f"{what} {value} is given {count} times, expected once. Drop the others.")
+        raise OptionError(f"{what} {value} is given {count} times, expected once. Drop the others.", options=(option,))
 
 
 class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from foveate.engines import LabelError, SourceEntry, hash_file
+from foveate.engines.errors import MissingPackageError
 from foveate.evaluate.ask import Labels
 from foveate.samples import QUESTIONS
 
@@ -21,13 +22,13 @@ def labels_for(data: Path, source: SourceEntry, folder: Path) -> Labels:
         folder: what `foveate scorer label` wrote.
 
     Raises:
-        LabelError: a library of the exporter is missing, the labels are broken or not finished, or they are of other
-            questions or of another checkpoint.
+        MissingPackageError: a library of the exporter is missing.
+        LabelError: the labels are broken or not finished, or they are of other questions or of another checkpoint.
     """
     try:
         from foveate.exporter.scorer.store import read_header, read_labels
     except ModuleNotFoundError as error:
-        raise LabelError(f"the package '{error.name}' is not installed. Run: pip install 'foveate[export]'") from error
+        raise MissingPackageError(f"the package '{error.name}' is not installed. Run: pip install 'foveate[export]'") from error
     header, questions_sha256 = read_header(folder), hash_file(data / QUESTIONS)
     remedy = f"Run 'foveate scorer label {source.name} {data} -o OTHER --wrong' and give OTHER."
     if header.data_sha256 != questions_sha256:

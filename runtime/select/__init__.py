@@ -42,7 +42,7 @@ def open_selector(name: str) -> Selector:
         RequestError: there is no such selector.
     """
     if name not in SELECTORS:
-        raise RequestError(f"there is no selector '{name}'. Choose one of {', '.join(SELECTORS)}.")
+        raise RequestError(f"there is no selector '{name}'. Choose one of {', '.join(SELECTORS)}.", options=("select",))
     module, _, cls = SELECTORS[name].partition(":")
     selector: Selector = getattr(import_module(module), cls)()
     return selector

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from foveate.engines import Array, Grid, RequestError
+from foveate.engines import Array, BackendError, Grid, RequestError
 from foveate.runtime.budget import Budget
 
 
@@ -133,12 +133,14 @@ def select(relevance: Relevance, budget: Budget, selector: Selector, note: str =
         note: becomes the selection's reason.
 
     Raises:
-        RequestError: weights that are not finite, a selector without weights where the budget is a `mass`, or one that
-            breaks its contract.
+        BackendError: scores that are not finite.
+        RequestError: a selector without weights where the budget is a `mass`, or one that breaks its contract.
     """
     weights = selector.weights(relevance)
     if weights is not None and not np.isfinite(weights).all():
-        raise RequestError("the score graph gave values that are not finite. Set keep=1.0, and export the bundle again.")
+        raise BackendError(
+            "the score graph gave values that are not finite. Keep all visual tokens, and export the bundle again."
+        )
     if weights is None and budget.mass is not None:
         raise RequestError(f"the budget is a mass, and selector '{selector.name}' has no scores to sum. Set keep instead.")
     count = budget.count(np.ones(len(relevance)) if weights is None else weights)

@@ -54,7 +54,9 @@ class Pooling(Selector):
     name: ClassVar[str] = "pooling"
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
-        return np.concatenate([frame.first + frame.regions().centres(frame.columns) for frame in split_frames(relevance, count, self.name)])
+        return np.concatenate(
+            [frame.first + frame.regions().centres(frame.columns) for frame in split_frames(relevance, count, self.name)]
+        )
 
     def embeds(self, relevance: Relevance, keep_indices: np.ndarray) -> np.ndarray:
         frames = split_frames(relevance, len(keep_indices), self.name)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engines import RequestError
+from foveate.engines import BackendError, RequestError
 from foveate.runtime import Budget, Policy, Relevance, top_k
 from foveate.runtime.select import Custom, Selector, keep_everything, open_selector, select
 from foveate.runtime.select.scores import Attention, Learned, Oracle
@@ -80,7 +80,7 @@ def test_a_mass_without_weights_is_an_error(name: str) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_scores_that_are_not_finite_are_an_error(bad: float) -> None:
-    with pytest.raises(RequestError, match="not finite"):
+    with pytest.raises(BackendError, match="not finite"):
         select(scored([0.5, bad]), Budget(tokens=1), Learned())
 
 

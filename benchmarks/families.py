@@ -29,7 +29,7 @@ from foveate.scorer import label_folder
 
 KEEPS = (0.5, 0.25)
 GOALS = {("image", 0.5): 99, ("image", 0.25): 97, ("video", 0.25): 97}
-"""Of the right answers so many per cent are to stay; for video at keep 0.5 there is no goal."""
+"""Retained accuracy in per cent; for video at keep 0.5 there is no goal."""
 KINDS = ("image", "video")
 DEFAULT = "foveated"
 """What a bundle with a scorer chooses by."""
@@ -43,7 +43,7 @@ PARTS = {
 """Selectors that are asked together: `clips` about video alone, `oracle`, which needs labels, about the first seed alone."""
 SEEDS = (11, 12, 13)
 """Nobody looked at them before these tables; 0, 2 and 3 showed what training and selectors lack."""
-PAGE, CHART = Path("docs/retention.md"), Path("docs/families.png")
+PAGE, CHART, README = Path("docs/retention.md"), Path("docs/families.png"), Path("README.md")
 _BEGIN = "<!-- benchmarks/families.py writes what follows -->"
 
 
@@ -136,7 +136,7 @@ def _join(*records: Record) -> Record:
 def goals_table(found: Mapping[Case, Results]) -> Iterator[str]:
     """What stays right with what a bundle chooses by, beside its goal and the other main selectors."""
     names = (DEFAULT, "learned", "attention", "cdpruner-openvino-frames", "random")
-    heads = ("checkpoint", "input", "all tokens, right", "keep", "goal", f"{DEFAULT}, stay", f"{DEFAULT}, retained")
+    heads = ("checkpoint", "input", "all tokens, right", "keep", "goal, retained", f"{DEFAULT}, stay", f"{DEFAULT}, retained")
     yield "| " + " | ".join((*heads, *(f"{name}, stay" for name in names[1:]))) + " |"
     yield "|---" * (len(heads) + len(names) - 1) + "|"
     for case, results in found.items():
@@ -231,15 +231,30 @@ def draw(found: Mapping[Case, Results]) -> None:
     figure.savefig(CHART, dpi=140)
 
 
-def write_page(found: Mapping[Case, Results], seeds: Sequence[int]) -> None:
-    """Puts the tables between the marks of the page, and the chart beside it."""
+def readme_table(found: Mapping[Case, Results]) -> Iterator[str]:
+    """What stays right, a row for each checkpoint and selector."""
+    columns = [(kind, keep) for kind in KINDS for keep in KEEPS]
+    yield "| | " + " | ".join(f"{kind}, keep {keep:g}" for kind, keep in columns) + " |"
+    yield "|---" * (len(columns) + 1) + "|"
+    for name in dict.fromkeys(case.name for case in found):
+        of_kind = {case.kind: results.overall for case, results in found.items() if case.name == name}
+        for selector in (DEFAULT, "cdpruner", "cdpruner-openvino-frames", "random"):
+            stays = [row_of(of_kind[kind], selector, keep).stay for kind, keep in columns]
+            head = f"`{name}`, **{selector}**" if selector == DEFAULT else selector
+            yield f"| {head} | {' | '.join(f'{100 * share.value:.1f}' if share else '-' for share in stays)} |"
+
+
+def _behind(found: Mapping[Case, Results], seeds: Sequence[int]) -> str:
     questions = sorted({results.questions for results in found.values()})
+    counts = " to ".join(f"{count:,}" for count in questions[:: max(1, len(questions) - 1)])
+    return f"{counts} held-out questions of each checkpoint and kind, one a picture or clip, seeds {', '.join(map(str, seeds))}"
+
+
+def write_page(found: Mapping[Case, Results], seeds: Sequence[int]) -> None:
+    """Puts the tables between the marks of the page and of the README, and the chart beside them."""
     sections = [
         *goals_table(found),
-        "Per cent, with 95 % intervals. *Stay*: of the answers that are right with all tokens, the share that is right with "
-        "fewer too. *Retained*: right answers as a share of those with all tokens, a net ratio: an answer that becomes right "
-        f"makes up for one that becomes wrong. Of each checkpoint and kind {' or '.join(f'{count:,}' for count in questions)} "
-        f"held-out questions, one a picture or clip, seeds {', '.join(map(str, seeds))} pooled.",
+        f"Per cent, with 95 % intervals; {_behind(found, seeds)}.",
         "![Right answers that stay against kept visual tokens for each family, images above, video below](families.png)",
         "### Every selector, images",
         "Stay with its interval; behind the semicolon what is retained.",
@@ -254,6 +269,7 @@ def write_page(found: Mapping[Case, Results], seeds: Sequence[int]) -> None:
     ]
     draw(found)
     write_between(PAGE, _BEGIN, sections)
+    write_between(README, _BEGIN, [*readme_table(found), f"{_behind(found, seeds)}."])
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[int, ...]:

@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantised models/qwen2-vl-tiny --work out/families
 
-Exports each checkpoint in every precision and asks the held-out questions that `benchmarks.families` wrote to WORK, images and
-video. Every step goes on where it stopped; a finished one is not run again.
+Exports each checkpoint in every precision and asks held-out questions of one seed, images and video. Every step goes on where
+it stopped; a finished one is not run again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import numpy as np
 from rich.console import Console
 
 import foveate
-from benchmarks.families import DEFAULT, KINDS, PAGE
+from benchmarks.families import DEFAULT, KINDS, PAGE, Case
 from benchmarks.pages import row_of, write_between
 from foveate.engines import SessionOptions
 from foveate.evaluate import Results, evaluate_bundle
 from foveate.evaluate.statistics import wilson
 
 KEEPS = (0.5, 0.25)
+SEED, COUNT = 3, 1000
+"""Of the questions of each kind."""
 LIMIT = 0.01
 """Loss of right answers, as a share of those in fp32, above which a precision is marked."""
 _BEGIN = "<!-- benchmarks/quantised.py writes what follows -->"
@@ -68,7 +70,7 @@ def ask(checkpoint: Path, kind: str, variant: Variant, work: Path) -> Results:
     with Console().status(f"{name}, {kind}, {variant.name}") as status:
         return evaluate_bundle(
             bundle,
-            work / name / kind,
+            Case(checkpoint, kind, work).questions(SEED, COUNT),
             folder / f"report-{kind}-{variant.vision_backend or 'same'}",
             KEEPS,
             (DEFAULT,),
@@ -103,7 +105,7 @@ def _cell(right: int, plain: int, questions: int) -> str:
 
 @click.command(help=__doc__)
 @click.argument("checkpoints", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--work", type=click.Path(path_type=Path), required=True, help="That of benchmarks.families.")
+@click.option("--work", type=click.Path(path_type=Path), required=True, help="May be that of benchmarks.families.")
 @click.option("--page/--no-page", default=True, show_default=True, help="Whether to write docs/retention.md.")
 def main(checkpoints: Sequence[Path], work: Path, page: bool) -> None:
     found = {

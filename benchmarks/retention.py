@@ -27,7 +27,7 @@ from foveate.scorer import label_folder
 
 KEEPS = (0.5, 0.25, 0.125)
 LARGE_KEEPS = (0.5, 0.25, 0.125)
-TRAINING_FREE = ("attention", "random", "pooling", "divprune", "cdpruner", "dart")
+TRAINING_FREE = ("attention", "random", "pooling", "divprune", "cdpruner-openvino", "dart")
 SELECTORS = ("learned", "learned-mmr", "learned-dpp", *TRAINING_FREE, "oracle")
 SEED = 0
 PAGE = Path("docs/retention.md")
@@ -193,7 +193,7 @@ def write_page(work: Work, main: Results, large: Results) -> None:
     sections = [
         "### Goals",
         *goals(work, main, large),
-        f"Retained accuracy in per cent with its 95 % interval (paired bootstrap), {main.questions:,} held-out questions, "
+        f"Retained accuracy in per cent with its 95 % interval (Bonett and Price), {main.questions:,} held-out questions, "
         f"{large.questions:,} with 512 - 1,024 visual tokens, seed {SEED}.",
         "### Every selector",
         "![Accuracy against kept visual tokens, one line per selector](retention.png)",

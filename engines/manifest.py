@@ -93,13 +93,27 @@ class PromptEntry(_Strict, frozen=True):
 
 
 class RetentionPoint(_Strict, frozen=True):
-    """Accuracy at one keep ratio, as a share of that at keep 1, with its 95 % interval."""
+    """What is left of the right answers at one keep ratio."""
 
     keep: Share
     retained: NonNegative
+    """Accuracy as a share of that at keep 1: a net ratio."""
     low: NonNegative
+    """Of its 95 % interval, like `high`."""
     high: NonNegative
     questions: Size
+    stay: NonNegative | None = None
+    """Of the answers right at keep 1 the share that is right here too; None in bundles older than this entry."""
+    stay_low: NonNegative | None = None
+    """Of its 95 % interval, like `stay_high`."""
+    stay_high: NonNegative | None = None
+
+    @property
+    def share(self) -> tuple[float, float, float]:
+        """What stays right with its interval; in older bundles what is retained."""
+        if self.stay is None or self.stay_low is None or self.stay_high is None:
+            return self.retained, self.low, self.high
+        return self.stay, self.stay_low, self.stay_high
 
 
 class ScorerEntry(_Strict, frozen=True):

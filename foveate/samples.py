@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from foveate.engines.errors import RequestError
+from foveate.engines.errors import DataError
 from foveate.runtime import Request
 
 QUESTIONS = "questions.jsonl"
@@ -53,18 +53,18 @@ def read_samples(folder: Path) -> list[Sample]:
     """The lines of a folder's `questions.jsonl`, with the paths of their images.
 
     Raises:
-        RequestError: there is no such file, it is empty, a line is broken, or an image is missing or outside of the folder.
+        DataError: there is no such file, it is empty, a line is broken, or an image is missing or outside of the folder.
     """
     file = folder / QUESTIONS
     if not file.is_file():
-        raise RequestError(f"{file} does not exist. Expected a folder with {QUESTIONS}, a line like {_EXAMPLE} each.")
+        raise DataError(f"{file} does not exist. Expected a folder with {QUESTIONS}, a line like {_EXAMPLE} each.")
     samples = [
         _read(line, folder, f"{file}, line {number}")
         for number, line in enumerate(file.read_bytes().splitlines(), start=1)
         if line.strip()
     ]
     if not samples:
-        raise RequestError(f"{file} is empty, expected a question a line, like {_EXAMPLE}.")
+        raise DataError(f"{file} is empty, expected a question a line, like {_EXAMPLE}.")
     return samples
 
 
@@ -72,15 +72,15 @@ def _read(line: bytes, folder: Path, where: str) -> Sample:
     try:
         sample = msgspec.json.decode(line, type=Sample)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{where}: {error}. A line looks like {_EXAMPLE}.") from error
+        raise DataError(f"{where}: {error}. A line looks like {_EXAMPLE}.") from error
     if not sample.question.strip() or not sample.answer.strip():
-        raise RequestError(f"{where}: the question or the answer is empty. A line looks like {_EXAMPLE}.")
+        raise DataError(f"{where}: the question or the answer is empty. A line looks like {_EXAMPLE}.")
     if bool(sample.image) == bool(sample.video):
-        raise RequestError(f"{where}: expected an image or a video, one of them. A line looks like {_EXAMPLE}.")
+        raise DataError(f"{where}: expected an image or a video, one of them. A line looks like {_EXAMPLE}.")
     file = folder / sample.source
     kind = "image" if sample.image else "video"
     if not file.resolve().is_relative_to(folder.resolve()):
-        raise RequestError(f"{where}: {kind} '{sample.source}' leaves the folder. Put the {kind}s beside {QUESTIONS}.")
+        raise DataError(f"{where}: {kind} '{sample.source}' leaves the folder. Put the {kind}s beside {QUESTIONS}.")
     if not file.is_file():
-        raise RequestError(f"{where}: {kind} '{file}' does not exist. Name it relative to {folder}.")
+        raise DataError(f"{where}: {kind} '{file}' does not exist. Name it relative to {folder}.")
     return msgspec.structs.replace(sample, **{kind: str(file)})

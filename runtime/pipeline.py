@@ -299,7 +299,8 @@ class Pipeline:
             found = {name: np.asarray(array) for name, array in self._run_score(prepared, visual_embeds).items()}
         if "text_embeds" in needs:
             found["text_embeds"] = self._text_model.embed_tokens(prepared.layout.input_ids[prepared.instruction_indices])
-        return Relevance(visual_embeds, prepared.grids, **found)
+        seed = prepared.seed if "seed" in needs else 0
+        return Relevance(visual_embeds, prepared.grids, seed=seed, **found)
 
     def first_logits(self, prepared: Prepared, visual_embeds: Array, selection: Selection | None = None) -> np.ndarray:
         """`logits [vocab_size]` float32 of the first token of an answer.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
 from foveate.runtime.values import LEAVE_OUT, flag, items, number, settle, share, shown, whole
 from foveate.runtime.video import VideoSource, check_sampling
+from foveate.runtime.vision_cache import content_hash
 
 Message = Mapping[str, Any]
 VisualKind = Literal["image", "video"]
@@ -47,7 +50,8 @@ class Request:
         budget: how many visual tokens stay, counted over all images and frames of the request.
         sampling: how tokens are drawn; greedy by default.
         select: a selector, its name in `SELECTORS`, or a function that picks by the scores; None takes the bundle's scorer.
-        min_retained: refuse a budget that retains less than this share of the right answers, by the bundle's retention curve.
+        min_retained: refuse a budget unless at least this share of the right answers stays right, by the lower end of the
+            bundle's retention curve.
         explain: score the visual tokens even where all stay, so that `Answer.explain` can show the scores.
         max_new_tokens: most tokens to generate; None takes the bundle's default.
         stop: strings that end the answer; they are not part of it. None takes the bundle's, which are the checkpoint's.
@@ -253,6 +257,12 @@ class Prepared:
     @property
     def num_visual_tokens(self) -> int:
         return len(self.layout.visual_indices)
+
+    @cached_property
+    def seed(self) -> int:
+        """A number from 0 below 2^64 that prompt and pixels give, for what is drawn anew for every question."""
+        digests = [content_hash({"input_ids": self.layout.input_ids}), *(content_hash(visual.feeds) for visual in self.visuals)]
+        return int.from_bytes(hashlib.sha256(b"".join(digests)).digest()[:8], "little")
 
     @property
     def num_text_tokens(self) -> int:

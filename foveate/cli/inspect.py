@@ -48,7 +48,7 @@ def _facts(bundle: Bundle, entries: list[Entry], damaged: list[str]) -> Inspecte
         exported_by=manifest.foveate_version,
         scorer=manifest.scorer.kind,
         selector=manifest.scorer.default_selector,
-        retained={f"{point.keep:g}": round(point.retained, 4) for point in manifest.scorer.retention},
+        retained={f"{point.keep:g}": round(point.share[0], 4) for point in manifest.scorer.retention},
         bytes=sum(file.size_bytes for file in manifest.files.values()),
         graphs={name: tuple(tensor.name for tensor in graph.inputs) for name, graph in manifest.graphs.items()},
         engines=tuple(map(Engine.of, entries)),

@@ -8,7 +8,7 @@ from foveate.evaluate.folder import ANSWERS, REPORTS
 from foveate.evaluate.report import Table, remark, tables
 from foveate.evaluate.results import Group, Results, Row, retention_curve, summarise
 from foveate.evaluate.run import evaluate, evaluate_bundle
-from foveate.evaluate.statistics import Estimate, difference_points, retained, wilson
+from foveate.evaluate.statistics import Estimate, difference_points, retained, stay, wilson
 
 __all__ = [
     "ANSWERS",
@@ -30,6 +30,7 @@ __all__ = [
     "remark",
     "retained",
     "retention_curve",
+    "stay",
     "summarise",
     "tables",
     "wilson",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -11,7 +12,8 @@ import msgspec
 import numpy as np
 
 from foveate.engines import Array, RequestError
-from foveate.runtime import Answer, Budget, Pipeline, Policy, Request, Selector, open_selector
+from foveate.engines.errors import OptionError
+from foveate.runtime import Answer, Budget, Encoded, Pipeline, Policy, Relevance, Request, Selector, open_selector
 from foveate.runtime.select.scores import Oracle
 from foveate.samples import Sample
 
@@ -58,46 +60,54 @@ class Plan:
         _check_selectors(selectors, oracle)
         custom = custom or {}
         named = [name for name in selectors if name != Oracle.name]
-        known = {name: custom[name] if name in custom else open_selector(name) for name in named}
+        with _as_option("selectors"):
+            known = {name: custom[name] if name in custom else open_selector(name) for name in named}
         below = tuple(sorted((float(keep) for keep in keeps if keep < 1), reverse=True))
         return cls(below, tuple(selectors), known, oracle or {}, max_new_tokens)
 
-    def requests(self, number: int, sample: Sample) -> dict[Key, Request]:
-        """Everything that is asked about a sample, keep 1 first; the oracle only where the sample has a label."""
-        choices = dict(self.known)
-        if number in self.oracle:
-            choices[Oracle.name] = Oracle(self.oracle[number])
-        request = sample.request(keep=1.0, max_new_tokens=self.max_new_tokens)
-        pruned = {
-            (name, keep): replace(request, budget=Budget(ratio=keep), select=selector)
-            for name, selector in choices.items()
-            for keep in self.keeps
-        }
-        return {WHOLE: request, **pruned}
+    def selectors_of(self, number: int) -> dict[str, Selector | Policy]:
+        """The selectors that choose for a sample, by name; the oracle only where the sample has a label."""
+        labelled = {Oracle.name: Oracle(self.oracle[number])} if number in self.oracle else {}
+        return {**self.known, **labelled}
+
+
+@contextmanager
+def _as_option(name: str) -> Iterator[None]:
+    """A value that no request could have is an unusable option here."""
+    try:
+        yield
+    except RequestError as error:
+        raise OptionError(str(error), options=(name,)) from error
 
 
 def _check_keeps(keeps: Sequence[float]) -> None:
-    for keep in keeps:
-        Budget(ratio=keep)  # raises where the ratio is out of range
-    _refuse_twice("keep ratio", keeps)
+    with _as_option("keeps"):
+        for keep in keeps:
+            Budget(ratio=keep)
+    _refuse_twice("keep ratio", keeps, "keeps")
     if all(keep == 1 for keep in keeps):
-        raise RequestError("no keep ratio is below 1, so there is nothing to compare. Use --keep 1,0.5,0.25.")
+        raise OptionError("no keep ratio is below 1, so there is nothing to compare. Use 1,0.5,0.25.", options=("keeps",))
 
 
 def _check_selectors(selectors: Sequence[str], oracle: Labels | None) -> None:
-    _refuse_twice("selector", selectors)
+    _refuse_twice("selector", selectors, "selectors")
     if not selectors:
-        raise RequestError("there is no selector, expected at least one. Use --select attention.")
+        raise OptionError("there is no selector, expected at least one. Use attention.", options=("selectors",))
     if Oracle.name in selectors and oracle is None:
-        raise RequestError(f"selector '{Oracle.name}' chooses by labels, and there are none. Give --labels, or drop it.")
+        raise OptionError(
+            f"selector '{Oracle.name}' chooses by labels, and there are none. Give labels, or drop it.", options=("labels",)
+        )
     if Oracle.name not in selectors and oracle is not None:
-        raise RequestError(f"there are labels, and selector '{Oracle.name}' is not asked for. Add it, or drop --labels.")
+        raise OptionError(
+            f"there are labels, and selector '{Oracle.name}' is not asked for. Add it, or drop the labels.",
+            options=("selectors", "labels"),
+        )
 
 
-def _refuse_twice(what: str, values: Sequence[object]) -> None:
+def _refuse_twice(what: str, values: Sequence[object], option: str) -> None:
     value, count = Counter(values).most_common(1)[0] if values else (None, 0)
     if count > 1:
-        raise RequestError(f"{what} {value} is given {count} times, expected once. Drop the others.")
+        raise OptionError(f"{what} {value} is given {count} times, expected once. Drop the others.", options=(option,))
 
 
 class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,13 +145,49 @@ def ask(
     embeds: dict[str, Array] = {}
     for number in range(start, len(samples)):
         sample, begin = samples[number], perf_counter()
-        requests = plan.requests(number, sample)
-        encoded = pipe.encode(requests[WHOLE], embeds.get(sample.source))
+        request = sample.request(keep=1.0, max_new_tokens=plan.max_new_tokens)
+        encoded = pipe.encode(request, embeds.get(sample.source))
         embeds = {sample.source: encoded.visual_embeds}  # questions about one image mostly stand together
-        answers = {key: pipe.generate(request, encoded) for key, request in requests.items()}
+        asked = {WHOLE: request, **_pruned(pipe, request, encoded, plan.selectors_of(number), plan.keeps)}
+        answers = {key: pipe.generate(question, encoded) for key, question in asked.items()}
         replies = tuple(_reply(key, answer, sample) for key, answer in answers.items())
         yield Record(number, perf_counter() - begin, replies)
         tell(number + 1, len(samples))
+
+
+@dataclass(frozen=True, eq=False)
+class _Informed(Selector):
+    """A selector that brings what it chooses by, so that a sample is scored once for all selectors and keep ratios."""
+
+    selector: Selector
+    relevance: Relevance
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        return self.selector.name
+
+    def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
+        return self.selector(self.relevance, count)
+
+    def weights(self, relevance: Relevance) -> np.ndarray | None:
+        return self.selector.weights(self.relevance)
+
+    def embeds(self, relevance: Relevance, keep_indices: np.ndarray) -> Array:
+        return self.selector.embeds(self.relevance, keep_indices)
+
+
+def _pruned(
+    pipe: Pipeline, request: Request, encoded: Encoded, chosen: Mapping[str, Selector | Policy], keeps: Sequence[float]
+) -> dict[Key, Request]:
+    """The request with every selector at every keep ratio."""
+    selectors = {name: pipe.selector(selector) for name, selector in chosen.items()}
+    needs = frozenset[str]().union(*(selector.needs for selector in selectors.values()))
+    relevance = pipe.score(encoded.prepared, encoded.visual_embeds, needs)
+    return {
+        (name, keep): replace(request, budget=Budget(ratio=keep), select=_Informed(selector, relevance))
+        for name, selector in selectors.items()
+        for keep in keeps
+    }
 
 
 def _reply(key: Key, answer: Answer, sample: Sample) -> Reply:

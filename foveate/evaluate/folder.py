@@ -10,15 +10,17 @@ from typing import TypeVar
 
 import msgspec
 
-from foveate.engines import RequestError, hash_file, replace_file
+from foveate.engines import hash_file, replace_file
 from foveate.engines.bundle import MANIFEST
+from foveate.engines.errors import DataError, MachineError
 from foveate.evaluate.ask import Plan, Record
 from foveate.evaluate.labels import hash_labels
 from foveate.samples import QUESTIONS
 
 ANSWERS = "answers.jsonl"
 REPORTS = ("report.json", "report.md", "accuracy.png")
-_REMEDY = "Choose another folder with -o, or start anew with --force."
+_REMEDY = "Choose another output folder, or start anew."
+_OPTIONS = ("output", "force")
 
 
 class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,19 +46,19 @@ def read_answers(output: Path, run: Run) -> list[Record]:
     """The finished samples of an earlier call; a last line without its end does not count.
 
     Raises:
-        RequestError: they are of another run, or broken.
+        DataError: they are of another run, or broken.
     """
     file = output / ANSWERS
     if not file.is_file():
         foreign = [name for name in REPORTS if (output / name).exists()]
         if foreign:
-            raise RequestError(f"{output / foreign[0]} exists, without the answers of a run. {_REMEDY}")
+            raise DataError(f"{output / foreign[0]} exists, without the answers of a run. {_REMEDY}", options=_OPTIONS)
         return []
     first, *rest = file.read_bytes().split(b"\n")[:-1] or [_line(run)]
     _check_same(_decode(first, Run, f"{file}, line 1"), run, output)
     records = [_decode(line, Record, f"{file}, line {number}") for number, line in enumerate(rest, start=2)]
     if [record.number for record in records] != list(range(len(records))):
-        raise RequestError(f"{file} does not have the samples in their order. {_REMEDY}")
+        raise DataError(f"{file} does not have the samples in their order. {_REMEDY}", options=_OPTIONS)
     return records
 
 
@@ -67,7 +69,7 @@ def _decode(line: bytes, kind: type[_Entry], where: str) -> _Entry:
     try:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise RequestError(f"{where}: {error}. {_REMEDY}") from error
+        raise DataError(f"{where}: {error}. {_REMEDY}", options=_OPTIONS) from error
 
 
 def _check_same(there: Run, run: Run, output: Path) -> None:
@@ -77,7 +79,7 @@ def _check_same(there: Run, run: Run, output: Path) -> None:
         if getattr(there, name) != getattr(run, name)
     ]
     if different:
-        raise RequestError(f"{output} has the answers of another run: {'; '.join(different)}. {_REMEDY}")
+        raise DataError(f"{output} has the answers of another run: {'; '.join(different)}. {_REMEDY}", options=_OPTIONS)
 
 
 def _short(value: object) -> str:
@@ -113,4 +115,4 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RequestError(f"{folder} can't be written: {error.strerror or error}. Choose another folder.") from error
+        raise MachineError(f"{folder} can't be written: {error.strerror or error}. Choose another folder.") from error

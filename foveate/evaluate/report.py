@@ -12,7 +12,7 @@ import msgspec
 from foveate.engines import replace_file
 from foveate.evaluate.folder import REPORTS, Run, writing
 from foveate.evaluate.results import Results, Row
-from foveate.evaluate.statistics import RESAMPLES, SEED, Estimate, wilson
+from foveate.evaluate.statistics import Estimate, wilson
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,20 @@ def tables(results: Results) -> list[Table]:
     if len(results.types) == 1:
         return [_overall_table(results)]
     accuracy = _types_table(results, "Accuracy by type of question", lambda row: row.accuracy)
-    return [_overall_table(results), accuracy, _types_table(results, "Retained by type of question", lambda row: row.retained)]
+    return [_overall_table(results), accuracy, _types_table(results, "Stay right by type of question", lambda row: row.stay)]
 
 
 def _overall_table(results: Results) -> Table:
-    columns = ("keep", "selector", "tokens", "right", "accuracy %", "retained %", f"points against {results.selectors[0]}")
+    columns = (
+        "keep",
+        "selector",
+        "tokens",
+        "right",
+        "accuracy %",
+        "stay %",
+        "retained %",
+        f"points against {results.selectors[0]}",
+    )
     rows = tuple(
         (
             f"{row.keep:g}",
@@ -47,6 +56,7 @@ def _overall_table(results: Results) -> Table:
             f"{row.kept_tokens:.1f}",
             f"{row.right}/{row.questions}",
             _percent(row.accuracy),
+            _percent(row.stay),
             _percent(row.retained),
             _points(row.difference_points),
         )
@@ -90,7 +100,8 @@ def write_report(results: Results, run: Run, bundle_name: str, output: Path) -> 
     """Writes `report.json`, `report.md` and `accuracy.png`.
 
     Raises:
-        RequestError: `output` can't be written, or matplotlib is missing.
+        MachineError: `output` can't be written.
+        MissingPackageError: matplotlib is missing.
     """
     contents = _json(results, run), _markdown(results, run, bundle_name).encode(), _chart(results)
     with writing(output):
@@ -112,9 +123,10 @@ def _markdown(results: Results, run: Run, bundle_name: str) -> str:
         parts += [f"## {table.title}", "\n".join(lines)]
     parts += [remark(results)] if results.unlabelled else []
     parts.append(
-        "Accuracy with Wilson score intervals. Retained: accuracy as a share of that at keep 1 on the same questions. "
-        "Intervals of retained and of differences: paired bootstrap percentiles, "
-        f"{RESAMPLES:,} resamples of the questions, seed {SEED}."
+        "Stay: of the answers right at keep 1 the share that is right here too. Retained: accuracy as a share of that at "
+        "keep 1 on the same questions, a net ratio: an answer that becomes right makes up for one that becomes wrong, so it "
+        "may be above 100. Intervals: Wilson score for accuracy and stay, Bonett and Price for retained, Newcombe for "
+        "differences, the last two for paired proportions."
     )
     parts.append(
         f"foveate {version('foveate')}, bundle {run.bundle_sha256[:12]}, questions {run.questions_sha256[:12]}, {run.backend}, "

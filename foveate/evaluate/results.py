@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines import RequestError, RetentionPoint
+from foveate.engines import RetentionPoint
+from foveate.engines.errors import DataError, OptionError
 from foveate.evaluate.ask import WHOLE, Key, Plan, Record
-from foveate.evaluate.statistics import Estimate, difference_points, retained, wilson
+from foveate.evaluate.statistics import Estimate, difference_points, retained, stay, wilson
 from foveate.runtime.select.scores import Oracle
 from foveate.samples import Sample
 
@@ -26,7 +27,10 @@ class Row:
         whole_right: how many were right at keep 1, of the same questions.
         kept_tokens: visual tokens that stayed, mean.
         accuracy: share of right answers, with its Wilson interval.
-        retained: accuracy as a share of that at keep 1 on the same questions; None where nothing was right there.
+        stay: of the answers right at keep 1 the share that is right here too, with its Wilson interval; None where nothing was
+            right there.
+        retained: accuracy as a share of that at keep 1 on the same questions: a net ratio, in which answers that become right
+            make up for others; None where nothing was right there.
         difference_points: accuracy minus that of the first selector at the same keep ratio, on the questions of both, in
             percentage points; None for the first selector itself and at keep 1.
     """
@@ -38,6 +42,7 @@ class Row:
     whole_right: int
     kept_tokens: float
     accuracy: Estimate
+    stay: Estimate | None
     retained: Estimate | None
     difference_points: Estimate | None
 
@@ -81,21 +86,31 @@ class Results:
 
 
 def retention_curve(results: Results, selector: str) -> list[RetentionPoint]:
-    """What a selector retains at each keep ratio, descending, as a manifest records it.
+    """What stays right with a selector at each keep ratio, descending, as a manifest records it.
 
     Raises:
-        RequestError: the selector was not asked anything, or no answer was right at keep 1.
+        OptionError: the selector was not asked anything.
+        DataError: no answer was right at keep 1.
     """
     rows = [row for row in results.overall.rows if row.selector == selector]
     if not rows:
-        raise RequestError(f"selector '{selector}' answered nothing. Expected one of {', '.join(results.selectors)}.")
+        raise OptionError(f"selector '{selector}' answered nothing. Expected one of {', '.join(results.selectors)}.")
     points = [
-        RetentionPoint(row.keep, row.retained.value, row.retained.low, row.retained.high, row.questions)
+        RetentionPoint(
+            row.keep,
+            row.retained.value,
+            row.retained.low,
+            row.retained.high,
+            row.questions,
+            row.stay.value,
+            row.stay.low,
+            row.stay.high,
+        )
         for row in rows
-        if row.retained
+        if row.retained and row.stay
     ]
     if len(points) < len(rows):
-        raise RequestError(
+        raise DataError(
             f"no answer of {rows[0].questions} was right at keep 1, so there is nothing to retain. "
             "Use questions that the model answers."
         )
@@ -165,6 +180,7 @@ def _row(key: Key, members: np.ndarray, columns: Mapping[Key, _Column], first_se
         int(whole.right[on].sum()),
         float(column.kept_tokens[on].mean()),
         wilson(right, questions),
+        stay(whole.right[on], column.right[on]),
         retained(whole.right[on], column.right[on]),
         difference,
     )

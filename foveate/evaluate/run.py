@@ -7,7 +7,8 @@ from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 
-from foveate.engines import Bundle, RequestError, SessionOptions
+from foveate.engines import Bundle, SessionOptions
+from foveate.engines.errors import OptionError
 from foveate.evaluate.ask import Labels, Plan, Progress, ask
 from foveate.evaluate.folder import Run, append_answers, read_answers
 from foveate.evaluate.labels import labels_for
@@ -41,13 +42,14 @@ def evaluate(
         progress: is told before the first and after each sample.
 
     Raises:
-        RequestError: no sample, a keep ratio out of range, an unknown selector, one of them twice or none at all, an oracle
-            without labels or labels without an oracle, a selector that this bundle can't serve, or an unusable image.
+        OptionError: no sample, a keep ratio out of range, an unknown selector, one of them twice or none at all, an oracle
+            without labels or labels without an oracle.
+        RequestError: a selector that this bundle can't serve, or an unusable image.
         BackendError: a graph failed.
     """
     plan = Plan.make(keeps, selectors, custom, oracle, max_new_tokens)
     if not samples:
-        raise RequestError("there are no samples, expected at least one. Give a folder with questions.")
+        raise OptionError("there are no samples, expected at least one. Give some questions.")
     return summarise(samples, list(ask(pipe, samples, plan, progress=progress)), plan)
 
 
@@ -85,8 +87,10 @@ def evaluate_bundle(
         progress: is told before the first and after each sample.
 
     Raises:
-        RequestError: what `evaluate` raises, matplotlib is missing, the questions can't be read, or `output` can't be
-            written or belongs to another run.
+        OptionError, RequestError: what `evaluate` raises.
+        DataError: the questions can't be read, or `output` belongs to another run.
+        MachineError: `output` can't be written.
+        MissingPackageError: matplotlib is missing.
         LabelError: the labels can't be read, are not finished, or are of other questions or of another checkpoint.
         BundleError: the bundle can't be read or trusted.
         BackendError: the backend is missing, or a graph failed.

@@ -70,13 +70,13 @@ def speedup_chart(profile: Profile, narrow: bool = False) -> str:
 
 def _draw_retention(axes: Axes, profile: Profile) -> None:
     """On a second axis, from 0 to 100 %."""
-    points = sorted([(1.0, 1.0, 1.0, 1.0), *((p.keep, p.retained, p.low, p.high) for p in profile.retention)], reverse=True)
-    keeps, retained, low, high = zip(*points, strict=True)
+    points = sorted([(1.0, 1.0, 1.0, 1.0), *((point.keep, *point.share) for point in profile.retention)], reverse=True)
+    keeps, stay, low, high = zip(*points, strict=True)
     axes.fill_between(keeps, low, high, color=COLOURS[0], alpha=0.15, linewidth=0)
-    axes.plot(keeps, retained, color=COLOURS[0], marker="s", linewidth=2.2)
+    axes.plot(keeps, stay, color=COLOURS[0], marker="s", linewidth=2.2)
     axes.set_ylim(0, 1.08)
     axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0f} %" for share in np.linspace(0, 100, 6)], color=COLOURS[0])
-    axes.set_ylabel("right answers retained", color=COLOURS[0])
+    axes.set_ylabel("right answers that stay", color=COLOURS[0])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 

@@ -120,7 +120,7 @@ def retention_remark(profile: Profile) -> str:
     if not profile.retention:
         return "This bundle has no retention curve: 'foveate export --calibrate DATA' measures one."
     questions = max(point.questions for point in profile.retention)
-    return f"Retained: on {questions} questions, at export; the band is a 95 % interval."
+    return f"Right answers that stay: on {questions} questions, at export; the band is a 95 % interval."
 
 
 def _tiles(profile: Profile) -> list[Tile]:

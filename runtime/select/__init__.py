@@ -24,6 +24,9 @@ SELECTORS = {
     "pooling": "foveate.runtime.select.spatial:Pooling",
     "divprune": "foveate.runtime.select.diversity:DivPrune",
     "cdpruner": "foveate.runtime.select.diversity:CDPruner",
+    "cdpruner-frames": "foveate.runtime.select.diversity:CDPrunerFrames",
+    "cdpruner-openvino": "foveate.runtime.select.diversity:CDPrunerOpenVINO",
+    "cdpruner-openvino-frames": "foveate.runtime.select.diversity:CDPrunerOpenVINOFrames",
     "dart": "foveate.runtime.select.diversity:DART",
     "evs": "foveate.runtime.select.video:EVS",
     "learned-mmr": "foveate.runtime.select.combined:LearnedMMR",
@@ -39,7 +42,7 @@ def open_selector(name: str) -> Selector:
         RequestError: there is no such selector.
     """
     if name not in SELECTORS:
-        raise RequestError(f"there is no selector '{name}'. Choose one of {', '.join(SELECTORS)}.")
+        raise RequestError(f"there is no selector '{name}'. Choose one of {', '.join(SELECTORS)}.", options=("select",))
     module, _, cls = SELECTORS[name].partition(":")
     selector: Selector = getattr(import_module(module), cls)()
     return selector

@@ -23,6 +23,7 @@ class Relevance:
         scores: `[num_visual_tokens]` float32 of the bundle's scorer, non-negative, higher = keep.
         attention: `[num_visual_tokens]` float32, layer-0 attention, mean over heads and instruction rows.
         text_embeds: `[instruction_tokens, hidden_size]` float32, embeddings of the instruction.
+        seed: a number from 0 that the whole request gives, prompt and pixels: the same for the same question.
     """
 
     embeds: Array
@@ -30,6 +31,7 @@ class Relevance:
     scores: np.ndarray | None = None
     attention: np.ndarray | None = None
     text_embeds: np.ndarray | None = None
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.embeds)
@@ -45,7 +47,7 @@ class Selector:
 
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Which of `scores`, `attention` and `text_embeds` it reads."""
+    """Which of `scores`, `attention`, `text_embeds` and `seed` it reads."""
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
         """The indices of the `count` visual tokens to keep: `[count]` int64, ascending, unique."""
@@ -131,12 +133,14 @@ def select(relevance: Relevance, budget: Budget, selector: Selector, note: str =
         note: becomes the selection's reason.
 
     Raises:
+        BackendError: scores that are not finite.
         RequestError: a selector without weights where the budget is a `mass`, or one that breaks its contract.
-        BackendError: weights that are not finite.
     """
     weights = selector.weights(relevance)
     if weights is not None and not np.isfinite(weights).all():
-        raise BackendError("the score graph gave values that are not finite. Set keep=1.0, and export the bundle again.")
+        raise BackendError(
+            "the score graph gave values that are not finite. Keep all visual tokens, and export the bundle again."
+        )
     if weights is None and budget.mass is not None:
         raise RequestError(f"the budget is a mass, and selector '{selector.name}' has no scores to sum. Set keep instead.")
     count = budget.count(np.ones(len(relevance)) if weights is None else weights)

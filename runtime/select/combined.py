@@ -26,7 +26,7 @@ class LearnedMMR(Learned):
         weight: 0 (diversity alone) to 1 (the same as `Learned`).
 
     Raises:
-        RequestError: a weight out of its range.
+        OptionError: a weight out of its range.
     """
 
     weight: float = 0.5
@@ -63,7 +63,7 @@ class LearnedDPP(Learned):
         weight: 0 (diversity alone) to 1 (the scores, but what the kept tokens span comes last).
 
     Raises:
-        RequestError: a weight out of its range.
+        OptionError: a weight out of its range.
     """
 
     weight: float = 0.5

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from foveate.engines import RequestError
+from foveate.engines.errors import OptionError
 from foveate.runtime.select.base import Relevance, Selector, top_k
+from foveate.runtime.select.spatial import split_frames
 
 SPENT = 1e-9
 """Share of a token's own kernel entry below which what is left of it is rounding error."""
@@ -41,21 +42,21 @@ class DivPrune(Selector):
 
 @dataclass(frozen=True)
 class CDPruner(Selector):
-    """The most probable set of a determinantal point process, conditioned on the instruction; greedy.
+    """The most probable set of a determinantal point process, conditioned on the instruction; greedy, over all visual tokens.
 
     The kernel is `(1 - weight) L + weight diag(r) L diag(r)` with `L` the cosines between visual tokens and `r` their mean
-    cosine with the instruction's tokens, scaled to 0..1. Source: Zhang et al., arXiv 2506.10967 (`weight` 1); the mix is
-    OpenVINO's. The authors negate the cosine for embeddings of CLIP; here both sides are embeddings of the LLM, so `r` grows
+    cosine with the instruction's tokens, scaled to 0..1. Source: Zhang et al., arXiv 2506.10967, whose form this is, at
+    `weight` 1. The authors negate the cosine for embeddings of CLIP; here both sides are embeddings of the LLM, so `r` grows
     with it, as in the paper.
 
     Attributes:
         weight: 0 (diversity alone) to 1.
 
     Raises:
-        RequestError: a weight out of its range.
+        OptionError: a weight out of its range.
     """
 
-    weight: float = 0.5
+    weight: float = 1.0
     name: ClassVar[str] = "cdpruner"
     needs: ClassVar[frozenset[str]] = frozenset({"text_embeds"})
 
@@ -63,11 +64,63 @@ class CDPruner(Selector):
         check_weight(self.name, self.weight)
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
-        assert relevance.text_embeds is not None
-        asked = _min_max((unit(relevance.visual_embeds) @ unit(relevance.text_embeds).mean(axis=0)).astype(np.float32))
-        kernel = cosine(relevance.visual_embeds)
+        return self.most_probable(relevance.visual_embeds, _asked(relevance), count)
+
+    def most_probable(self, embeds: np.ndarray, asked: np.ndarray, count: int) -> np.ndarray:
+        """`[count]` int64, ascending: which of `embeds [tokens, hidden_size]` stay, of relevance `asked [tokens]`, 0..1."""
+        kernel = cosine(embeds)
         kernel *= (1 - self.weight) + self.weight * np.outer(asked, asked)
         return np.sort(greedy_dpp(kernel, asked, count))
+
+
+@dataclass(frozen=True)
+class CDPrunerOpenVINO(CDPruner):
+    """CDPruner as OpenVINO GenAI has it: half of its kernel is not conditioned on the instruction."""
+
+    weight: float = 0.5
+    name: ClassVar[str] = "cdpruner-openvino"
+
+
+@dataclass(frozen=True)
+class CDPrunerFrames(CDPruner):
+    """CDPruner within each picture and frame, as its authors prune several pictures: tokens compete with their own frame only.
+
+    Frames share the budget in proportion to their tokens (`split_frames`). As in the authors' code, `r` is scaled over all
+    pictures together.
+
+    Raises:
+        RequestError: on a call, grids that do not cover the visual tokens.
+    """
+
+    name: ClassVar[str] = "cdpruner-frames"
+
+    def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
+        asked, kept = _asked(relevance), []
+        for frame in split_frames(relevance, count, self.name):
+            own = self.scale(asked[frame.tokens])
+            kept.append(frame.first + self.most_probable(relevance.visual_embeds[frame.tokens], own, frame.share))
+        return np.concatenate(kept)
+
+    def scale(self, asked: np.ndarray) -> np.ndarray:
+        """`[tokens]`, 0..1: the relevance of a frame's tokens, of those that were scaled over all frames."""
+        return asked
+
+
+@dataclass(frozen=True)
+class CDPrunerOpenVINOFrames(CDPrunerFrames):
+    """CDPruner as OpenVINO GenAI has it with `enable_frame_chunking`: its kernel within each frame, `r` scaled there too."""
+
+    weight: float = 0.5
+    name: ClassVar[str] = "cdpruner-openvino-frames"
+
+    def scale(self, asked: np.ndarray) -> np.ndarray:
+        return _min_max(asked)
+
+
+def _asked(relevance: Relevance) -> np.ndarray:
+    """`[num_visual_tokens]` float32, 0..1: mean cosine of each visual token with the instruction's tokens."""
+    assert relevance.text_embeds is not None
+    return _min_max((unit(relevance.visual_embeds) @ unit(relevance.text_embeds).mean(axis=0)).astype(np.float32))
 
 
 @dataclass(frozen=True)
@@ -83,7 +136,7 @@ class DART(Selector):
         pivots: how many tokens are pivots, at least 1; with a smaller count all that stay are pivots.
 
     Raises:
-        RequestError: a number of pivots below 1.
+        OptionError: a number of pivots below 1.
     """
 
     pivots: int = 8
@@ -91,7 +144,7 @@ class DART(Selector):
 
     def __post_init__(self) -> None:
         if not isinstance(self.pivots, Integral) or self.pivots < 1:
-            raise RequestError(
+            raise OptionError(
                 f"the pivots of selector 'dart' are {self.pivots!r}, expected a whole number of at least 1. Use 8."
             )
 
@@ -157,9 +210,9 @@ def greedy_dpp(kernel: np.ndarray, relevance: np.ndarray, count: int, weight: fl
 
 
 def check_weight(selector: str, weight: float) -> None:
-    """Raises RequestError unless 0 <= weight <= 1."""
+    """Raises OptionError unless 0 <= weight <= 1."""
     if not isinstance(weight, Real) or not 0 <= weight <= 1:
-        raise RequestError(f"the weight of selector '{selector}' is {weight!r}, expected a number from 0 to 1. Use 0.5.")
+        raise OptionError(f"the weight of selector '{selector}' is {weight!r}, expected a number from 0 to 1. Use 0.5.")
 
 
 def _min_max(values: np.ndarray) -> np.ndarray:

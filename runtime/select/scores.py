@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from foveate.engines import RequestError
+from foveate.engines.errors import OptionError
 from foveate.runtime.select.base import Relevance, Selector, top_k
 
 
@@ -47,7 +48,7 @@ class Foveated(Learned):
             0, 1/4, 1/2 and 3/4, on validation questions (docs/retention.md).
 
     Raises:
-        RequestError: a share out of its range.
+        OptionError: a share out of its range.
     """
 
     periphery: float = 0.25
@@ -57,7 +58,7 @@ class Foveated(Learned):
     def __post_init__(self) -> None:
         for share in (self.periphery, self.video_periphery):
             if not isinstance(share, Real) or not 0 <= share <= 1:
-                raise RequestError(f"a share of selector '{self.name}' is {share!r}, expected a number from 0 to 1. Use 0.5.")
+                raise OptionError(f"a share of selector '{self.name}' is {share!r}, expected a number from 0 to 1. Use 0.5.")
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
         moves = any(frames > 1 for frames, _, _ in relevance.grids)

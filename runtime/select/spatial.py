@@ -11,30 +11,32 @@ from typing import ClassVar
 import numpy as np
 
 from foveate.engines import RequestError
+from foveate.engines.errors import OptionError
 from foveate.runtime.select.base import Relevance, Selector
 
 
 @dataclass(frozen=True)
 class Random(Selector):
-    """A uniform subset.
+    """A uniform subset, drawn anew for every question.
 
     Attributes:
-        seed: 0 or above; the same seed gives the same subset for the same number of tokens and the same count.
+        seed: 0 or above; the same seed and count give the same subset for the same request (`Relevance.seed`).
 
     Raises:
-        RequestError: a seed that is no whole number of at least 0.
+        OptionError: a seed that is no whole number of at least 0.
     """
 
     seed: int = 0
     name: ClassVar[str] = "random"
+    needs: ClassVar[frozenset[str]] = frozenset({"seed"})
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, Integral) or self.seed < 0:
-            raise RequestError(f"the seed of selector 'random' is {self.seed!r}, expected a whole number of at least 0. Use 0.")
+            raise OptionError(f"the seed of selector 'random' is {self.seed!r}, expected a whole number of at least 0. Use 0.")
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
-        drawn = np.random.default_rng(self.seed).choice(len(relevance), count, replace=False)
-        return np.sort(drawn).astype(np.int64)
+        generator = np.random.default_rng([self.seed, relevance.seed])
+        return np.sort(generator.choice(len(relevance), count, replace=False)).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,12 @@ class Pooling(Selector):
     name: ClassVar[str] = "pooling"
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
-        return np.concatenate([frame.first + frame.regions().centres(frame.columns) for frame in _frames(relevance, count)])
+        return np.concatenate(
+            [frame.first + frame.regions().centres(frame.columns) for frame in split_frames(relevance, count, self.name)]
+        )
 
     def embeds(self, relevance: Relevance, keep_indices: np.ndarray) -> np.ndarray:
-        frames = _frames(relevance, len(keep_indices))
+        frames = split_frames(relevance, len(keep_indices), self.name)
         pooled = relevance.visual_embeds.copy()
         pooled[keep_indices] = np.concatenate([frame.regions().means(frame.of(relevance.visual_embeds)) for frame in frames])
         return pooled
@@ -83,17 +87,22 @@ class _Regions:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """A frame, the visual token that it starts with, and how many regions it is cut into."""
+class Frame:
+    """A frame, the visual token that it starts with, and its share of the tokens that stay."""
 
     first: int
     rows: int
     columns: int
     share: int
 
+    @property
+    def tokens(self) -> slice:
+        """Its visual tokens."""
+        return slice(self.first, self.first + self.rows * self.columns)
+
     def of(self, visual_embeds: np.ndarray) -> np.ndarray:
         """`[rows, columns, hidden_size]`: the frame's visual tokens."""
-        return visual_embeds[self.first : self.first + self.rows * self.columns].reshape(self.rows, self.columns, -1)
+        return visual_embeds[self.tokens].reshape(self.rows, self.columns, -1)
 
     def regions(self) -> _Regions:
         """Bands of rows whose cells are about square, and whose numbers of cells differ by at most one."""
@@ -121,13 +130,18 @@ def check_grids(relevance: Relevance, selector: str) -> None:
         )
 
 
-def _frames(relevance: Relevance, count: int) -> Iterator[_Frame]:
-    """The frames of all grids that get a region, with their shares of `count`."""
-    check_grids(relevance, Pooling.name)
+def split_frames(relevance: Relevance, count: int, selector: str) -> Iterator[Frame]:
+    """The frames of all grids that keep a token, with their shares of `count`: in proportion to their cells, largest remainder
+    first, the earlier frame among equals.
+
+    Raises:
+        RequestError: grids that do not cover the visual tokens.
+    """
+    check_grids(relevance, selector)
     sizes = np.array([grid[1:] for grid in relevance.grids for _ in range(grid[0])], np.int64)
     cells = sizes.prod(axis=1)
     shares, remainders = np.divmod(count * cells, len(relevance))
     shares[np.argsort(-remainders, kind="stable")[: count - shares.sum()]] += 1
     for first, (rows, columns), share in zip(np.cumsum(cells) - cells, sizes, shares, strict=True):
         if share:
-            yield _Frame(int(first), int(rows), int(columns), int(share))
+            yield Frame(int(first), int(rows), int(columns), int(share))

@@ -60,7 +60,9 @@ def make_manifest(folder: Path) -> Manifest:
             generation=GenerationEntry(repetition_penalty=1.05, top_k=1),
         ),
         processor={"patch_size": 14, "image_mean": [0.5, 0.25, 0.125]},
-        scorer=ScorerEntry("trained", "1" * 64, {"epochs": 2}, (RetentionPoint(0.5, 0.99, 0.98, 1.0, 500),), "foveated"),
+        scorer=ScorerEntry(
+            "trained", "1" * 64, {"epochs": 2}, (RetentionPoint(0.5, 0.99, 0.98, 1.0, 500, 0.985, 0.97, 0.993),), "foveated"
+        ),
         files=list_files(folder),
     )
 

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from foveate import Pipeline, Request, RequestError
+from foveate.engines.errors import DataError, OptionError
 from foveate.evaluate import (
     Estimate,
     Plan,
+    Record,
+    Reply,
     Results,
     ask,
     evaluate,
@@ -31,33 +34,35 @@ def last_tokens(relevance: Relevance, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("keeps", "selectors", "part"),
+    ("keeps", "selectors", "part", "option"),
     [
-        ([], ["attention"], "below 1"),
-        ([1.0], ["attention"], "below 1"),
-        ([0.5, 1.5], ["attention"], "1.5"),
-        ([0.5, float("nan")], ["attention"], "nan"),
-        ([0.5, 0.25, 0.5], ["attention"], "keep ratio 0.5 is given 2 times"),
-        ([1, 1.0, 0.5], ["attention"], "is given 2 times"),
-        ([0.5], [], "no selector"),
-        ([0.5], ["atention"], "no selector 'atention'"),
-        ([0.5], ["attention", "random", "attention"], "selector attention is given 2 times"),
-        ([0.5], ["attention", "oracle"], "Give --labels"),
+        ([], ["attention"], "below 1", "keeps"),
+        ([1.0], ["attention"], "below 1", "keeps"),
+        ([0.5, 1.5], ["attention"], "1.5", "keeps"),
+        ([0.5, float("nan")], ["attention"], "nan", "keeps"),
+        ([0.5, 0.25, 0.5], ["attention"], "keep ratio 0.5 is given 2 times", "keeps"),
+        ([1, 1.0, 0.5], ["attention"], "is given 2 times", "keeps"),
+        ([0.5], [], "no selector", "selectors"),
+        ([0.5], ["atention"], "no selector 'atention'", "selectors"),
+        ([0.5], ["attention", "random", "attention"], "selector attention is given 2 times", "selectors"),
+        ([0.5], ["attention", "oracle"], "Give labels", "labels"),
     ],
 )
-def test_what_can_not_be_asked(pipe: Pipeline, keeps: list[float], selectors: list[str], part: str) -> None:
-    with pytest.raises(RequestError) as caught:
+def test_what_can_not_be_asked(pipe: Pipeline, keeps: list[float], selectors: list[str], part: str, option: str) -> None:
+    with pytest.raises(OptionError) as caught:
         evaluate(pipe, SAMPLES, keeps, selectors)
     assert part in str(caught.value)
+    assert "--" not in str(caught.value)
+    assert caught.value.options == (option,)
 
 
 def test_labels_without_their_selector(pipe: Pipeline) -> None:
-    with pytest.raises(RequestError, match="drop --labels"):
+    with pytest.raises(OptionError, match="drop the labels"):
         evaluate(pipe, SAMPLES, [0.5], ["attention"], oracle={})
 
 
 def test_no_samples(pipe: Pipeline) -> None:
-    with pytest.raises(RequestError, match="no samples"):
+    with pytest.raises(OptionError, match="no samples"):
         evaluate(pipe, [], [0.5], ["attention"])
 
 
@@ -93,6 +98,19 @@ def test_every_sample_is_asked_once_per_selector_and_keep_ratio(pipe: Pipeline) 
     assert [(row.keep, row.questions) for row in results.overall.rows] == [(0.5, 2), (0.1, 2)]
 
 
+def test_a_sample_is_scored_once_for_all_selectors(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs: list[frozenset[str]] = []
+
+    def score(prepared: Prepared, visual_embeds: np.ndarray, needed: frozenset[str]) -> Relevance:
+        needs.append(needed)
+        return Pipeline.score(pipe, prepared, visual_embeds, needed)
+
+    monkeypatch.setattr(pipe, "score", score)
+    evaluate(pipe, SAMPLES[:2], [0.5, 0.25], ["attention", "cdpruner", "random"])
+    asked = frozenset({"attention", "text_embeds", "seed"})
+    assert [needed for needed in needs if needed] == [asked, asked]
+
+
 def test_the_vision_graph_runs_once_for_questions_in_a_row_about_one_image(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,11 +144,15 @@ def results(pipe: Pipeline) -> Results:
 def test_figures_are_those_of_the_answers(results: Results) -> None:
     whole, rows = results.overall.whole, {(row.selector, row.keep): row for row in results.overall.rows}
     assert whole.right == whole.whole_right == 12  # the reference checkpoint knows these answers
-    assert whole.retained == Estimate(1.0, 1.0, 1.0)
+    assert whole.stay == whole.accuracy == wilson(12, 12)
+    assert whole.stay.low < 0.8  # twelve answers do not show that all stay
+    assert whole.retained is not None
+    assert whole.retained.low < 0.9
     first, last = rows["attention", 0.05], rows["last", 0.05]
     assert last.accuracy == wilson(last.right, 12)
     assert last.retained is not None
     assert last.retained.value == last.right / 12
+    assert last.stay == wilson(last.right, 12)  # all were right at keep 1
     assert last.difference_points is not None
     assert last.difference_points.value == pytest.approx(100 * (last.right - first.right) / 12)
     assert last.right < first.right  # the last twentieth of a scene does not hold the answers
@@ -147,12 +169,26 @@ def test_types_add_up_to_the_whole(results: Results) -> None:
         assert sum(part.right for part in of_types) == row.right
 
 
+def test_answers_that_become_right_do_not_stay() -> None:
+    """Four questions: right before and after, lost, won, never right. The net ratio hides the lost one."""
+    samples = [Sample(image=f"{number}.png", question="?", answer="a") for number in range(4)]
+    texts = {("all", 1.0): "aabb", ("attention", 0.5): "abab"}
+    records = [
+        Record(number, 0.0, tuple(Reply(*key, row[number], row[number] == "a", 1) for key, row in texts.items()))
+        for number in range(4)
+    ]
+    (row,) = summarise(samples, records, Plan.make([0.5], ["attention"])).overall.rows
+    assert row.stay == wilson(1, 2)
+    assert row.retained is not None
+    assert row.retained.value == 1.0
+
+
 def test_tables_have_every_figure(results: Results) -> None:
     overall, accuracy, kept = tables(results)
     assert [row[:2] for row in overall.rows] == [
         *[("1", "all"), ("0.25", "attention"), ("0.25", "last"), ("0.05", "attention"), ("0.05", "last")],
     ]
-    assert {len(row) for table in (overall, accuracy, kept) for row in table.rows} == {7, 2 + len(results.types)}
+    assert {len(row) for table in (overall, accuracy, kept) for row in table.rows} == {8, 2 + len(results.types)}
     assert all(len(row) == len(table.columns) for table in (overall, accuracy, kept) for row in table.rows)
 
 
@@ -170,7 +206,8 @@ def test_a_retention_curve_for_the_manifest(results: Results) -> None:
     assert [(point.keep, point.retained, point.questions) for point in points] == [
         (row.keep, row.retained.value, 12) for row in rows if row.retained
     ]
-    with pytest.raises(RequestError, match=r"'learned'.*attention, last"):
+    assert [Estimate(*point.share) for point in points] == [row.stay for row in rows]
+    with pytest.raises(OptionError, match=r"'learned'.*attention, last"):
         retention_curve(results, "learned")
 
 
@@ -178,9 +215,26 @@ def test_nothing_right_at_keep_1_retains_nothing(pipe: Pipeline) -> None:
     wrong = [msgspec.structs.replace(sample, answer="a cat") for sample in SAMPLES[:3]]
     results = evaluate(pipe, wrong, [0.5], ["attention"])
     assert results.overall.rows[0].retained is None
-    assert tables(results)[0].rows[1][5] == "-"
-    with pytest.raises(RequestError, match="no answer of 3 was right"):
+    assert tables(results)[0].rows[1][5:7] == ("-", "-")
+    with pytest.raises(DataError, match="no answer of 3 was right"):
         retention_curve(results, "attention")
+
+
+def test_random_tokens_are_those_of_the_question(pipe: Pipeline) -> None:
+    first, second, other = SAMPLES[:3]  # two questions about one image, and one about another
+
+    def kept(question: str, image: str) -> list[int]:
+        request = Request.ask(question, image, keep=0.25, select="random", max_new_tokens=1)
+        return pipe.generate(request).selection.keep_indices.tolist()
+
+    subsets = [kept(first.question, first.image), kept(second.question, first.image), kept(first.question, other.image)]
+    assert len({tuple(subset) for subset in subsets}) == 3
+    assert subsets[0] == kept(first.question, first.image)
+    request = Request.ask(first.question, first.image, keep=0.25, select="random", max_new_tokens=1)
+    encoded = pipe.encode(request)
+    assert pipe.generate(request, encoded).selection.keep_indices.tolist() == subsets[0]
+    for answer in pipe.generate_batch([Request.ask("What?", other.image), request])[1:]:
+        assert answer.selection.keep_indices.tolist() == subsets[0]
 
 
 # The oracle

@@ -104,7 +104,7 @@ def test_other_labels_are_another_run(run: Run, bundle: Path, labels: Path, tmp_
     assert run("scorer", "label", CHECKPOINT, SCENES, "-o", other, "--wrong", "--objective", "logit").exit_code == 0
     before = contents(tmp_path / "report")
     result = run("evaluate", bundle, SCENES, *options, "--labels", other)
-    assert_one_clear_line(result, "labels_sha256 was", "--force")
+    assert_one_clear_line(result, "labels_sha256 was", "start anew")
     assert contents(tmp_path / "report") == before
 
 
@@ -240,7 +240,7 @@ def test_a_finished_run_only_writes_its_report_again(
 )
 def test_answers_of_another_run_are_kept(run: Run, bundle: Path, report: Path, options: tuple[str, ...], part: str) -> None:
     before = contents(report)
-    assert_one_clear_line(run("evaluate", bundle, SCENES, *options, "-o", report), part, "--force", "another folder")
+    assert_one_clear_line(run("evaluate", bundle, SCENES, *options, "-o", report), part, "start anew", "another output folder")
     assert contents(report) == before
 
 
@@ -258,7 +258,7 @@ def test_other_questions_and_another_bundle_are_another_run(run: Run, bundle: Pa
 def test_force_starts_anew(run: Run, bundle: Path, report: Path) -> None:
     (report / ANSWERS).write_text("not a run\n")
     options = ("--keep", "0.5", "--select", "attention", "-o", report)
-    assert_one_clear_line(run("evaluate", bundle, SCENES, *options), "line 1", "--force")
+    assert_one_clear_line(run("evaluate", bundle, SCENES, *options), "line 1", "start anew")
     assert run("evaluate", bundle, SCENES, *options, "--force").exit_code == 0
     assert json.loads((report / "report.json").read_bytes())["run"]["keeps"] == [0.5]
 
@@ -281,7 +281,7 @@ def test_answers_that_were_edited_are_refused(
     change(lines)
     (report / ANSWERS).write_bytes(b"".join(lines))
     before = contents(report)
-    assert_one_clear_line(run("evaluate", bundle, SCENES, *OPTIONS, "-o", report), part, "--force")
+    assert_one_clear_line(run("evaluate", bundle, SCENES, *OPTIONS, "-o", report), part, "start anew")
     assert contents(report) == before
 
 
@@ -299,7 +299,7 @@ def test_answers_that_were_edited_are_refused(
         (("--keep", "1"), "below 1"),
         (("--select", "attention,astrology"), "no selector 'astrology'"),
         (("--select", "attention,attention"), "given 2 times"),
-        (("--select", "oracle"), "Give --labels"),
+        (("--select", "oracle"), "Give labels"),
         (("--select", "learned"), "needs a trained scorer"),
         (("--select", "attention", "--max-new-tokens", "0"), "max_new_tokens is 0"),
         (("--select", "attention", "--backend", "abacus"), "abacus"),
@@ -329,7 +329,7 @@ def test_paths_that_can_not_be_used(run: Run, bundle: Path, tmp_path: Path) -> N
 def test_a_report_of_something_else_is_kept(run: Run, bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "report.md").write_text("mine")
     result = run("evaluate", bundle, SCENES, "--select", "attention", "-o", tmp_path)
-    assert_one_clear_line(result, "report.md exists", "--force")
+    assert_one_clear_line(result, "report.md exists", "start anew")
     assert contents(tmp_path) == {"report.md": b"mine"}
 
 

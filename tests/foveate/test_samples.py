@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate import RequestError
+from foveate.engines.errors import DataError
 from foveate.samples import Sample, read_samples
 from tests.foveate.conftest import SCENES
 
@@ -77,7 +77,7 @@ def test_the_demos_questions_have_types_and_images() -> None:
     ],
 )
 def test_a_broken_line_is_named_by_its_number(write: Callable[..., Path], line: object, part: str) -> None:
-    with pytest.raises(RequestError, match=r"questions\.jsonl, line 4: ") as caught:
+    with pytest.raises(DataError, match=r"questions\.jsonl, line 4: ") as caught:
         read_samples(write(GOOD, b"", GOOD, line, GOOD))
     assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -86,18 +86,18 @@ def test_a_broken_line_is_named_by_its_number(write: Callable[..., Path], line: 
 def test_an_image_behind_a_link_out_of_the_folder_is_refused(write: Callable[..., Path], tmp_path: Path) -> None:
     folder = write({**GOOD, "image": "images/link.png"})
     (folder / "images" / "link.png").symlink_to(tmp_path / "outside.png")
-    with pytest.raises(RequestError, match=r"line 1.*leaves the folder"):
+    with pytest.raises(DataError, match=r"line 1.*leaves the folder"):
         read_samples(folder)
 
 
 @pytest.mark.parametrize("lines", [(), (b"", b"  ", b"")])
 def test_a_file_without_a_question(write: Callable[..., Path], lines: tuple[bytes, ...]) -> None:
-    with pytest.raises(RequestError, match="is empty, expected a question a line"):
+    with pytest.raises(DataError, match="is empty, expected a question a line"):
         read_samples(write(*lines))
 
 
 def test_a_folder_without_the_file(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"questions\.jsonl does not exist"):
+    with pytest.raises(DataError, match=r"questions\.jsonl does not exist"):
         read_samples(tmp_path)
 
 

@@ -7,12 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from foveate.evaluate import (
-    Estimate,
-    difference_points,
-    retained,
-    wilson,
-)
+from foveate.evaluate import difference_points, retained, stay, wilson
 
 
 @pytest.mark.parametrize(
@@ -32,43 +27,73 @@ def test_wilson_intervals_hold_the_share(counts: tuple[int, int]) -> None:
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 1
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=60))
-def test_the_same_answers_retain_exactly_everything_and_do_not_differ(right: list[bool]) -> None:
-    answers = np.array(right)
-    assert retained(answers, answers) == (Estimate(1.0, 1.0, 1.0) if any(right) else None)
-    assert difference_points(answers, answers) == Estimate(0.0, 0.0, 0.0)
+def pairs_of(both: int, only_first: int, only_other: int, neither: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two series of answers with these counts."""
+    counts = [both, only_first, only_other, neither]
+    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
 
 
-@pytest.fixture(scope="module")
-def pairs() -> tuple[np.ndarray, np.ndarray]:
-    """1,000 samples: 900 right in both, 60 only before, 20 only after."""
-    before = np.repeat([True, True, False, False], [900, 60, 20, 20])
-    after = np.repeat([True, False, True, False], [900, 60, 20, 20])
-    return before, after
+counts = st.tuples(*[st.integers(0, 40)] * 4).filter(lambda table: sum(table) > 0)
 
 
-def test_the_sign_and_the_width_of_a_paired_difference(pairs: tuple[np.ndarray, np.ndarray]) -> None:
-    worse, better = difference_points(*pairs), difference_points(*reversed(pairs))
-    half = 1.96 * 100 * np.sqrt(80 - 40**2 / 1000) / 1000  # of the normal approximation, as for McNemar's test
-    assert worse.value == pytest.approx(-4)
-    assert (worse.low, worse.high) == pytest.approx((-4 - half, -4 + half), abs=0.15)
-    assert worse.high < 0 < better.low
-    assert better.value == pytest.approx(4)
+@pytest.mark.parametrize(
+    ("table", "ratio", "difference"),
+    [
+        ((59, 6, 16, 80), (0.8667, 0.7579, 0.9910), (-0.0621, -0.1186, -0.0046)),
+        ((1, 1, 7, 12), (0.25, 0.068, 0.923), (-0.2857, -0.507, -0.026)),
+    ],
+    ids=["Cavo et al. 2012", "Bentur et al. 2009"],
+)
+def test_intervals_of_pairs_are_the_published_ones(
+    table: tuple[int, int, int, int], ratio: tuple[float, ...], difference: tuple[float, ...]
+) -> None:
+    """Fagerland, Lydersen & Laake, "Statistical analysis of contingency tables" (2017), chapter 8."""
+    first, other = pairs_of(*table)
+    found, points = retained(other, first), difference_points(other, first)
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx(ratio, abs=0.0005)
+    assert (points.value / 100, points.low / 100, points.high / 100) == pytest.approx(difference, abs=0.0005)
 
 
-def test_retained_intervals_are_those_of_resampled_samples(pairs: tuple[np.ndarray, np.ndarray]) -> None:
-    before, after = pairs
+def test_what_stays_does_not_count_what_becomes_right() -> None:
+    before, after = pairs_of(90, 10, 10, 0)
+    assert stay(before, after) == wilson(90, 100)
+    net = retained(before, after)
+    assert net is not None
+    assert net.value == 1.0
+
+
+@pytest.mark.parametrize(("questions", "low"), [(12, 0.853), (1000, 0.998)])
+def test_the_same_right_answers_leave_room_for_chance(questions: int, low: float) -> None:
+    answers = np.ones(questions, bool)
+    assert stay(answers, answers) == wilson(questions, questions)
+    ratio, points = retained(answers, answers), difference_points(answers, answers)
+    assert ratio is not None
+    assert (ratio.value, round(ratio.low, 3), ratio.high) == (1.0, low, pytest.approx(1 / ratio.low))
+    assert points.low < points.value == 0 < points.high == -points.low
+
+
+@given(counts)
+def test_intervals_hold_their_figure(table: tuple[int, int, int, int]) -> None:
+    first, other = pairs_of(*table)
+    for estimate in (stay(first, other), retained(first, other), difference_points(first, other)):
+        assert estimate is None or estimate.low <= estimate.value + 1e-12 <= estimate.high + 2e-12
+    assert (stay(first, other) is None) == (retained(first, other) is None) == (not first.any())
+
+
+@given(counts)
+def test_a_difference_turns_round_with_its_order(table: tuple[int, int, int, int]) -> None:
+    forth, back = difference_points(*pairs_of(*table)), difference_points(*reversed(pairs_of(*table)))
+    assert (forth.value, forth.low, forth.high) == pytest.approx((-back.value, -back.high, -back.low))
+
+
+def test_intervals_are_about_those_of_resampled_samples() -> None:
+    """With 1,000 samples, far from the edges; nearly all answers are the same, so pairs matter."""
+    before, after = pairs_of(900, 60, 20, 20)
     drawn = np.random.default_rng(5).integers(len(before), size=(4000, len(before)))
-    expected = np.percentile(after[drawn].sum(1) / before[drawn].sum(1), (2.5, 97.5))
-    estimate = retained(before, after)
+    ratios = np.percentile(after[drawn].sum(1) / before[drawn].sum(1), (2.5, 97.5))
+    points = np.percentile(100 * (after[drawn].mean(1) - before[drawn].mean(1)), (2.5, 97.5))
+    estimate, difference = retained(before, after), difference_points(before, after)
     assert estimate is not None
-    assert estimate.value == 920 / 960
-    assert (estimate.low, estimate.high) == pytest.approx(tuple(expected), abs=0.0015)
-
-
-def test_resamples_without_a_right_answer_do_not_count() -> None:
-    before = np.array([True, False, False, False])
-    estimate = retained(before, np.array([True, True, False, False]))
-    assert estimate is not None
-    assert estimate.value == 2
-    assert np.isfinite([estimate.low, estimate.high]).all()
+    assert (estimate.low, estimate.high) == pytest.approx(tuple(ratios), abs=0.0015)
+    assert (difference.low, difference.high) == pytest.approx(tuple(points), abs=0.15)

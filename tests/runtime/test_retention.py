@@ -51,8 +51,8 @@ def test_a_refusal_says_what_the_curve_says() -> None:
     with pytest.raises(RequestError) as refusal:
         check_floor(0.95, keeping(25, 100), scorer(CURVE))
     assert str(refusal.value) == (
-        "keeping 25 of 100 visual tokens retains about 90.00 % of the right answers, and min_retained is 0.95. "
-        "The bundle's curve has 80.0 % at keep 0.125, 90.0 % at keep 0.25, 100.0 % at keep 0.5, 100.0 % at keep 1. "
+        "keeping 25 of 100 visual tokens retains at least about 90.00 % of the right answers, and min_retained is 0.95. "
+        "The bundle's curve has at least 80.0 % at keep 0.125, 90.0 % at keep 0.25, 100.0 % at keep 0.5, 100.0 % at keep 1. "
         "Keep at least 50 tokens, or lower min_retained."
     )
 
@@ -89,6 +89,25 @@ def test_the_remedy_helps(curve: dict[float, float], floor: float, total: int, d
 @pytest.mark.parametrize("retained", [0.95 - 1e-12, 0.931 / 0.98])
 def test_the_last_digits_do_not_decide(retained: float) -> None:
     assert passes(0.95, 25, 100, {0.25: retained})
+
+
+def test_a_floor_is_held_against_the_lower_end_of_what_stays() -> None:
+    """1.007 of the right answers is a net ratio; 0.96 of them stay, and 0.94 for certain."""
+    entry = ScorerEntry(retention=(RetentionPoint(0.25, 1.007, 0.98, 1.03, 400, 0.96, 0.94, 0.975),))
+    check_floor(0.94, keeping(25, 100), entry)
+    with pytest.raises(RequestError, match=r"at least about 94\.00 %.*Keep at least 100 tokens"):
+        check_floor(0.95, keeping(25, 100), entry)
+
+
+def test_a_curve_of_few_questions_holds_no_floor() -> None:
+    """Twelve of twelve answers stayed: their interval reaches down to 0.76."""
+    for questions, passes in ((12, False), (99, False), (100, True)):
+        entry = ScorerEntry(retention=(RetentionPoint(0.25, 1.0, 1.0, 1.0, questions, 1.0, 1.0, 1.0),))
+        if passes:
+            check_floor(1.0, keeping(25, 100), entry)
+        else:
+            with pytest.raises(RequestError, match=f"measured with {questions} questions, expected at least 100"):
+                check_floor(0.5, keeping(25, 100), entry)
 
 
 def test_keep_1_retains_all_even_where_a_measurement_says_otherwise() -> None:

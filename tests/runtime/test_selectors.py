@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.engines import Grid, RequestError
+from foveate.engines.errors import OptionError
 from foveate.runtime import SELECTORS, Budget, Relevance, open_selector
 from foveate.runtime.select import Selector, select
 from foveate.runtime.select.combined import LearnedDPP, LearnedMMR
-from foveate.runtime.select.diversity import DART, CDPruner, DivPrune, greedy_dpp
+from foveate.runtime.select.diversity import (
+    DART,
+    CDPruner,
+    CDPrunerFrames,
+    CDPrunerOpenVINO,
+    CDPrunerOpenVINOFrames,
+    DivPrune,
+    greedy_dpp,
+)
 from foveate.runtime.select.scores import Foveated, Learned
 from foveate.runtime.select.spatial import Pooling, Random
 from foveate.runtime.select.video import EVS
@@ -167,7 +177,7 @@ def test_selectors_need_only_what_they_say(name: str) -> None:
     ],
 )
 def test_an_unusable_option_is_an_error(make_selector: Callable[[], Selector]) -> None:
-    with pytest.raises(RequestError, match=r"selector '[a-z-]+' (is|are) .*, expected a .*\. Use "):
+    with pytest.raises(OptionError, match=r"selector '[a-z-]+' (is|are) .*, expected a .*\. Use "):
         make_selector()
 
 
@@ -203,10 +213,12 @@ def test_a_clip_has_more_around_its_fovea_than_an_image() -> None:
 # random
 
 
-def test_random_depends_on_the_seed_alone() -> None:
+def test_random_depends_on_the_request_and_the_seed() -> None:
     first, second = make([(1, 10, 10)], 0), make([(1, 10, 10)], 1)
     np.testing.assert_array_equal(Random()(first, 30), Random()(second, 30))
     assert Random()(first, 30).tolist() != Random(seed=1)(first, 30).tolist()
+    assert Random()(first, 30).tolist() != Random()(replace(first, seed=1), 30).tolist()
+    assert Random(seed=1)(first, 30).tolist() != Random()(replace(first, seed=1), 30).tolist()
 
 
 def test_random_is_uniform() -> None:
@@ -351,16 +363,68 @@ def test_each_step_of_the_dpp_is_the_best_one(
     assert order.tolist() == slow_dpp(kernel, relevance, total, weight)
 
 
+def slow_relevance(embeds: np.ndarray, text: np.ndarray | None) -> np.ndarray:
+    """Mean cosine with the instruction's tokens, not scaled."""
+    assert text is not None
+    return np.array([np.mean([slow_cosine(v, t) for t in text]) for v in embeds], np.float32)
+
+
+def scaled(asked: np.ndarray) -> np.ndarray:
+    return (asked - asked.min()) / np.ptp(asked) if len(asked) > 1 else np.ones(1)
+
+
+def slow_cdpruner(embeds: np.ndarray, asked: np.ndarray, count: int, weight: float) -> list[int]:
+    """The determinant of every candidate's kernel, at each step."""
+    similarity = np.array([[slow_cosine(v, u) for u in embeds] for v in embeds])
+    kernel = (1 - weight) * similarity + weight * np.diag(asked) @ similarity @ np.diag(asked)
+    return sorted(slow_dpp(kernel, asked, count, 0))
+
+
 @given(st.integers(1, 8), st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0]), st.data())
 def test_cdpruner_maximises_the_determinant_of_its_kernel(total: int, seed: int, weight: float, data: st.DataObject) -> None:
     relevance, count = make([(1, 1, total)], seed), data.draw(st.integers(1, min(total, 4)))
-    embeds, text = relevance.visual_embeds, relevance.text_embeds
-    assert text is not None
-    asked = np.array([np.mean([slow_cosine(v, t) for t in text]) for v in embeds], np.float32)
-    asked = (asked - asked.min()) / np.ptp(asked) if total > 1 else np.ones(1)
-    similarity = np.array([[slow_cosine(v, u) for u in embeds] for v in embeds])
-    kernel = (1 - weight) * similarity + weight * np.diag(asked) @ similarity @ np.diag(asked)
-    assert CDPruner(weight)(relevance, count).tolist() == sorted(slow_dpp(kernel, asked, count, 0))
+    asked = scaled(slow_relevance(relevance.visual_embeds, relevance.text_embeds))
+    assert CDPruner(weight)(relevance, count).tolist() == slow_cdpruner(relevance.visual_embeds, asked, count, weight)
+
+
+@given(st.integers(0, 2**32))
+def test_cdpruner_within_frames_is_cdpruner_of_each_frame(seed: int) -> None:
+    """A clip of three frames of two tokens, and an image of eight."""
+    relevance = make([(3, 1, 2), (1, 2, 4)], seed)
+    embeds, whole = relevance.visual_embeds, slow_relevance(relevance.visual_embeds, relevance.text_embeds)
+    parts = [slice(0, 2), slice(2, 4), slice(4, 6), slice(6, 14)]
+    # 7 of 14: one token of each frame, and four of the image.
+    for selector, weight, own in ((CDPrunerFrames(), 1.0, False), (CDPrunerOpenVINOFrames(), 0.5, True)):
+        expected = []
+        for part, share in zip(parts, (1, 1, 1, 4), strict=True):
+            asked = scaled(whole[part]) if own else scaled(whole)[part]
+            expected += [part.start + token for token in slow_cdpruner(embeds[part], asked, share, weight)]
+        assert selector(relevance, 7).tolist() == expected
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12))
+def test_one_picture_is_one_frame(seed: int, count: int) -> None:
+    relevance = make([(1, 3, 4)], seed)
+    assert CDPrunerFrames()(relevance, count).tolist() == CDPruner()(relevance, count).tolist()
+    assert CDPrunerOpenVINOFrames()(relevance, count).tolist() == CDPrunerOpenVINO()(relevance, count).tolist()
+
+
+def test_the_forms_of_cdpruner_differ() -> None:
+    relevance = make([(2, 4, 4)], 3)
+    forms = [open_selector(name)(relevance, 8).tolist() for name in SELECTORS if name.startswith("cdpruner")]
+    assert len(forms) == 4
+    assert len({tuple(form) for form in forms}) == 4
+    assert CDPruner(0.5)(relevance, 8).tolist() == CDPrunerOpenVINO()(relevance, 8).tolist()
+
+
+@given(relevances, st.data())
+def test_frames_get_their_share(relevance: Relevance, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, len(relevance)))
+    kept = CDPrunerFrames()(relevance, count)
+    sizes = [rows * columns for frames, rows, columns in relevance.grids for _ in range(frames)]
+    ends = np.cumsum(sizes)
+    stayed = np.diff([0, *np.searchsorted(kept, ends)])
+    assert (abs(stayed - count * np.array(sizes) / len(relevance)) < 1).all()
 
 
 def test_cdpruner_prefers_what_the_instruction_asks_for() -> None:

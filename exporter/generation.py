@@ -13,7 +13,7 @@ import msgspec
 
 from foveate.engines import ExportError, GenerationEntry
 from foveate.exporter.checkpoint import Checkpoint
-from foveate.exporter.text_config import convert
+from foveate.exporter.config import convert
 
 FILE = "generation_config.json"
 

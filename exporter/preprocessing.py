@@ -12,7 +12,7 @@ import msgspec
 
 from foveate.engines import ExportError
 from foveate.exporter.checkpoint import Checkpoint
-from foveate.exporter.text_config import check_supported, convert
+from foveate.exporter.config import check_supported, convert
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

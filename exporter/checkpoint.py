@@ -110,8 +110,7 @@ class Checkpoint:
     def load_tokenizer(self) -> Tokenizer:
         """The tokenizer as transformers loads it, without truncation and padding.
 
-        It has the tokens that tokenizer_config.json adds, and puts BOS and EOS where that asks for them. That of a checkpoint
-        in parts is tokenizer.json as it stands.
+        So it has what tokenizer_config.json adds. That of a checkpoint in parts is tokenizer.json as it stands.
 
         Raises:
             ExportError: it is broken.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2VLForConditionalGeneration
+from transformers import AutoTokenizer, ProcessorMixin, Qwen2VLForConditionalGeneration
 
 from foveate.engines import BundleError, ExportError
 from foveate.exporter import ExportOptions, export
@@ -271,6 +271,102 @@ def test_chat_template_from_each_of_its_places(checkpoint_copy: Path) -> None:
     assert Checkpoint.open(checkpoint_copy).chat_template() == template
     (checkpoint_copy / "chat_template.json").write_text(json.dumps({"chat_template": "newer"}))
     assert Checkpoint.open(checkpoint_copy).chat_template() == "newer"
+
+
+def of_transformers(folder: Path) -> str:
+    """The template of transformers' processor; its tokenizer's, where that has none."""
+    template = ProcessorMixin.get_processor_dict(folder)[0].get("chat_template")
+    if template is None:
+        template = AutoTokenizer.from_pretrained(folder).chat_template
+    return str(template["default"] if isinstance(template, dict) else template)
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers leaves files open
+def test_chat_templates_go_in_the_order_of_transformers(checkpoint_copy: Path) -> None:
+    (checkpoint_copy / "chat_template.jinja").unlink()
+    named = [{"name": name, "template": f"{name} of the tokenizer"} for name in ("tool_use", "default")]
+    edit_json(checkpoint_copy / "tokenizer_config.json", chat_template=named)
+    found = [Checkpoint.open(checkpoint_copy).chat_template()]
+    assert found[-1] == of_transformers(checkpoint_copy)
+    more = checkpoint_copy / "additional_chat_templates"
+    more.mkdir()
+    for name in ("rag", "default"):
+        (more / f"{name}.jinja").write_text(f"{name} of the folder")
+        if name == "default":
+            found.append(Checkpoint.open(checkpoint_copy).chat_template())
+            assert found[-1] == of_transformers(checkpoint_copy)
+    (checkpoint_copy / "chat_template.jinja").write_text("file")
+    found.append(Checkpoint.open(checkpoint_copy).chat_template())
+    assert found[-1] == of_transformers(checkpoint_copy)
+    shutil.rmtree(more)
+    (checkpoint_copy / "chat_template.json").write_text(json.dumps({"chat_template": "json"}))
+    found.append(Checkpoint.open(checkpoint_copy).chat_template())
+    assert found[-1] == of_transformers(checkpoint_copy)
+    (checkpoint_copy / "processor_config.json").write_text(json.dumps({"chat_template": "processor"}))
+    found.append(Checkpoint.open(checkpoint_copy).chat_template())
+    assert found[-1] == of_transformers(checkpoint_copy)
+    assert found == ["default of the tokenizer", "default of the folder", "file", "json", "processor"]
+
+
+def several_without_default(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    named = [{"name": name, "template": "a"} for name in ("tool_use", "rag")]
+    edit_json(folder / "tokenizer_config.json", chat_template=named)
+
+
+def more_without_default(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "rag.jinja").write_text("a")
+
+
+def json_and_more(folder: Path) -> None:
+    more_without_default(folder)
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": "a"}))
+
+
+def not_utf_8(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_bytes("é".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            several_without_default,
+            r"several chat templates \(rag, tool_use\) and none is named 'default'. Write the one",
+        ),
+        (more_without_default, r"additional_chat_templates has several chat templates \(rag\) and none is named 'default'"),
+        (json_and_more, r"both chat_template.json and additional_chat_templates, of which transformers takes neither"),
+        (not_utf_8, r"chat_template.jinja is not UTF-8"),
+    ],
+)
+def test_chat_templates_without_a_clear_one_are_refused(checkpoint_copy: Path, change: Any, message: str) -> None:
+    change(checkpoint_copy)
+    with pytest.raises(ExportError, match=message):
+        Checkpoint.open(checkpoint_copy).chat_template()
+
+
+def test_the_tokenizer_is_that_of_transformers(checkpoint_copy: Path) -> None:
+    """With what tokenizer_config.json adds to it, and without the limits of training."""
+    edit_json(
+        checkpoint_copy / "tokenizer.json",
+        truncation={"direction": "Right", "max_length": 12, "strategy": "LongestFirst", "stride": 0},
+    )
+    added = {"489": {"content": "<new>", "special": True}}
+    for add_bos_token in (True, False):
+        edit_json(
+            checkpoint_copy / "tokenizer_config.json",
+            bos_token="<|im_start|>",
+            add_bos_token=add_bos_token,
+            add_eos_token=True,
+            added_tokens_decoder=added,
+        )
+        text = "is it red? <new>" * 5
+        tokenizer = Checkpoint.open(checkpoint_copy).load_tokenizer()
+        assert tokenizer.encode(text).ids == AutoTokenizer.from_pretrained(checkpoint_copy)(text)["input_ids"]
+        assert "<new>" in tokenizer.encode(text).tokens
+        assert tokenizer.truncation is None
 
 
 def test_hash_follows_the_weights(checkpoint_copy: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 
 from benchmarks.scenes.checkpoint import SPECIAL_TOKENS
 from foveate.engines import BundleError, PromptEntry, RequestError
@@ -163,11 +164,113 @@ def test_a_template_runs_in_a_sandbox(prompt_entry: PromptEntry, tokenizer: Toke
         user({"type": "image", "url": "https://example.org/a.png"}),
         user({"type": "text", "text": 3}),
         user("a"),
+        {"role": "user", "content": None},
+        {"role": "user", "content": b"a"},
+        {"role": "user", "content": text("a")},
+        {"role": "user", "content": (part for part in [text("a")])},
+        {"role": np.array(["user", "user"]), "content": "a"},
+        user({"type": "text", "text": None}),
+        None,
+        {},
     ],
 )
 def test_messages_in_another_form_are_refused(encoder: PromptEncoder, message: Any) -> None:
     with pytest.raises(RequestError):
         encoder.encode([message])
+
+
+@pytest.mark.parametrize(
+    ("messages", "shown"),
+    [
+        (None, "None"),
+        ({"role": "user", "content": "a"}, "{'content': 'a', 'role': 'user'}"),
+        ("What?", "'What?'"),
+        (b"What?", "b'What?'"),
+        (3, "3"),
+        ((message for message in [user(text("a"))]), "<generator"),
+    ],
+)
+def test_what_is_no_list_of_messages_is_refused(encoder: PromptEncoder, messages: Any, shown: str) -> None:
+    with pytest.raises(RequestError, match=f"the messages are {re.escape(shown)}.*, expected a list of them"):
+        encoder.encode(messages)
+    with pytest.raises(RequestError, match="expected a list of them"):
+        collect_visuals(messages, [], [], [])
+
+
+def test_messages_as_clients_and_tables_fill_them_in(encoder: PromptEncoder) -> None:
+    expected = encoder.encode([user(IMAGE, text("Is it red?"))]).input_ids.tolist()
+    filled = {"role": np.str_("user"), "content": (), "name": None, "tool_calls": None}
+    parts = ({"type": "image", "image": None, "text": None}, {"type": "text", "text": np.str_("Is it red?"), "image": None})
+    messages = ({**filled, "content": parts},)
+    assert encoder.encode(messages).input_ids.tolist() == expected
+    assert collect_visuals(messages, ["a.png"], [], ["image"]) == [("image", "a.png")]
+
+
+def test_a_huge_message_is_shown_in_a_line(encoder: PromptEncoder) -> None:
+    for content in ([{"type": "text", "text": "a\n" * 1_000_000, "url": 3}], b"a" * 1_000_000):
+        with pytest.raises(RequestError) as caught:
+            encoder.encode([{"role": "user", "content": content}])
+        assert len(str(caught.value)) < 300
+        assert "\n" not in str(caught.value)
+
+
+def with_post_processor(tokenizer: Tokenizer, processor: Any) -> Tokenizer:
+    own = Tokenizer.from_str(tokenizer.to_str())
+    own.post_processor = processor
+    return own
+
+
+START, END = ("<|im_start|>", 482), ("<|im_end|>", 483)
+POST_PROCESSORS = {
+    "before": processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[START]),
+    "behind": processors.TemplateProcessing(single="$A <|im_end|>", special_tokens=[END]),
+    "around": processors.TemplateProcessing(single="<|im_start|> $A <|im_end|> <|im_end|>", special_tokens=[START, END]),
+    "roberta": processors.RobertaProcessing(END, START, trim_offsets=False),
+    "bert": processors.BertProcessing(END, START),
+    "sequence": processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(single="<|im_start|> $A", special_tokens=[START]),
+        ]
+    ),
+}
+
+
+@pytest.mark.parametrize("bos", [None, "<|im_start|>", "<|im_end|>"])
+@pytest.mark.parametrize("name", POST_PROCESSORS)
+def test_what_the_tokenizer_adds_goes_around_the_prompt(
+    prompt_entry: PromptEntry, tokenizer: Tokenizer, name: str, bos: str | None
+) -> None:
+    """As in transformers' processors: but where the prompt begins with the BOS already."""
+    own = with_post_processor(tokenizer, POST_PROCESSORS[name])
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    for opening in ("", "<|im_start|>"):
+        named = {"eos_token": "<|im_end|>"} | ({"bos_token": bos} if bos else {})
+        entry = structs.replace(prompt_entry, chat_template=opening + template, template_tokens=named)
+        encoded = PromptEncoder(entry, own).encode([{"role": "user", "content": "is it red"}])
+        expected = own.encode(f"{opening}is it red", add_special_tokens=not (opening and opening == bos)).ids
+        assert encoded.input_ids.tolist() == expected
+        assert tokenizer.decode(encoded.input_ids[encoded.user_text].tolist()) == "is it red"
+
+
+def test_a_bos_that_a_user_typed_is_none(prompt_entry: PromptEntry, tokenizer: Tokenizer) -> None:
+    own = with_post_processor(tokenizer, POST_PROCESSORS["before"])
+    entry = structs.replace(prompt_entry, chat_template="{{ messages[0].content }}", template_tokens={"bos_token": START[0]})
+    ids = PromptEncoder(entry, own).encode([{"role": "user", "content": "<|im_start|>red"}]).input_ids.tolist()
+    assert (ids[0], ids.count(482)) == (482, 1)
+    assert tokenizer.decode(ids[1:]) == "<|im_start|>red"
+
+
+def test_truncation_and_padding_of_the_tokenizer_are_no_part_of_a_prompt(
+    prompt_entry: PromptEntry, tokenizer: Tokenizer
+) -> None:
+    expected = PromptEncoder(prompt_entry, tokenizer).encode([user(IMAGE, text("Is it red?"))]).input_ids.tolist()
+    own = Tokenizer.from_str(tokenizer.to_str())
+    own.enable_truncation(3)
+    own.enable_padding(length=64)
+    assert PromptEncoder(prompt_entry, own).encode([user(IMAGE, text("Is it red?"))]).input_ids.tolist() == expected
+    assert own.truncation
+    assert own.padding  # the caller's stays as it is
 
 
 def test_half_a_character_is_refused(encoder: PromptEncoder) -> None:

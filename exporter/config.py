@@ -16,6 +16,8 @@ _LONGEST = 80  # characters of a value that an error shows
 
 Positive = Annotated[int, msgspec.Meta(gt=0)]
 """A count or a size."""
+Layers = Annotated[int, msgspec.Meta(gt=0, le=1024)]
+"""A count of layers, each of which is built."""
 
 
 class Only(tuple[object, ...]):

@@ -14,8 +14,10 @@ _T = TypeVar("_T")
 BELONGING = "Use the file that belongs to the weights."
 _LONGEST = 80  # characters of a value that an error shows
 
-Positive = Annotated[int, msgspec.Meta(gt=0)]
-"""A count or a size."""
+Positive = Annotated[int, msgspec.Meta(gt=0, le=2**24)]
+"""A count or a size, far above those of any model."""
+Layers = Annotated[int, msgspec.Meta(gt=0, le=1024)]
+"""A count of layers, each of which is built."""
 
 
 class Only(tuple[object, ...]):

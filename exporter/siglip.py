@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engines import ExportError
-from foveate.exporter.config import BELONGING, ModelConfig, Positive, because, check_multiple
+from foveate.exporter.config import BELONGING, Layers, ModelConfig, Positive, because, check_multiple
 from foveate.exporter.modules import LayerNorm, Linear, empty
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -27,7 +27,7 @@ class SiglipConfig(ModelConfig, frozen=True):
 
     hidden_size: Positive = 768
     intermediate_size: Positive = 3072
-    num_hidden_layers: Positive = 12
+    num_hidden_layers: Layers = 12
     num_attention_heads: Positive = 12
     image_size: Positive = 224
     patch_size: Positive = 16

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from foveate.engines import ExportError
-from foveate.exporter.config import BELONGING, Config, ModelConfig, Only, Positive, because, check_multiple, check_supported
+from foveate.exporter.config import (
+    BELONGING,
+    Config,
+    Layers,
+    ModelConfig,
+    Only,
+    Positive,
+    because,
+    check_multiple,
+    check_supported,
+)
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.modules import RopeScaling
 
@@ -55,7 +65,7 @@ class TextConfig(ModelConfig, frozen=True):
     vocab_size: Positive
     hidden_size: Positive
     intermediate_size: Positive
-    num_hidden_layers: Positive
+    num_hidden_layers: Layers
     num_attention_heads: Positive
     max_position_embeddings: Positive
     rms_norm_eps: float
@@ -158,7 +168,7 @@ class LlamaConfig(TextConfig, frozen=True):
     vocab_size: Positive = 32000
     hidden_size: Positive = 4096
     intermediate_size: Positive = 11008
-    num_hidden_layers: Positive = 32
+    num_hidden_layers: Layers = 32
     num_attention_heads: Positive = 32
     max_position_embeddings: Positive = 2048
     rms_norm_eps: float = 1e-6
@@ -179,7 +189,7 @@ class Qwen2Config(TextConfig, frozen=True):
     vocab_size: Positive = 151936
     hidden_size: Positive = 4096
     intermediate_size: Positive = 22016
-    num_hidden_layers: Positive = 32
+    num_hidden_layers: Layers = 32
     num_attention_heads: Positive = 32
     num_key_value_heads: Positive | None = 32
     max_position_embeddings: Positive = 32768

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from foveate.engines import ExportError, PromptEntry, TensorSpec
 from foveate.exporter.checkpoint import Checkpoint
-from foveate.exporter.config import BELONGING, ModelConfig, Positive, because, check_multiple, check_supported
+from foveate.exporter.config import BELONGING, Layers, ModelConfig, Positive, because, check_multiple, check_supported
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.family import ReferenceOutput
 from foveate.exporter.generation import read_generation
@@ -31,7 +31,7 @@ _MROPE_SECTION = (16, 24, 24)  # where a config has none
 class VisionConfig(ModelConfig, frozen=True):
     """`vision_config` of config.json, defaults as in transformers' Qwen2VLVisionConfig; `hidden_size` is the decoder's."""
 
-    depth: Positive = 32
+    depth: Layers = 32
     embed_dim: Positive = 1280
     num_heads: Positive = 16
     mlp_ratio: Positive = 4
@@ -79,7 +79,7 @@ class TextConfig(Qwen2Config, frozen=True):
     vocab_size: Positive = 152064
     hidden_size: Positive = 8192
     intermediate_size: Positive = 29568
-    num_hidden_layers: Positive = 80
+    num_hidden_layers: Layers = 80
     num_attention_heads: Positive = 64
     num_key_value_heads: Positive | None = 8
     rms_norm_eps: float = 1e-5

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from foveate.engines import ExportError
@@ -27,8 +29,10 @@ from foveate.exporter.families.llava_llama import ProjectorConfig, VilaConfig
 from foveate.exporter.families.llava_onevision import LlavaOnevisionConfig
 from foveate.exporter.families.qwen2_vl import Qwen2VLConfig, TextConfig, VisionConfig
 from foveate.exporter.family import Family
+from foveate.exporter.pipeline import build_graphs
 from foveate.exporter.siglip import SiglipConfig
 from foveate.exporter.text_config import LlamaConfig, Qwen2Config, Rope
+from foveate.exporter.weights import resolve_weights
 from tests import tiny_llava, tiny_llava_llama, tiny_llava_onevision
 from tests.exporter.key_tables import BASE, CONFIGS, PAGE, TABLES, TOKENIZERS, KeyTable, page
 
@@ -49,9 +53,9 @@ def known(name: str) -> set[str]:
     if attribute == "PreTrainedTokenizerBase":
         return set(re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(kind.__init__))) | set(kind.SPECIAL_TOKENS_ATTRIBUTES)
     if hasattr(kind, "valid_kwargs"):
-        settings = {key for key in vars(kind) if not key.startswith("_") and not callable(getattr(kind, key))}
+        attributes = {key for key in vars(kind) if not key.startswith("_") and not callable(getattr(kind, key))}
         annotations = {key for base in kind.valid_kwargs.__mro__ for key in getattr(base, "__annotations__", {})}
-        return (settings | annotations) - {"valid_kwargs", "model_input_names"}
+        return (attributes | annotations) - {"valid_kwargs", "model_input_names"}
     if hasattr(kind, "__required_keys__"):
         return set(kind.__annotations__)
     return set(inspect.signature(kind.__init__).parameters) - {"self", "kwargs", "tokenizer", "vocab", "merges"}
@@ -257,13 +261,37 @@ def refused(folder: Path, key: str) -> bool:
     return False
 
 
+VALUES = [None, True, 0, -1, 3, 2**40, 1.5, 1e300, "", "gelu", "x" * 300, [], [1], ["a"], [[0, 0]], {}, {"a": 1}]
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.sampled_from(PLACES), value=st.sampled_from(VALUES), number=st.integers(0, 1000))
+def test_any_value_of_any_key_is_followed_or_refused(
+    place: tuple[type[Config], str, str, tuple[str, ...]], value: Any, number: int, folders: Mapping[str, Path]
+) -> None:
+    kind, family, file, part = place
+    keys = sorted(CONFIGS[kind].keys | {"model_type"})
+    before, line = (folders[family] / file).read_text(), ""
+    try:
+        write(folders[family], file, part, keys[number % len(keys)], value)
+        source = read_family(Checkpoint.open(folders[family]))
+        facts(source)
+        resolve_weights([graph.module for graph in build_graphs(source)], source.checkpoint, source.checkpoint_keys)
+    except ExportError as error:
+        line = str(error)
+    finally:
+        (folders[family] / file).write_text(before)
+    assert "\n" not in line
+    assert len(line) < 700
+
+
 def facts(family: Family) -> list[Any]:
     """What an export is made of."""
-    tower = [(name, type(module).__name__, settings(module)) for name, module in family.vision_tower().named_modules()]
+    tower = [(name, type(module).__name__, attributes(module)) for name, module in family.vision_tower().named_modules()]
     return [family.decoder, tower, family.processor(), family.prompt()]
 
 
-def settings(module: nn.Module) -> dict[str, str]:
+def attributes(module: nn.Module) -> dict[str, str]:
     shapes = {name: tuple(parameter.shape) for name, parameter in module.named_parameters(recurse=False)}
     return {key: repr(value) for key, value in {**vars(module), **shapes}.items() if not key.startswith("_")}
 

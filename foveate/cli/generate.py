@@ -6,13 +6,14 @@ import io
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import click
 
 from foveate.cli.options import SessionChoice, session_options
 from foveate.engines import RequestError, replace_file
-from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, VideoLimits, load
+from foveate.runtime import FRAME_RULES, SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, VideoLimits, load
+from foveate.runtime.resolution import describe
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 
@@ -27,8 +28,9 @@ class _Limits(TypedDict, total=False):
 @click.argument("question", default="")
 @click.option("-i", "--image", "images", multiple=True, type=click.Path(path_type=Path), help="An image; may be repeated.")
 @click.option("--video", "videos", multiple=True, type=click.Path(path_type=Path), help="A video; may be repeated.")
-@click.option("--fps", type=float, help="Frames per second to look at.  [default: 1]")
-@click.option("--max-frames", type=int, help="Most frames of a video; longer ones are spread over it.  [default: 32]")
+@click.option("--fps", type=float, help="Frames per second to look at.  [default: the model's]")
+@click.option("--max-frames", type=int, help="Most frames of a video; longer ones are spread over it.  [default: the model's]")
+@click.option("--frame-rule", metavar="NAME", help=f"How to choose them: {', '.join(FRAME_RULES)}.  [default: the model's]")
 @click.option("--keep", type=float, help="Share of the visual tokens to keep, 0 < keep <= 1. 1 skips the scorer.  [default: 1]")
 @click.option("--keep-tokens", type=int, help="Number of visual tokens to keep.")
 @click.option("--mass", type=float, help="Keep the fewest tokens whose scores sum to this share, 0 < mass <= 1.")
@@ -44,6 +46,7 @@ class _Limits(TypedDict, total=False):
 @click.option("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
 @click.option("--kv-capacity", type=int, help="Most tokens a prompt and its answer may take.")
 @click.option("--max-pixels", type=int, help="Refuse images and frames with more pixels.")
+@click.option("--max-visual-tokens", type=int, help="Shrink each image and video to so many visual tokens before it is seen.")
 @session_options()
 @click.option("--json", "as_json", is_flag=True, help="Print everything that was decided and measured as JSON.")
 def generate_command(
@@ -53,6 +56,7 @@ def generate_command(
     videos: tuple[Path, ...],
     fps: float | None,
     max_frames: int | None,
+    frame_rule: str | None,
     keep: float | None,
     keep_tokens: int | None,
     mass: float | None,
@@ -68,15 +72,20 @@ def generate_command(
     stop: tuple[str, ...],
     kv_capacity: int | None,
     max_pixels: int | None,
+    max_visual_tokens: int | None,
     session: SessionChoice,
     as_json: bool,
 ) -> None:
     """Answer QUESTION about the images and videos from BUNDLE."""
     if not question and not images and not videos:
         raise RequestError("there is nothing to answer: no question and no image. Give a question, or an image with -i.")
-    sampled = {name: value for name, value in (("fps", fps), ("max_frames", max_frames)) if value is not None}
-    if sampled and not videos:
-        raise RequestError("there is no video, so --fps and --max-frames have nothing to choose from. Give one with --video.")
+    sampled: dict[str, Any] = {"fps": fps, "max_frames": max_frames, "frame_rule": frame_rule}
+    if any(value is not None for value in sampled.values()) and not videos:
+        raise RequestError(
+            "there is no video, so --fps, --max-frames and --frame-rule have nothing to choose from. Give one with --video."
+        )
+    if max_visual_tokens is not None and not images and not videos:
+        raise RequestError("there is no image, so --max-visual-tokens has nothing to shrink. Give one with -i or --video.")
     if explain is not None:
         _check_explain(explain, images + videos)
     request = Request.ask(
@@ -94,6 +103,7 @@ def generate_command(
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         max_new_tokens=max_new_tokens,
         stop=stop,
+        max_visual_tokens=max_visual_tokens,
     )
     limits = _limits(max_pixels)
     opened = load(bundle, session.backend, session.options, kv_capacity, vision_backend=session.vision_backend, **limits)
@@ -154,9 +164,10 @@ def _figures(answer: Answer) -> str:
     timings, selection = answer.timings, answer.selection
     reason = f" ({selection.reason})" if selection.reason else ""
     predicted = "" if answer.predicted_ttft_ms is None else f", predicted {answer.predicted_ttft_ms:.0f}"
+    resized = f", {describe(answer.resized)}" if any(answer.resized) else ""
     decode = f", then {timings.tpot_ms:.1f} ms a token" if timings.decode_ms else ""
     return (
-        f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}, "
+        f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}{resized}, "
         f"first token {timings.ttft_ms:.0f} ms (vision {timings.vision_ms:.0f}, score {timings.score_ms:.1f}, "
         f"prefill {timings.prefill_ms:.0f}{predicted}){decode}, KV cache {answer.kv_bytes / 1024:.0f} KiB"
     )

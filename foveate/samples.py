@@ -23,6 +23,8 @@ class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         image: path of the image; in the file relative to its folder.
         video: path of the video, in place of an image.
         type: groups questions in a report; may be left out.
+        fps, frame_rule: which frames of the video the question is about, as in `Request`; left out, those that the model's
+            authors take.
     """
 
     question: str
@@ -30,6 +32,8 @@ class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     image: str = ""
     video: str = ""
     type: str = ""
+    fps: float | None = None
+    frame_rule: str | None = None
 
     @property
     def source(self) -> str:
@@ -38,7 +42,8 @@ class Sample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def request(self, **options: Any) -> Request:
         """The question as a request; `options` are those of `Request.ask`."""
-        return Request.ask(self.question, self.image or (), videos=self.video or (), **options)
+        sampling = {"fps": self.fps, "frame_rule": self.frame_rule}
+        return Request.ask(self.question, self.image or (), videos=self.video or (), **(sampling | options))
 
     def answered_by(self, text: str) -> bool:
         """Whether an answer is right: the same text but for case, surrounding space and a closing full stop."""

@@ -29,7 +29,7 @@ ImageSource = str | os.PathLike[str] | EncodedFile | Image.Image | np.ndarray
 # Pillow knows more, among them some that run another program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _DATA = re.compile(r"data:[\w.+/-]*(;[\w.+=-]+)*;base64,", re.ASCII)
-_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+)://|(data):", re.ASCII | re.IGNORECASE)
+_ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/|(data):", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,11 @@ def read_address(source: str | os.PathLike[str], max_bytes: int, name: str) -> b
     if found is None:
         return None
     head = _DATA.match(text)
+    if found[2] and isinstance(source, os.PathLike):  # which leaves out some slashes
+        raise RequestError(f"{name} is an address that was made a path, which changes it. Give it as a string, or save a file.")
     if head is None:
-        what = "Give the path alone." if text.lower().startswith("file:") else "Give its bytes, or the path of a copy."
-        remedy = "Give it as data:TYPE;base64,CONTENT, or as bytes." if found[2] else what
+        remedy = "Give the path alone." if found[0].lower() == "file:/" else "Give its bytes, or the path of a copy."
+        remedy = "Give it as data:TYPE;base64,CONTENT, or as bytes." if found[2] else remedy
         raise RequestError(f"{name} is an address of the kind '{found[1] or found[2]}:', and nothing is fetched. {remedy}")
     check_bytes((len(text) - head.end()) // 4 * 3, max_bytes, name)
     try:

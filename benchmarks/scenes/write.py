@@ -3,7 +3,7 @@
 The folder holds `images/*.png` or `videos/*.mkv` and `questions.jsonl`, one object a line: `{"image", "question", "answer",
 "type"}` (or `"video"`), with paths relative to the folder. Without `--world` the scenes are those that `models/qwen2-vl-tiny`
 began with; `--world NAME --kind video` draws clips for the checkpoint of that name. Clips are stored without loss, one frame a
-second, so that `--fps 1`, the default everywhere, sees every frame as it was drawn.
+second, and their questions say that the model sees each of them (`"frame_rule": "interval", "fps": 1`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import av
 import click
@@ -37,7 +38,7 @@ def write_clip(path: Path, frames: Sequence[Image.Image]) -> None:
 
 def write_task(
     folder: Path, world: str | None, kind: str, split: str, seed: int, index: int, count: int
-) -> list[dict[str, str]]:
+) -> list[dict[str, Any]]:
     """The picture or clip of one task, and the rows of its questions."""
     asked: list[Question]
     if world is None:
@@ -51,7 +52,8 @@ def write_task(
         write_clip(folder / name, pictures)
     else:
         pictures[0].save(folder / name)
-    return [{kind: name, "question": q.text, "answer": q.answer, "type": q.type} for q in asked]
+    seen = {"frame_rule": "interval", "fps": 1} if kind == "video" else {}
+    return [{kind: name, "question": q.text, "answer": q.answer, "type": q.type, **seen} for q in asked]
 
 
 @click.command(help=__doc__)

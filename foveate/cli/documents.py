@@ -209,6 +209,24 @@ class StageTimes(_Part, frozen=True, kw_only=True):
     tpot_ms: float
 
 
+class Resized(_Part, frozen=True, kw_only=True):
+    """What the request's limits made of an image or a video.
+
+    Attributes:
+        size: width and height in pixels of what the model saw.
+        usual_size: those without the request's limits.
+        visual_tokens: that it became.
+        usual_visual_tokens: without the request's limits.
+        by: the limits that did it.
+    """
+
+    size: tuple[int, int]
+    usual_size: tuple[int, int]
+    visual_tokens: int
+    usual_visual_tokens: int
+    by: tuple[str, ...]
+
+
 class AnswerFacts(_Part, frozen=True, kw_only=True):
     """An answer and how it came about.
 
@@ -223,6 +241,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
         timings: wall time of each stage.
         kv_bytes: allocated for the KV cache.
         predicted_ttft_ms: what ttft_ms was expected to be; null where the budget is not in milliseconds.
+        resized: of each image and video; null where the request's limits changed nothing.
     """
 
     text: str
@@ -235,6 +254,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
     timings: StageTimes
     kv_bytes: int
     predicted_ttft_ms: float | None
+    resized: tuple[Resized | None, ...] = ()
 
 
 class Generated(AnswerFacts, frozen=True, kw_only=True, tag_field="schema", tag="foveate.generate.1"):

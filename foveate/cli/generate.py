@@ -16,7 +16,19 @@ from foveate.cli.files import check_output, check_sources, write_output
 from foveate.cli.options import PATH, SessionChoice, json_option, session_options
 from foveate.cli.output import STDOUT, Output
 from foveate.engines import OptionError, RequestError
-from foveate.runtime import SELECTORS, Answer, ImageLimits, Pipeline, Request, Sampling, VideoLimits, load, open_selector
+from foveate.runtime import (
+    FRAME_RULES,
+    SELECTORS,
+    Answer,
+    ImageLimits,
+    Pipeline,
+    Request,
+    Sampling,
+    VideoLimits,
+    load,
+    open_selector,
+)
+from foveate.runtime.resolution import describe
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 _STAGES = ("preprocess", "vision", "score", "select", "embed", "prefill")
@@ -50,8 +62,14 @@ class _Limits(TypedDict, total=False):
 @always("question", default="")
 @always("-i", "--image", "images", multiple=True, type=PATH, help="An image; may be repeated.")
 @always("--video", "videos", multiple=True, type=PATH, help="A video; may be repeated.")
-@when(VIDEO, "--fps", type=float, help="Frames per second to look at.  [default: 1]")
-@when(VIDEO, "--max-frames", type=int, help="Most frames of a video; longer ones are spread over it.  [default: 32]")
+@when(VIDEO, "--fps", type=float, help="Frames per second to look at.  [default: the model's]")
+@when(VIDEO, "--max-frames", type=int, help="Most frames of a video; longer ones are spread over it.  [default: the model's]")
+@when(
+    VIDEO,
+    "--frame-rule",
+    metavar="NAME",
+    help=f"How to choose them: {', '.join(FRAME_RULES)}.  [default: the model's]",
+)
 @when(
     VISUAL,
     "--keep",
@@ -78,6 +96,7 @@ class _Limits(TypedDict, total=False):
 @always("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
 @always("--kv-capacity", "kv_capacity_tokens", type=int, help="Most tokens a prompt and its answer may take.")
 @when(VISUAL, "--max-pixels", type=int, also=("limits", "video_limits"), help="Refuse images and frames with more pixels.")
+@when(VISUAL, "--max-visual-tokens", type=int, help="Shrink each image and video to so many visual tokens before it is seen.")
 @session_options()
 @json_option
 def generate_command(
@@ -87,6 +106,7 @@ def generate_command(
     videos: tuple[Path, ...],
     fps: float | None,
     max_frames: int | None,
+    frame_rule: str | None,
     keep: float | None,
     keep_tokens: int | None,
     mass: float | None,
@@ -102,6 +122,7 @@ def generate_command(
     stop: tuple[str, ...],
     kv_capacity_tokens: int | None,
     max_pixels: int | None,
+    max_visual_tokens: int | None,
     session: SessionChoice,
     json_file: Path | None,
 ) -> None:
@@ -113,12 +134,13 @@ def generate_command(
     check_sources(images + videos)
     if select is not None:
         open_selector(select)
-    sampled = {name: value for name, value in (("fps", fps), ("max_frames", max_frames)) if value is not None}
     request = Request.ask(
         question,
         images,
         videos=videos,
-        **sampled,
+        fps=fps,
+        max_frames=max_frames,
+        frame_rule=frame_rule,
         keep=keep,
         keep_tokens=keep_tokens,
         mass=mass,
@@ -129,6 +151,7 @@ def generate_command(
         sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
         max_new_tokens=max_new_tokens,
         stop=stop,
+        max_visual_tokens=max_visual_tokens,
     )
     opened = load(
         bundle,
@@ -182,8 +205,9 @@ def figures(answer: Answer) -> str:
     stages = {name: round(getattr(timings, f"{name}_ms"), 1) for name in _STAGES}
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in stages.items() if ms)
     predicted = "" if answer.predicted_ttft_ms is None else f", predicted {answer.predicted_ttft_ms:.1f} ms"
+    resized = f", {describe(answer.resized)}" if any(answer.resized) else ""
     decode = f", then {timings.tpot_ms:.1f} ms a token" if timings.decode_ms else ""
     return (
-        f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}, "
+        f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}{resized}, "
         f"first token {sum(stages.values()):.1f} ms ({parts}){predicted}{decode}, KV cache {answer.kv_bytes / 1024:.0f} KiB"
     )

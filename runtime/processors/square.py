@@ -11,8 +11,10 @@ from PIL import Image
 _PRECISION_BITS = 32 - 8 - 2
 """Pillow's fixed point for 8-bit channels."""
 _CHEAP_PIXELS = 1 << 22
-_CHEAP_RATIO = 4
+_CHEAP_RATIO = 2
 """The square itself is made where it has few pixels, or not many more than the picture: Pillow is faster than numpy."""
+_VALUES_TOGETHER = 1 << 21
+"""How many pixels are float64 at a time."""
 Colour = tuple[int, int, int]
 
 
@@ -20,21 +22,22 @@ def resize_in_square(image: Image.Image, side: int, colour: Colour, resample: in
     """An RGB image, put into the middle of a square of its longer side, and that resized to `side x side`.
 
     Bit for bit what Pillow makes of the square, in memory of the order of the image and of the result. Pillow's two passes
-    (libImaging/Resample.c) round each sum of fixed-point products to 8 bits, so both are repeated here in whole numbers; what
-    the rows and columns of the colour add is one product.
+    (libImaging/Resample.c) round each sum of fixed-point products to 8 bits, so the pass across the colour is repeated here in
+    whole numbers. (Lines of the colour alone stay what they are: the weights of a place sum up to one, but for the last bits.)
     """
-    long = max(image.size)
+    long, method = max(image.size), Image.Resampling(resample)
     left, top = (long - image.width) // 2, (long - image.height) // 2
     if long == side or long * long <= max(_CHEAP_PIXELS, _CHEAP_RATIO * image.width * image.height):
         square = Image.new("RGB", (long, long), colour)
         square.paste(image, (left, top))
-        return square.resize((side, side), Image.Resampling(resample))
-    pixels = np.asarray(image)
-    if resample == Image.Resampling.NEAREST:
-        return Image.fromarray(_nearest(pixels, long, side, left, top, colour))
-    across = _resampled(pixels.swapaxes(0, 1), long, side, left, colour, resample).swapaxes(0, 1)
-    # Rows of the colour alone stay what they are: the weights of a place sum up to one, but for the last bits.
-    return Image.fromarray(_resampled(across, long, side, top, colour, resample))
+        return square.resize((side, side), method)
+    if method is Image.Resampling.NEAREST:
+        return Image.fromarray(_nearest(np.asarray(image), long, side, left, top, colour))
+    if image.width == long:
+        rows = np.asarray(image.resize((side, image.height), method))
+        return Image.fromarray(_resampled(rows, long, side, top, colour, method))
+    columns = _resampled(np.asarray(image).swapaxes(0, 1), long, side, left, colour, method)
+    return Image.fromarray(np.ascontiguousarray(columns.swapaxes(0, 1))).resize((side, side), method)
 
 
 def _nearest(pixels: np.ndarray, long: int, side: int, left: int, top: int, colour: Colour) -> np.ndarray:
@@ -47,24 +50,31 @@ def _nearest(pixels: np.ndarray, long: int, side: int, left: int, top: int, colo
     return result
 
 
-def _resampled(lines: np.ndarray, long: int, side: int, start: int, colour: Colour, resample: int) -> np.ndarray:
+def _resampled(lines: np.ndarray, long: int, side: int, start: int, colour: Colour, method: Image.Resampling) -> np.ndarray:
     """One pass: `[lines, n, 3]` uint8 to `[side, n, 3]`, of `long` lines: those given, from `start` on, and others of the
     colour."""
     result = np.empty((side, *lines.shape[1:]), np.uint8)
-    filled = np.array(colour, np.float64)
-    for place, (first, weights) in enumerate(_weights(long, side, resample)):
-        begin, end = max(first, start), min(first + len(weights), start + len(lines))
-        inside = weights[max(begin - first, 0) : max(end - first, 0)] if begin < end else weights[:0]
-        total = np.full(lines.shape[1:], (weights.sum() - inside.sum()) * filled + (1 << (_PRECISION_BITS - 1)))
-        if len(inside):  # products of 8 and 23 bits: sums are exact in float64
-            total += np.tensordot(inside, lines[begin - start : end - start].astype(np.float64), axes=1)
-        result[place] = np.clip(np.floor(total / (1 << _PRECISION_BITS)), 0, 255)
+    places = list(_weights(long, side, method))
+    together = max(1, int(_VALUES_TOGETHER / lines.shape[1] * side / long))
+    for begin in range(0, side, together):
+        some = places[begin : begin + together]
+        first = max(start, some[0][0])
+        last = max(first, min(start + len(lines), some[-1][0] + len(some[-1][1])))
+        inside = np.zeros((len(some), last - first))
+        for row, (place, weights) in zip(inside, some, strict=True):
+            own = slice(max(place, first), max(place, first, min(place + len(weights), last)))
+            row[own.start - first : own.stop - first] = weights[own.start - place : own.stop - place]
+        outside = np.array([weights.sum() for _, weights in some]) - inside.sum(axis=1)
+        # Products of 8 and 23 bits: sums are exact in float64.
+        total = np.tensordot(inside, lines[first - start : last - start].astype(np.float64), axes=1)
+        total += outside[:, None, None] * np.array(colour, np.float64) + (1 << (_PRECISION_BITS - 1))
+        result[begin : begin + together] = np.clip(np.floor(total / (1 << _PRECISION_BITS)), 0, 255)
     return result
 
 
-def _weights(size: int, new_size: int, resample: int) -> Iterator[tuple[int, np.ndarray]]:
+def _weights(size: int, new_size: int, method: Image.Resampling) -> Iterator[tuple[int, np.ndarray]]:
     """Of each new place, the first old one that counts and the fixed-point weights from there on, as Pillow computes them."""
-    function, support = _FILTERS[Image.Resampling(resample)]
+    function, support = _FILTERS[method]
     scale = size / new_size
     stretch = max(scale, 1.0)
     support *= stretch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 import sys
@@ -46,6 +47,20 @@ def test_generate_prints_the_answer_and_one_line_of_figures(run: Run, bundle: Pa
     (figures,) = result.stderr.splitlines()
     for part in ("visual tokens", "first token", "KV cache"):
         assert part in figures
+
+
+def test_generate_shrinks_an_image_and_says_so(run: Run, bundle: Path) -> None:
+    result = run("generate", bundle, "-i", SCENE, QUESTION, "--max-visual-tokens", "40")
+    assert re.search(r"visual 1 seen at .* in place of .* pixels \(\d+ in place of \d+ visual tokens\)", result.stderr)
+    answer = json.loads(run("generate", bundle, "-i", SCENE, QUESTION, "--max-visual-tokens", "40", "--json").stdout)
+    (resized,) = answer["resized"]
+    assert resized["by"] == ["max_visual_tokens"]
+    assert answer["selection"]["num_visual_tokens"] == resized["visual_tokens"] <= 40 < resized["usual_visual_tokens"]
+
+
+def test_a_limit_of_tokens_without_an_image(run: Run, bundle: Path) -> None:
+    result = run("generate", bundle, QUESTION, "--max-visual-tokens", "40")
+    assert_one_clear_line(result, "--max-visual-tokens has nothing to shrink")
 
 
 def test_generate_prints_everything_as_json(run: Run, bundle: Path) -> None:
@@ -325,13 +340,13 @@ def test_a_video_is_answered(run: Run, bundle: Path, clip: Path) -> None:
     result = run("generate", bundle, "--video", clip, QUESTION, "--keep", "0.5", "--json")
     assert result.stderr == ""
     answer = json.loads(result.stdout)
-    assert answer["frame_seconds"] == [0.0, 1.0, 2.0]
-    assert answer["grids"][0][0] == 2  # of two frames each, the last one twice
+    assert answer["frame_seconds"] == [0.0, 0.5, 1.0, 1.75, 2.25, 2.75]  # as qwen-vl-utils takes them
+    assert answer["grids"][0][0] == 3  # of two frames each
     assert len(answer["selection"]["keep_indices"]) * 2 == answer["selection"]["num_visual_tokens"]
 
 
 def test_images_and_videos_are_answered_together(run: Run, bundle: Path, clip: Path) -> None:
-    videos = ("--video", clip, "--video", clip, "--fps", "4", "--max-frames", "5")
+    videos = ("--video", clip, "--video", clip, "--fps", "4", "--max-frames", "5", "--frame-rule", "interval")
     result = run("generate", bundle, "-i", SCENE, *videos, QUESTION, "--keep-tokens", "60", "--json")
     answer = json.loads(result.stdout)
     assert [grid[0] for grid in answer["grids"]] == [1, 3, 3]
@@ -354,6 +369,8 @@ def test_an_explanation_of_a_video(run: Run, bundle: Path, clip: Path, tmp_path:
         (("--fps", "-2"), ("fps is -2.0",)),
         (("--fps", "nan"), ("fps is nan",)),
         (("--max-frames", "0"), ("max_frames is 0", "at least 1")),
+        (("--frame-rule", "odd"), ("frame_rule is 'odd'", "interval, uniform, qwen-vl-utils")),
+        (("--max-visual-tokens", "1"), ("max_visual_tokens is 1", "a video of 6 frames", "Lower max_frames")),
         (("--max-frames", "769"), ("max_frames is 769", "the limit is 768")),
         (("--max-pixels", "1000"), ("112 x 112 pixels", "the limit is 1000")),
         (("--fps", "4", "--kv-capacity", "60"), ("the limit is 60", "Keep fewer visual tokens")),
@@ -391,7 +408,7 @@ def test_the_video_library_is_not_installed(run: Run, bundle: Path, clip: Path, 
     assert_one_clear_line(result, "'av' is not installed", "pip install 'av>=")
 
 
-@pytest.mark.parametrize("option", [("--fps", "2"), ("--max-frames", "8")])
+@pytest.mark.parametrize("option", [("--fps", "2"), ("--max-frames", "8"), ("--frame-rule", "uniform")])
 def test_frames_of_no_video(run: Run, bundle: Path, option: tuple[str, str]) -> None:
     result = run("generate", bundle, "-i", SCENE, QUESTION, *option)
     assert_one_clear_line(result, "there is no video", "Give one with --video")

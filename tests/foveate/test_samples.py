@@ -110,3 +110,10 @@ def test_case_space_and_a_full_stop_make_no_answer_wrong(answer: str, before: st
 @pytest.mark.parametrize("text", ["", "cat", "a cat, or a dog", "a  cat", "a cat.."])
 def test_another_text_is_wrong(text: str) -> None:
     assert not Sample(question="", answer="a cat").answered_by(text)
+
+
+def test_a_line_may_say_which_frames_it_is_about(write: Callable[..., Path]) -> None:
+    folder = write({"video": "images/1.png", "question": "What?", "answer": "a", "fps": 1, "frame_rule": "interval"}, GOOD)
+    about_frames, about_image = (sample.request(keep=1.0) for sample in read_samples(folder))
+    assert (about_frames.fps, about_frames.frame_rule) == (1.0, "interval")
+    assert (about_image.fps, about_image.frame_rule) == (None, None)

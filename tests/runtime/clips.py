@@ -41,11 +41,14 @@ def encode(
     rotation: int = 0,
     times: Sequence[int] | None = None,
     muxer: dict[str, str] | None = None,
+    title: str = "",
 ) -> bytes:
     """A video file; `times` in units of 1/rate seconds where frames are not evenly spaced."""
     av = pytest.importorskip("av")
     file = io.BytesIO()
     with av.open(file, "w", format=container, options=muxer or {}) as output:
+        if title:
+            output.metadata["title"] = title
         stream = output.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"

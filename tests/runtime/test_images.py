@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import io
 import random
+import re
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from foveate.engines import RequestError
-from foveate.runtime import ImageLimits, open_image
+from foveate.engines import MachineError, RequestError
+from foveate.runtime import ImageLimits, Request, open_image, open_video
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
@@ -149,3 +153,107 @@ def test_a_given_image_is_left_as_it_is() -> None:
     image = Image.new("L", (4, 4), 7)
     open_image(image)
     assert (image.mode, image.getpixel((0, 0))) == ("L", 7)
+
+
+def test_sources_of_every_kind_give_the_same(tmp_path: Path) -> None:
+    data = encode(Image.fromarray(PIXELS), "PNG")
+    (tmp_path / "a.png").write_bytes(data)
+    address = "data:image/png;base64," + base64.b64encode(data).decode()
+    with (tmp_path / "a.png").open("rb") as file:
+        for source in (
+            bytearray(data),
+            memoryview(data),
+            io.BytesIO(data),
+            file,
+            file,
+            address,
+            address.replace(";", ";a=b;", 1),
+        ):
+            np.testing.assert_array_equal(np.asarray(open_image(source)), PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (None, "image given as NoneType is of no known kind"),
+        ((part for part in ("a", "b")), "image given as generator is of no known kind"),
+        (["a.png"], "image given as list is of no known kind"),
+        (io.StringIO("text"), "was opened as text. Open it with mode 'rb'"),
+        ("http://example.org/a.png", "of the kind 'http:', and nothing is fetched. Give its bytes"),
+        (Path("https://example.org/a.png"), "of the kind 'https:', and nothing is fetched"),
+        ("S3://bucket/a.png", "of the kind 'S3:', and nothing is fetched"),
+        ("file:///home/a.png", "Give the path alone"),
+        ("data:image/png,abc", "Give it as data:TYPE;base64,CONTENT"),
+        ("data:image/png;base64,a", "content is not base64"),
+        ("data:image/png;base64,&&&&", "content is not base64"),
+        ("data:image/png;base64," + "AAAA" * 10, "can't be read as an image"),
+        (Path("data:image/png;base64,AAAA"), "Give it as a string"),
+        ("a\0b.png", "is not there or is not a file"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_image_is_named(source: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)) as caught:
+        open_image(source)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["x" * 400_000, "data:image/png;base64," + "A" * 400_001, "http://" + "y" * 400_000])
+def test_an_error_shortens_what_it_repeats(source: str) -> None:
+    for call in (open_image, open_video):
+        with pytest.raises(RequestError) as caught:
+            call(source)
+        assert len(str(caught.value)) < 500
+        assert "characters ..." in str(caught.value)
+
+
+def test_every_error_is_bounded() -> None:
+    error = RequestError(f"'{'x' * 400_000}' is wrong. Mend it.")
+    assert len(str(error)) < 2_100
+    assert str(error).endswith("is wrong. Mend it.")
+
+
+def test_an_open_file_above_the_limit_is_refused() -> None:
+    data = encode(Image.fromarray(PIXELS), "PNG")
+    address = "data:image/png;base64," + base64.b64encode(data).decode()
+    for source in (io.BytesIO(data), address):
+        with pytest.raises(RequestError, match="the limit"):
+            open_image(source, ImageLimits(max_bytes=100))
+
+
+def test_an_array_above_the_limit_is_refused_before_it_is_copied() -> None:
+    huge = np.broadcast_to(np.zeros((1, 1, 3), np.uint8), (20_000, 20_000, 3))  # one pixel in memory
+    tracemalloc.start()
+    with pytest.raises(RequestError, match="has 20000 x 20000 pixels"):
+        open_image(huge)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+def test_a_side_above_the_limit_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"has 65536 x 1 pixels, the limit of a side is 65535\. Crop it"):
+        open_image(Image.new("RGB", (65_536, 1)))
+
+
+def test_a_photo_of_fifty_megapixels_is_opened() -> None:
+    assert open_image(Image.new("L", (8192, 6144))).size == (8192, 6144)
+
+
+def test_too_little_memory_is_the_machines_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("foveate.runtime.images._to_rgb", fail)
+    with pytest.raises(MachineError, match="not enough memory to open image given as encoded bytes"):
+        open_image(encode(Image.fromarray(PIXELS), "PNG"))
+
+
+def test_a_request_takes_what_users_have(tmp_path: Path) -> None:
+    data = encode(Image.fromarray(PIXELS), "PNG")
+    for one in (data, bytearray(data), memoryview(data), io.BytesIO(data), PIXELS, Image.fromarray(PIXELS), "a.png"):
+        assert len(Request.ask("What?", one).images) == len(Request.ask("What?", videos=one).videos) == 1
+    assert Request.ask("What?", (f"{number}.png" for number in range(3))).images == ("0.png", "1.png", "2.png")
+    for nothing in (None, 7):
+        for options in ({"images": nothing}, {"videos": nothing}):
+            with pytest.raises(RequestError, match=r"is (None|7), expected one or a list of them"):
+                Request.ask("What?", **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import builtins
 import io
 from pathlib import Path
@@ -273,3 +274,37 @@ def test_without_the_library_files_are_refused_and_frames_are_not(clip: bytes, m
     with pytest.raises(MissingPackageError, match=r"'av' is not installed, it reads videos\. Run: pip install 'av>=[\d.]+'$"):
         open_video(clip)
     assert numbers(open_video([grey(3)])) == [3]
+
+
+def test_metadata_in_an_unknown_encoding_is_no_error() -> None:
+    content = encode([grey(number) for number in range(20)], container="avi", codec="mpeg4", title="Zeit A")
+    changed = content.replace(b"Zeit A", b"Zeit \xe4")
+    assert changed != content
+    assert numbers(open_video(changed)) == [0, 10]
+
+
+def test_open_files_and_addresses_are_videos(clip: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(clip)
+    address = "data:video/mp4;base64," + base64.b64encode(clip).decode()
+    with path.open("rb") as file:
+        for source in (bytearray(clip), memoryview(clip), io.BytesIO(clip), file, file, address):
+            assert numbers(open_video(source)) == [0, 10, 20, 30]
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        (None, "video given as NoneType is of no known kind"),
+        ((grey(number) for number in range(3)), "video given as generator is of no known kind.* a list of frames"),
+        ("https://example.org/a.mp4", "of the kind 'https:', and nothing is fetched"),
+        ([None], "image given as NoneType is of no known kind"),
+    ],
+)
+def test_other_sources_are_named(source: Any, match: str) -> None:
+    with pytest.raises(RequestError, match=match):
+        open_video(source)
+
+
+def test_numbers_of_numpy_are_numbers(clip: bytes) -> None:
+    assert numbers(open_video(clip, fps=np.float32(1), max_frames=np.int64(4))) == [0, 10, 20, 30]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engines import Bundle, Environment, LatencyPoint
+from foveate.engines import Bundle, Environment, LatencyPoint, read_latencies
 from foveate.profile import Profile, ProfilePlan, profile_bundle, write_reports
 from foveate.profile.report import break_even_remark
 from foveate.profile.results import STAGES, KeepRun, LoadRun, Setting, Spread

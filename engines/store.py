@@ -13,10 +13,11 @@ import re
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from foveate.engines.backends import AS_THEY_ARE
@@ -95,7 +96,9 @@ class EngineStore:
         _touch(entry)
         return entry
 
-    def find(self, wanted: EngineKey, bundle: Path, display_name: str) -> Entry:
+    def find(
+        self, wanted: EngineKey, bundle: Path, display_name: str, hints: Mapping[str, Any] = MappingProxyType({})
+    ) -> Entry:
         """The most recently built engine that fits.
 
         Args:
@@ -103,6 +106,7 @@ class EngineStore:
                 without weights fits all weights.
             bundle: for the command that the error tells to run.
             display_name: how errors call the backend: `TensorRT-RTX`.
+            hints: options that the command names beside those of `wanted`.
 
         Raises:
             BackendError: there is none, with what keeps the nearest one from fitting; or it was damaged. Both come with the
@@ -112,7 +116,7 @@ class EngineStore:
         found = choose(entries, wanted, display_name)
         if isinstance(found, str):
             skipped = f" ({len(damaged)} damaged left out)" if damaged else ""
-            raise BackendError(f"{found}{skipped}. Run: {self.command(wanted, bundle)}")
+            raise BackendError(f"{found}{skipped}. Run: {shlex.join(self.command(wanted, bundle, hints))}")
         return self.intact(found, wanted, bundle)
 
     def intact(self, entry: Entry, wanted: EngineKey, bundle: Path) -> Entry:
@@ -124,7 +128,7 @@ class EngineStore:
         try:
             entry.verify_once()
         except BackendError as error:
-            raise BackendError(f"{error}. Run: {self.command(wanted, bundle)}") from error
+            raise BackendError(f"{error}. Run: {shlex.join(self.command(wanted, bundle, entry.record.key.options))}") from error
         _touch(entry)
         return entry
 
@@ -307,18 +311,18 @@ class EngineStore:
                 options=("engines",),
             ) from error
 
-    def command(self, wanted: EngineKey, bundle: Path) -> str:
-        """What builds the engine: options are called like the flags of `foveate build`."""
+    def command(self, wanted: EngineKey, bundle: Path, hints: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
+        """The words of the command that builds the engine: options are called like the flags of `foveate build`."""
         words = ["foveate", "build", str(bundle), "--backend", wanted.backend]
         if wanted.backend not in AS_THEY_ARE:  # those are built for the device at hand
             words += ["--target", wanted.target]
-        for name, value in wanted.options.items():
+        for name, value in {**hints, **wanted.options}.items():
             flag = f"--{name.replace('_', '-')}"
             if isinstance(value, str | int) and value is not False:
                 words += [flag] if value is True else [flag, str(value)]
         if self.folder.absolute() != (bundle / ENGINES).absolute():
             words += ["--engines", str(self.folder)]
-        return shlex.join(words)
+        return words
 
     def _lock_file(self, digest: str) -> Path:
         return self.folder / f".{digest}.lock"

@@ -15,13 +15,11 @@ from foveate.engines.profiles import GraphProfile, check_profiles, graph_profile
 from foveate.engines.spec import GraphSpec
 from foveate.engines.tensorrt.library import FLAVOURS, load_library
 from foveate.engines.tensorrt.network import NetworkOptions, available_targets, build_engine
-from foveate.engines.tensorrt.precision import PRECISIONS
+from foveate.engines.tensorrt.precision import PRECISIONS, computes_in_bf16
 
 OPTIMIZATION_LEVELS = range(6)
 PROFILES = ("split", "single")
 GRAPHS = ("vision_standard", "score", "embed", "decoder_standard")
-_FIRST_BF16 = 80
-"""Compute capability, times ten, from which on a GPU computes in bf16."""
 
 
 class TensorRTBuilder:
@@ -103,9 +101,9 @@ class TensorRTBuilder:
                 f"{title} {self.version} builds {how}, not for '{target}'. Choose one of {', '.join(known)}.",
                 options=("target",),
             )
-        if options.precision == "bf16" and int(target[2:]) < _FIRST_BF16:
+        if options.precision == "bf16" and not computes_in_bf16(target):
             raise OptionError(
-                f"{target.upper()} does not compute in bf16, which came with SM{_FIRST_BF16}. Use precision fp16.",
+                f"{target.upper()} does not compute in bf16, which came with SM80. Use precision fp16.",
                 options=("precision",),
             )
 

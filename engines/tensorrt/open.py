@@ -15,13 +15,13 @@ from foveate.engines.backends import HOST_OUTPUTS, SessionOptions
 from foveate.engines.build import engine_key
 from foveate.engines.bundle import Bundle
 from foveate.engines.device import gpu_memory
-from foveate.engines.engine_record import EngineKey
+from foveate.engines.errors import BackendError, OptionError
 from foveate.engines.profiles import GraphProfile, ShapeProfile, choose, refusal
 from foveate.engines.store import ENGINES, EngineStore, Entry
 from foveate.engines.tensorrt.context import TensorRTRuntime
 from foveate.engines.tensorrt.kernels import KernelCache
 from foveate.engines.tensorrt.library import FLAVOURS, Flavour, load_library
-from foveate.engines.tensorrt.precision import typed_spec
+from foveate.engines.tensorrt.precision import PRECISIONS, computes_in_bf16, typed_spec
 from foveate.engines.tensorrt.session import TensorRTSession
 
 KERNELS = "kernels.bin"
@@ -45,29 +45,40 @@ def open_engine(flavour: Flavour, bundle: Bundle, graph: str, options: SessionOp
     """Loads the engine of a graph that was built for this GPU and this version of the library.
 
     Raises:
-        BackendError: the library or the GPU is missing, there is no engine that fits, it was changed, or it does not load.
+        BackendError: the GPU is missing, there is no engine that fits, it was changed, or it does not load.
+        MissingPackageError: the library is not installed.
     """
     runtime = _open_runtime(flavour, options)
     target = runtime.cuda.info().target
     wanted = {} if options.precision is None else {"precision": options.precision}
     key = engine_key(bundle, wanted, graph, flavour.backend, runtime.trt.__version__, target)
-    entry = EngineStore(options.engines or bundle.path / ENGINES).find(key, bundle.path, flavour.title)
+    hints = {} if computes_in_bf16(target) else {"precision": "fp16"}
+    entry = EngineStore(options.engines or bundle.path / ENGINES).find(key, bundle.path, flavour.title, hints)
     return open_entry(runtime, bundle, entry)
 
 
 def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> TensorRTSession:
-    """The session of a built engine."""
+    """The session of a built engine.
+
+    Raises:
+        BackendError: its record lacks what a TensorRT engine's has, or the engine does not load.
+    """
     key = entry.record.key
-    shapes = msgspec.convert(entry.record.details["shapes"], ShapeProfile)
+    try:
+        shapes = msgspec.convert(entry.record.details["shapes"], ShapeProfile)
+        profiles = msgspec.convert(key.options["profiles"], tuple[GraphProfile, ...])
+        precision, stripped = PRECISIONS[key.options["precision"]] and key.options["precision"], key.options["strip_weights"]
+    except (KeyError, TypeError, msgspec.ValidationError, OptionError) as error:
+        raise BackendError(f"{entry.folder} has a record without the facts of an engine ({error}). Delete it.") from error
     fixed = {"kv_capacity": shapes.kv_capacity}
     with entry.engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as engine:
         loaded = runtime.load(engine, str(entry.engine))
-    if key.options["strip_weights"]:
+    if stripped:
         with bundle.plain_file(bundle.graph(key.graph).file) as model:
-            _refit(runtime, loaded, model, key.options["precision"], fixed)
-    spec = typed_spec(bundle.graph(key.graph), key.options["precision"], fixed)
+            _refit(runtime, loaded, model, precision, fixed)
+    spec = typed_spec(bundle.graph(key.graph), precision, fixed)
     kernels = KernelCache(entry.folder / KERNELS)
-    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, key, shapes), HOST_OUTPUTS, kernels)
+    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, entry, profiles, shapes), HOST_OUTPUTS, kernels)
 
 
 def _open_runtime(flavour: Flavour, options: SessionOptions) -> TensorRTRuntime:
@@ -80,11 +91,12 @@ def _open_runtime(flavour: Flavour, options: SessionOptions) -> TensorRTRuntime:
     return runtime
 
 
-def _chooser(bundle: Bundle, key: EngineKey, shapes: ShapeProfile) -> Callable[[Mapping[str, int]], int]:
+def _chooser(
+    bundle: Bundle, entry: Entry, profiles: tuple[GraphProfile, ...], shapes: ShapeProfile
+) -> Callable[[Mapping[str, int]], int]:
     """Picks the engine's profile for the values of the symbols; the error says how to build one that takes them."""
-    profiles = msgspec.convert(key.options["profiles"], tuple[GraphProfile, ...])
-    flags = {"--backend": key.backend, "--precision": key.options["precision"], "--target": key.target}
-    command = ["foveate", "build", str(bundle.path), *(part for flag in flags.items() for part in flag)]
+    key = entry.record.key
+    command = EngineStore(entry.folder.parent).command(key, bundle.path)
 
     def pick(symbols: Mapping[str, int]) -> int:
         index = choose(profiles, symbols)

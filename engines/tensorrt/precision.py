@@ -12,6 +12,15 @@ HOST_TENSORS = frozenset({"pixel_values", "gather_weights", "logits", "scores", 
 """Inputs and outputs that the host writes or reads: they stay float32 in every precision."""
 
 
+_FIRST_BF16 = 80
+"""Compute capability, times ten, from which on a GPU computes in bf16."""
+
+
+def computes_in_bf16(target: str) -> bool:
+    """Whether a GPU does, as `sm89`."""
+    return int(target[2:]) >= _FIRST_BF16
+
+
 def typed_spec(spec: GraphSpec, precision: str, fixed: Mapping[str, int]) -> GraphSpec:
     """The spec of an engine: tensors that pass between graphs in half precision, and symbols that are a number in it."""
     half = PRECISIONS[precision]

@@ -61,7 +61,8 @@ def test_all_four_graphs_build_for_three_targets(bundle: Bundle, store: EngineSt
         assert record.details["scratch_bytes"] > 0
         assert "Opset version" in one.entry.log.read_text()
         one.entry.verify()
-        assert sorted(file.name for file in one.entry.folder.iterdir()) == ["build.log", "engine.bin", "engine.json"]
+        files = sorted(file.name for file in one.entry.folder.iterdir())
+        assert files == ["build.log", "engine.bin", "engine.json", "verified.json"]
 
 
 def test_the_cache_is_updated_in_place_and_attention_is_one_operator(bundle: Bundle, store: EngineStore) -> None:

@@ -17,6 +17,7 @@ from foveate.engines import Bundle, Manifest
 from foveate.evaluate import REPORTS, Results, Table, evaluate_bundle, remark, tables
 from foveate.evaluate.folder import Run
 from foveate.runtime.select.scores import Oracle
+from foveate.samples import read_samples
 
 
 class Evaluated(Document, frozen=True, kw_only=True, tag="foveate.evaluate.1"):
@@ -83,6 +84,7 @@ def evaluate_command(
     out = Output(json_file)
     check_exists("--labels", labels, "folder")
     manifest = Bundle.open(bundle, verify=False).manifest
+    read_samples(data)
     with Bar("Asking") as bar:
         results = evaluate_bundle(
             bundle,

@@ -83,9 +83,9 @@ def train_command(
 ) -> None:
     """Train a scorer on LABELS. It needs no model; the learning curve goes beside the scorer as a PNG."""
     out = Output(json_file)
+    _check_scorer(output, overwrite)
     check_exists("LABELS", labels, "folder")
     check_exists("--config", config)
-    _check_scorer(output, overwrite)
     exporter = load_exporter("scorer")
     from foveate.charts import learning_curve
 

@@ -65,13 +65,14 @@ class Table:
         return widths
 
     def _grown(self, widths: Sequence[int], left: int) -> list[int]:
-        """The widths, with what is left of the room for running text, as far as it needs it."""
-        grown = []
-        for title, cells, width in zip(self.titles, self._columns(), widths, strict=True):
-            wanted = max(map(longest_line, cells), default=0) - width if title in self.prose else 0
-            more = max(0, min(wanted, left))
-            grown.append(width + more)
-            left -= more
+        """The widths with the rest of the room: for columns whose cells it brings into one line, then for running text."""
+        grown, columns = list(widths), self._columns()
+        for prose in (False, True):
+            for place, title in enumerate(self.titles):
+                wanted = max(0, max(map(longest_line, columns[place]), default=0) - grown[place])
+                if (title in self.prose) is prose and (prose or wanted <= left):
+                    grown[place] += min(wanted, left)
+                    left -= min(wanted, left)
         return grown
 
     def _table(self, widths: Sequence[int], gap: int) -> RichTable:

@@ -103,7 +103,8 @@ def test_profile(run: Run, bundle: Path) -> None:
 def test_evaluate_with_the_bundles_own_selectors(run: Run, bundle: Path, tmp_path: Path) -> None:
     """This bundle has no scorer: `foveated` can't be among the selectors that are asked where none is named."""
     result = run("evaluate", bundle, SCENES, "--keep", "0.5", "-o", tmp_path / "report", "--json")
-    document = msgspec.to_builtins(printed("evaluate", result))
+    printed("evaluate", result)
+    document = json.loads(result.stdout)
     assert document["results"]["selectors"] == ["attention", "random"]
     report = json.loads((tmp_path / "report" / "report.json").read_bytes())
     assert document["results"] == report["results"]

@@ -390,7 +390,7 @@ def test_a_scorer_that_could_not_be_written(run: Run, tmp_path: Path, name: str,
         (("--epochs", 0), ("epochs is 0",)),
         (("--limit", 0), ("limit is 0",)),
         (("--seed", -1), ("seed is -1",)),
-        (("--config", "missing.json"), ("missing.json can't be read",)),
+        (("--config", "missing.json"), ("--config is 'missing.json', which is no file",)),
     ],
 )
 def test_unusable_options_of_training(

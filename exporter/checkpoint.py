@@ -128,6 +128,7 @@ class Checkpoint:
             with quiet_transformers():
                 return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # whatever its many classes raise at a file that they do not expect
+            _read_tokenizer(self.tokenizer)  # says so, if the file itself is the reason
             fact = f"transformers can't load the tokenizer of {self.path}: {type(error).__name__}: {error}"
             raise ExportError(
                 f"{' '.join(fact.split())}. Fix tokenizer_config.json, or download the checkpoint again."

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 from PIL import Image
 from tokenizers import Tokenizer
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -257,6 +258,29 @@ def test_tokens_around_placeholders_are_those_of_the_pieces(scheme: str, tmp_pat
     for piece in (SYSTEM["vicuna_v1"] + "USER: <image>\n<image>\nWhat? ASSISTANT:").split("<image>"):
         expected += [0, *tokenizer.encode(piece, add_special_tokens=False).ids]
     assert encoder.encode(messages).input_ids.tolist() == [1, *expected[1:]]
+
+
+@pytest.mark.parametrize("conversation", TOKENIZERS)
+def test_limits_of_training_and_the_bos_that_the_tokenizer_adds(conversation: str, tmp_path: Path) -> None:
+    """The template has the BOS that VILA's code leaves to the tokenizer; truncation and padding are no part of a prompt."""
+    folder = save_tiny(tmp_path / "checkpoint", conversation)
+    file = folder / "llm" / "tokenizer.json"
+    messages = [{"role": "user", "content": [IMAGE, text("What?")]}]
+
+    def encode(tokenizer: Tokenizer) -> list[int]:
+        entry = read_family(Checkpoint.open(folder)).prompt()
+        assert entry.template_tokens == {"bos_token": tokenizer.encode("").tokens[0]}
+        old = structs.replace(entry, template_tokens={})  # as bundles had it before
+        ids: list[int] = PromptEncoder(entry, tokenizer).encode(messages).input_ids.tolist()
+        assert PromptEncoder(old, tokenizer).encode(messages).input_ids.tolist() == ids
+        return ids
+
+    expected = encode(Tokenizer.from_file(str(file)))
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=64)
+    tokenizer.save(str(file))
+    assert encode(Checkpoint.open(folder).load_tokenizer()) == expected
 
 
 def test_a_real_llama_3_vocabulary(tmp_path: Path) -> None:

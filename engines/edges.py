@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from types import FrameType
 from foveate.engines.errors import DataError, FoveateError, MachineError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "failed to allocate memory", "bad_alloc")
+_NO_MEMORY = re.compile("can't allocate memory|not enough memory|failed to allocate memory|bad_alloc", re.IGNORECASE)
 """What torch and ONNX Runtime say, each with a class of its own for everything."""
 
 
@@ -72,9 +73,11 @@ def ended_by_signals() -> Iterator[None]:
 
 def _is_about_memory(error: Exception) -> bool:
     """Whether a library found no memory."""
-    return not isinstance(error, OSError) and any(words in str(error).lower() for words in _NO_MEMORY)
+    return not isinstance(error, OSError) and _NO_MEMORY.search(str(error)) is not None
 
 
 def _detail(error: Exception) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f" ({text})" if text else ""
+    """What a library says of it, from there on where it says which kernel and source file it was in before."""
+    text = " ".join(str(error).split())
+    found = _NO_MEMORY.search(text)
+    return f" ({text[found.start() if found else 0 :][:200]})" if text else ""

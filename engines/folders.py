@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from foveate.engines.bundle import MANIFEST
@@ -41,7 +41,7 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     target = target.resolve()  # a link stays, what it points to is replaced
     with ExitStack() as stack:
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            _make_parents(target, stack)
             if _lock(target, stack):
                 _clear_leftovers(target)
             _check_free(target, overwrite)
@@ -59,6 +59,20 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         except OSError as error:
             name_file(error, target)
             raise
+
+
+def _make_parents(target: Path, stack: ExitStack) -> None:
+    """Makes the folders around a path; those that are empty when the stack is left go."""
+    missing = [folder for folder in target.parents if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        stack.callback(_remove_empty, folder)
+    target.parent.mkdir(exist_ok=True)  # raises where it is a file
+
+
+def _remove_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _lock(target: Path, stack: ExitStack) -> bool:

@@ -98,6 +98,7 @@ def export(
         calibrate: measures the retention curve of the bundle, which lies in a temporary folder still.
 
     Raises:
+        OptionError: there is no such precision.
         ExportError: the checkpoint is incomplete, broken or not supported.
         ScorerError: the scorer is broken, or was trained for another checkpoint.
         ParityError: a graph differs from the checkpoint.

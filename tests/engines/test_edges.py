@@ -19,7 +19,7 @@ from foveate.engines.edges import ended_by_signals, translate, translated
     [
         (MemoryError(), MachineError, "there is not enough memory. Use smaller"),
         (MemoryError("Unable to allocate 17.0 GiB for\nan array"), MachineError, "(Unable to allocate 17.0 GiB for an array)."),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), MachineError, "not enough memory (Default"),
+        (RuntimeError("Allocator: can't allocate memory: you tried"), MachineError, "not enough memory (can't allocate"),
         (RecursionError(), DataError, "nested too deeply"),
         (OSError(errno.ENOSPC, "No space left on device"), MachineError, "output can't be written: No space left on device."),
         (OSError(errno.EROFS, "Read-only file system", "a/b"), MachineError, "'a/b' can't be read or written: Read-only file"),

@@ -36,7 +36,7 @@ def test_appears_when_the_block_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_failure_leaves_nothing(tmp_path: Path, error: type[BaseException]) -> None:
-    with pytest.raises(error), new_folder(tmp_path / "new.bundle") as folder:  # noqa: PT012
+    with pytest.raises(error), new_folder(tmp_path / "deep" / "er" / "new.bundle") as folder:  # noqa: PT012
         write(folder)
         raise error
     assert list(tmp_path.iterdir()) == []

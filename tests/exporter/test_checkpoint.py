@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from foveate.engines import BundleError, ExportError
+from foveate.engines import BundleError, ExportError, OptionError
 from foveate.exporter import ExportOptions, export
 from foveate.exporter.checkpoint import Checkpoint
 
@@ -128,7 +128,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_unsupported_precision(checkpoint_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"precision 'fp8' is not one of a bundle, choose one of fp32, int8, int4"):
+    with pytest.raises(OptionError, match=r"precision 'fp8' is not one of a bundle, choose one of fp32, int8, int4"):
         export(checkpoint_folder, tmp_path / "x.bundle", ExportOptions(precision="fp8"))
 
 

@@ -1,7 +1,7 @@
 """The bundle format, and the backends that run its graphs."""
 
 from foveate.engines.backends import BACKENDS, PREFILL_DECODER, SessionOptions, decoder_graph, open_session, vision_graph
-from foveate.engines.bundle import Bundle, hash_file, list_files, new_folder, write_manifest
+from foveate.engines.bundle import Bundle, hash_file, list_files, write_manifest
 from foveate.engines.cpu import usable_cpus
 from foveate.engines.environment import describe_environment
 from foveate.engines.errors import (
@@ -19,6 +19,7 @@ from foveate.engines.errors import (
     ScorerError,
 )
 from foveate.engines.files import replace_file
+from foveate.engines.folders import new_folder
 from foveate.engines.latencies import Environment, LatencyEntry, LatencyPoint, read_latencies, save_latencies
 from foveate.engines.manifest import (
     SCHEMA_VERSION,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ from foveate.engines.files import replace_file
 from foveate.engines.links import is_cached, plain_files
 from foveate.engines.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
 from foveate.engines.spec import GraphSpec
+from foveate.engines.steady import steadily
 
 MANIFEST = "manifest.json"
 _MAX_MANIFEST_BYTES = 64 * 1024 * 1024
@@ -37,6 +36,7 @@ class Bundle:
         return hashlib.sha256(encode_manifest(self.manifest)).hexdigest()
 
     @classmethod
+    @steadily
     def open(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
         """Opens a bundle; with `verify` every listed file is hashed and compared.
 
@@ -160,48 +160,3 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Writes `manifest.json` in place of an older one, atomically."""
     replace_file(folder / MANIFEST, encode_manifest(manifest))
-
-
-@contextmanager
-def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the block ends well and vanishes when it fails.
-
-    Raises:
-        BundleError: `target` exists and `overwrite` is off, or is not something that foveate wrote, or the folder
-            around it can't be written.
-    """
-    target = target.resolve()  # a link stays, what it points to is replaced
-    if target.exists() and not overwrite:
-        raise BundleError(f"{target} exists already. Choose another folder or pass --force to replace it.")
-    if target.exists() and not (target / MANIFEST).is_file():
-        raise BundleError(f"{target} exists and is not a bundle, so --force will not replace it. Choose another folder.")
-    folder = _temporary_folder(target)
-    try:
-        yield folder
-        folder.chmod(0o755)
-        _swap(folder, target)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _temporary_folder(target: Path) -> Path:
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise BundleError(f"{target.parent} can't be written: {error.strerror}. Choose another folder.") from error
-
-
-def _swap(folder: Path, target: Path) -> None:
-    """Moves `folder` to `target`; what stood there goes only after the new one is in place."""
-    if not target.exists():
-        os.replace(folder, target)
-        return
-    retired = folder.with_name(f"{folder.name}.old")
-    os.replace(target, retired)
-    try:
-        os.replace(folder, target)
-    except OSError:
-        os.replace(retired, target)
-        raise
-    shutil.rmtree(retired)

@@ -13,6 +13,9 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+"""Of an OSError: the system or the file system has no locks."""
+
 
 def acquire_lock(path: Path, wait: bool, on_wait: Callable[[], None] | None = None) -> ExitStack:
     """Takes a lock; leaving the stack that comes back removes the file and lets go.

@@ -100,7 +100,8 @@ def check_parity(
         if not row.passed:
             raise ParityError(
                 f"graph '{row.graph}', output '{row.output}', {row.case}: {row.measure} to the checkpoint is "
-                f"{row.difference:.3g}, allowed {row.tolerance:.3g}. Report it, or export with --no-check."
+                f"{row.difference:.3g}, allowed {row.tolerance:.3g}. Report it, or export without the check.",
+                options=("check",),
             )
     return ParityReport(tuple(rows))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+import shutil
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +18,8 @@ from foveate.engines import (
     SCHEMA_VERSION,
     Bundle,
     DecoderEntry,
+    ExportError,
+    MachineError,
     Manifest,
     RetentionPoint,
     ScorerEntry,
@@ -26,6 +30,7 @@ from foveate.engines import (
     new_folder,
     write_manifest,
 )
+from foveate.engines.edges import translated
 from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
 from foveate.exporter.decoder import DecoderConfig, TextDecoder
 from foveate.exporter.families import read_family
@@ -75,6 +80,7 @@ class ExportResult:
     parity: ParityReport | None
 
 
+@translated(nested=ExportError)
 def export(
     checkpoint: Path,
     output: Path,
@@ -92,21 +98,23 @@ def export(
         calibrate: measures the retention curve of the bundle, which lies in a temporary folder still.
 
     Raises:
+        OptionError: there is no such precision.
         ExportError: the checkpoint is incomplete, broken or not supported.
         ScorerError: the scorer is broken, or was trained for another checkpoint.
         ParityError: a graph differs from the checkpoint.
-        BundleError: `output` exists.
+        BundleError: `output` exists, or another process writes it.
+        MachineError: memory or disk do not suffice, or the folder of `output` can't be written.
     """
     options, report = options or ExportOptions(), progress or (lambda step: None)
     precisions = plan_precisions(options.precision, options.parts)
     report("reading the checkpoint")
     source = Checkpoint.open(Path(checkpoint))
     family = read_family(source)
-    scorer = None if options.scorer is None else _read_scorer(Path(options.scorer), source, family)
-    graphs = build_graphs(family, scorer and scorer.network, precisions)
-    weights = resolve_weights([graph.module for graph in graphs], source, family.checkpoint_keys)
-    manifest = _manifest(family, source, graphs, describe(precisions), scorer.entry if scorer else ScorerEntry())
     with new_folder(Path(output), options.overwrite) as folder:
+        scorer = None if options.scorer is None else _read_scorer(Path(options.scorer), source, family)
+        graphs = build_graphs(family, scorer and scorer.network, precisions)
+        weights = resolve_weights([graph.module for graph in graphs], source, family.checkpoint_keys)
+        manifest = _manifest(family, source, graphs, describe(precisions), scorer.entry if scorer else ScorerEntry())
         source.load_tokenizer().save(str(_inside(folder, f"tokenizer/{TOKENIZER}")))
         _write_graphs(graphs, weights, precisions, folder, report)
         report("hashing the files")
@@ -168,9 +176,21 @@ def _write_graphs(
             needed |= quantise_graph(model, weights, precisions[name])
         needed |= {key: weights[key] for key in model.graph.initializers.keys() & weights.keys()}
     report("writing the weights")
+    _check_room(needed.values(), folder)
     stored = write_weights(needed, _inside(folder, _WEIGHTS))
     for graph in graphs:
         save_graph(models[graph.spec.name], graph.spec, stored, _inside(folder, graph.spec.file))
+
+
+def _check_room(weights: Iterable[Writable], folder: Path) -> None:
+    """Before minutes of writing; the rest of a bundle is small."""
+    needed = sum(math.prod(weight.shape) * (4 if weight.dtype == "F32" else 1) for weight in weights)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MachineError(
+            f"the weights take {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free on the disk of {folder.parent}. "
+            "Free some space or choose another folder."
+        )
 
 
 def _trace(graphs: Sequence[GraphModule], weights: Mapping[str, Weight], report: Progress) -> dict[str, ir.Model]:

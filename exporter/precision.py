@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from foveate.engines import PREFILL_DECODER, ExportError
+from foveate.engines import PREFILL_DECODER, OptionError
 
 PRECISIONS = ("fp32", "int8", "int4")
 """Of a bundle. fp16 and bf16 are those of engines, which `foveate build` chooses: ONNX Runtime's CPU computes in neither."""
@@ -24,17 +24,19 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
         parts: of `PARTS`, those that differ.
 
     Raises:
-        ExportError: there is no such part or precision.
+        OptionError: there is no such part or precision.
     """
     if precision not in PRECISIONS:
-        raise ExportError(
+        raise OptionError(
             f"precision '{precision}' is not one of a bundle, choose one of {', '.join(PRECISIONS)}. For engines in fp16 or "
-            "bf16 export in fp32 and use 'foveate build --precision'."
+            "bf16 export in fp32 and build them in that precision.",
+            options=("precision",),
         )
     for part, chosen in parts.items():
         if part not in PARTS or chosen not in PARTS[part]:
             choices = "; ".join(f"{name}: {', '.join(values)}" for name, values in PARTS.items())
-            raise ExportError(f"precision '{chosen}' of part '{part}' is not supported. Choose one of {choices}.")
+            message = f"precision '{chosen}' of part '{part}' is not supported. Choose one of {choices}."
+            raise OptionError(message, options=("parts",))
     vision = parts.get("vision", "fp32" if precision == "fp32" else "int8")
     decoder = parts.get("decoder", precision)
     return {

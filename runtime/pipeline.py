@@ -30,6 +30,7 @@ from foveate.engines import (
     open_session,
     vision_graph,
 )
+from foveate.engines.steady import steadily
 from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
 from foveate.runtime.images import ImageLimits
@@ -55,6 +56,7 @@ GRAPHS = ("vision", "score", "embed")
 TOKENIZER = "tokenizer/tokenizer.json"
 
 
+@steadily
 def load(
     path: str | os.PathLike[str],
     backend: str = "onnxruntime",

@@ -20,6 +20,7 @@ from foveate.engines.backends import HOST_OUTPUTS, Option, SessionOptions
 from foveate.engines.backends.packed import find_packed
 from foveate.engines.bundle import Bundle
 from foveate.engines.device import CudaMemory, DeviceArray, gpu_memory
+from foveate.engines.edges import translate
 from foveate.engines.errors import BackendError, MissingPackageError, OptionError
 from foveate.engines.memory import Array, HostMemory, Memory
 from foveate.engines.packages import install_remedy, needed_package
@@ -51,6 +52,8 @@ class Provider:
         return self.remedy if self.extra is None else f"{self.remedy} {install_remedy(self.extra)}".lstrip()
 
 
+_ERROR, _FATAL = 3, 4
+"""From which severity on ONNX Runtime writes a log to standard error."""
 _CPU = "CPUExecutionProvider"
 _CUDA = "CUDAExecutionProvider"
 _GPU_WHEEL = "First run 'pip uninstall onnxruntime': both packages own the same import name."
@@ -129,6 +132,8 @@ class OnnxRuntimeSession:
         self._ort = ort
         self._inner = inner
         self._device = device
+        self._quiet = ort.RunOptions()
+        self._quiet.log_severity_level = _FATAL  # the error says it
         self._cuda = memory.cuda if isinstance(memory, CudaMemory) else None
         self.spec = spec
         self.memory = memory
@@ -157,9 +162,10 @@ class OnnxRuntimeSession:
         for tensor in self.spec.outputs:
             self._bind_output(binding, tensor.name, buffers.get(tensor.name))
         try:
-            self._inner.run_with_iobinding(binding)
+            self._inner.run_with_iobinding(binding, self._quiet)
         except Exception as error:
-            raise BackendError(f"ONNX Runtime failed in graph '{self.spec.name}': {_line(error)}") from error
+            failed = BackendError(f"ONNX Runtime failed in graph '{self.spec.name}': {_line(error)}")
+            raise translate(error) or failed from error
         outputs = zip(self.spec.outputs, binding.get_outputs(), strict=True)
         return {t.name: buffers[t.name] if t.name in buffers else self._result(t, value) for t, value in outputs}
 
@@ -217,7 +223,8 @@ def session_settings(ort: Any, options: SessionOptions) -> Any:
     """ONNX Runtime's settings of a session."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
-    settings.log_severity_level = 3
+    # On a GPU its log names what is missing; elsewhere the error says everything.
+    settings.log_severity_level = _FATAL if find_provider(options.provider).name == _CPU else _ERROR
     # Graphs run one after the other: threads that spin after a run of one take the cores from the next.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     return settings

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from foveate.engines.edges import ended_by_signals, translated
 from foveate.engines.errors import FoveateError
 
 _COMMANDS = {
@@ -42,7 +43,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with ended_by_signals(), translated():
+                return super().invoke(ctx)
         except FoveateError as error:
             flags = _flags(self.get_command(ctx, ctx.invoked_subcommand or ""), error.options)
             _fail(f"{error}{f' ({flags})' if flags else ''}")

@@ -6,7 +6,6 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from foveate.engines import (
     Bundle,
     GraphSpec,
     HostMemory,
+    MachineError,
     Manifest,
     MissingPackageError,
     Session,
@@ -142,15 +142,35 @@ def test_no_run_after_close(session: Session) -> None:
         session.run(feeds())
 
 
-def test_failed_run(session: Session) -> None:
+def test_failed_run(session: Session, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BackendError, match="ONNX Runtime failed in graph 'double'"):
         session.run(feeds(row=9))
+    assert capfd.readouterr() == ("", "")
 
 
-def test_graph_that_does_not_load(folder: Path, manifest: Manifest) -> None:
+def test_run_that_finds_no_memory(folder: Path, manifest: Manifest, capfd: pytest.CaptureFixture[str]) -> None:
+    size = TensorSpec("size", "int64", (1,))
+    nodes = [helper.make_node("ConstantOfShape", ["size"], ["y"])]
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, kind, shape)]
+        for name, kind, shape in (("size", TensorProto.INT64, [1]), ("y", TensorProto.FLOAT, ["rows"]))
+    )
+    save_model(folder, "zeros", nodes, inputs, outputs)
+    spec = GraphSpec("zeros", "graphs/zeros.onnx", (size,), (TensorSpec("y", "float32", ("rows",)),))
+    session = open_session(make_bundle(folder, manifest, spec), "zeros")
+    with pytest.raises(
+        MachineError,
+        match=r"^there is not enough memory \(Failed to allocate memory for requested buffer of size \d+\)\. Use smaller",
+    ):
+        session.run({"size": np.array([2**50])})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_graph_that_does_not_load(folder: Path, manifest: Manifest, capfd: pytest.CaptureFixture[str]) -> None:
     bundle = make_bundle(folder, manifest)
     with pytest.raises(BackendError, match=r"ONNX Runtime .* can't load graph 'double'"):
         open_session(bundle, "double")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_missing_library(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,13 +367,11 @@ def cache_bundle(folder: Path, manifest: Manifest) -> Bundle:
 
 @pytest.mark.parametrize("place", ["host", "device"])
 def test_the_cache_is_written_in_place(
-    cache_bundle: Bundle, memory: CudaMemory, place: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    cache_bundle: Bundle, memory: CudaMemory, place: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     session: Any = open_session(cache_bundle, "cache") if place == "host" else on_device(cache_bundle, "cache", memory)
     # Of a cache that it has to copy ONNX Runtime warns, which sessions otherwise keep quiet.
-    loud = onnxruntime.RunOptions()
-    loud.log_severity_level = 2
-    monkeypatch.setattr(session._inner, "run_with_iobinding", partial(session._inner.run_with_iobinding, run_options=loud))
+    session._quiet.log_severity_level = 2
     expected = np.zeros((2, 2, 16, 4), np.float32)
     cache = session.memory.zeros(expected.shape, "float32")
     for step, start in enumerate(([0, 3], [5, 4], [6, 13]), 1):

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, ProcessorMixin, Qwen2VLForConditionalGeneration
 
-from foveate.engines import BundleError, ExportError
+from foveate.engines import BundleError, ExportError, OptionError
 from foveate.exporter import ExportOptions, export
 from foveate.exporter.checkpoint import Checkpoint
 from tests.exporter.spellings import shard_weights, weights_of
@@ -193,7 +193,7 @@ def test_no_folder(tmp_path: Path) -> None:
 
 
 def test_unsupported_precision(checkpoint_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"precision 'fp8' is not one of a bundle, choose one of fp32, int8, int4"):
+    with pytest.raises(OptionError, match=r"precision 'fp8' is not one of a bundle, choose one of fp32, int8, int4"):
         export(checkpoint_folder, tmp_path / "x.bundle", ExportOptions(precision="fp8"))
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import foveate
-from foveate.engines import PREFILL_DECODER, Bundle, ExportError
+from foveate.engines import PREFILL_DECODER, Bundle, OptionError
 from foveate.exporter.precision import FP32_GRAPHS, describe, plan_precisions
 from foveate.exporter.quantise import (
     BLOCK,
@@ -187,13 +187,13 @@ def test_plans() -> None:
 @pytest.mark.parametrize(
     ("precision", "parts", "message"),
     [
-        ("fp16", {}, r"precision 'fp16' is not one of a bundle, .* use 'foveate build --precision'"),
+        ("fp16", {}, r"precision 'fp16' is not one of a bundle, .* export in fp32 and build them in that precision\."),
         ("int8", {"vision": "int4"}, r"precision 'int4' of part 'vision' is not supported. Choose one of vision: fp32, int8;"),
         ("int8", {"score": "int8"}, r"of part 'score' is not supported"),
     ],
 )
 def test_plans_that_make_no_sense(precision: str, parts: dict[str, str], message: str) -> None:
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(OptionError, match=message):
         plan_precisions(precision, parts)
 
 

@@ -17,7 +17,7 @@ from foveate.runtime.budget import Budget
 from foveate.runtime.images import ImageSource
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
-from foveate.runtime.values import LEAVE_OUT, flag, items, number, settle, share, shown, whole
+from foveate.runtime.values import flag, items, number, settle, share, shown, unusable, whole
 from foveate.runtime.video import VideoSource, check_sampling
 
 Message = Mapping[str, Any]
@@ -87,7 +87,7 @@ class Request:
         _check_kind("budget", self.budget, Budget, "a Budget, as Budget(ratio=0.5)")
         _check_kind("sampling", self.sampling, Sampling, "a Sampling, as Sampling(temperature=0.7)")
         if self.select is not None and not isinstance(self.select, str) and not callable(self.select):
-            raise RequestError(f"select is {shown(self.select)}, expected a selector, its name or a function. {LEAVE_OUT}")
+            raise unusable("select", self.select, "a selector, its name or a function")
         if self.max_new_tokens is not None:
             settle(self, max_new_tokens=whole("max_new_tokens", self.max_new_tokens, 1))
         if self.stop is not None:
@@ -152,7 +152,7 @@ def _stop_strings(value: object) -> tuple[str, ...]:
 
 def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
     if not isinstance(value, kind):
-        raise RequestError(f"{name} is {shown(value)}, expected {expected}. {LEAVE_OUT}")
+        raise unusable(name, value, expected)
 
 
 @dataclass(frozen=True, eq=False)

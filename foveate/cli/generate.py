@@ -40,8 +40,10 @@ class _Limits(TypedDict, total=False):
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, help="Sample from the k likeliest tokens.")
 @click.option("--top-p", default=1.0, help="Sample from the likeliest tokens that sum to p.")
+@click.option("--sample", is_flag=True, help="Sample with the checkpoint's own temperature, top-k and top-p.")
+@click.option("--repetition-penalty", type=float, help="Above 1, makes repeats less likely.  [default: the bundle's]")
 @click.option("--seed", type=int, help="Seed of the sampling.")
-@click.option("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
+@click.option("--stop", "stop", multiple=True, help="End the answer before this text; repeatable.  [default: the bundle's]")
 @click.option("--kv-capacity", type=int, help="Most tokens a prompt and its answer may take.")
 @click.option("--max-pixels", type=int, help="Refuse images and frames with more pixels.")
 @session_options()
@@ -64,6 +66,8 @@ def generate_command(
     temperature: float,
     top_k: int | None,
     top_p: float,
+    sample: bool,
+    repetition_penalty: float | None,
     seed: int | None,
     stop: tuple[str, ...],
     kv_capacity: int | None,
@@ -91,9 +95,9 @@ def generate_command(
         select=select,
         min_retained=min_retained,
         explain=explain is not None,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        sampling=Sampling(temperature, top_k, top_p, seed, sample, repetition_penalty),
         max_new_tokens=max_new_tokens,
-        stop=stop,
+        stop=stop or None,
     )
     limits = _limits(max_pixels)
     opened = load(bundle, session.backend, session.options, kv_capacity, vision_backend=session.vision_backend, **limits)

@@ -28,7 +28,7 @@ from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava_llama import LlavaLlamaProcessor
 from foveate.runtime.prompt import PromptEncoder
 from tests.downloads import LLAMA_3, npm_file
-from tests.generation_cases import CASES, follow
+from tests.generation_cases import GENERATION_CASES, follow
 from tests.tiny_llava_llama import PREPROCESSOR, TOKENIZERS, save_tiny, vicuna_tokenizer
 
 NEW_TOKENS = 6
@@ -292,7 +292,7 @@ def test_a_pruned_video_is_explained_frame_by_frame(both: tuple[Pipeline, Publis
     assert answer.explain().size[0] > 0
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GENERATION_CASES)
 def test_generation_config_is_followed_as_by_the_language_model(
     case: str, both: tuple[Pipeline, Published], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -301,7 +301,7 @@ def test_generation_config_is_followed_as_by_the_language_model(
     image, content = noise(50, 80), [IMAGE, text(QUESTION)]
     request = Request([{"role": "user", "content": content}], [image], max_new_tokens=NEW_TOKENS)
     plain = pipe.generate(request).tokens
-    follow(CASES[case](plain), pipe, published.model.llm, monkeypatch, tmp_path, prompt_counts=False)
+    follow(GENERATION_CASES[case](plain), pipe, published.model.llm, monkeypatch, tmp_path, prompt_counts=False)
     embeds = published.inputs_embeds(f"<image>\n{QUESTION}", [image])[None]
     mask = torch.ones(embeds.shape[:2], dtype=torch.long)
     with warnings.catch_warnings():

@@ -190,7 +190,7 @@ def _refuse(named: Mapping[str, Any], where: Path) -> None:
 def _entry(named: Mapping[str, Any], eos: Sequence[int], vocab_size: int, where: Path, prompt_counts: bool) -> GenerationEntry:
     lists = convert(named, _Lists, where)
     words = tuple(word for word in lists.bad_words_ids if word not in {(token,) for token in eos})  # as transformers does
-    if any(len(_within(word, vocab_size)) < len(word) for word in words):
+    if any(not 0 <= token < vocab_size for word in words for token in word):
         raise ExportError(f"{where}: bad_words_ids names tokens beyond the {vocab_size} of the table. Take them out.")
     checked = {
         "bad_words_ids": words,

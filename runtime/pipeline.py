@@ -360,7 +360,7 @@ class Pipeline:
         if isinstance(selector, Learned) and not trained:
             raise RequestError(
                 f"selector '{selector.name}' needs a trained scorer, which this bundle has not. "
-                "Export it with a scorer, or use select='attention'.",
+                "Export it with one ('foveate export CHECKPOINT --scorer FILE'), or use select='attention'.",
                 options=("select",),
             )
         return selector
@@ -372,7 +372,8 @@ class Pipeline:
         if prompt_tokens + max_new_tokens > self._capacity_tokens:
             raise RequestError(
                 f"prompt and answer have {prompt_tokens} + {max_new_tokens} tokens, the limit is {self._capacity_tokens}. "
-                "Keep fewer visual tokens, shorten the text or lower max_new_tokens."
+                "Keep fewer visual tokens, shorten the text or lower max_new_tokens.",
+                options=("keep", "max_new_tokens"),
             )
 
     def _sampling(self, request: Request) -> Sampling:

@@ -70,9 +70,11 @@ class Sampling:
         settle(self, **{name: checks[name](name, value) for name, value in given.items() if value is not None})
         drawn = (self.temperature, self.top_k, self.top_p)
         if self.of_checkpoint and drawn != (0, None, 1):
-            raise RequestError("temperature, top_k and top_p are given beside of_checkpoint. Give either.")
+            fact = "temperature, top_k and top_p are given beside of_checkpoint, which has its own"
+            raise RequestError(f"{fact}. Give either.", options=("sample", "temperature", "top_k", "top_p"))
         if self.temperature == 0 and drawn != (0, None, 1):
-            raise RequestError("top_k and top_p do nothing at temperature 0. Set a temperature above 0 or drop them.")
+            fact = "top_k and top_p do nothing at temperature 0"
+            raise RequestError(f"{fact}. Set a temperature above 0 or drop them.", options=("temperature",))
 
     def over(self, checkpoint: GenerationEntry) -> Sampling:
         """These settings, with the checkpoint's where they leave it to it.
@@ -84,7 +86,8 @@ class Sampling:
         if self.of_checkpoint and checkpoint.unsupported_sampling:
             raise RequestError(
                 f"the checkpoint samples with {', '.join(checkpoint.unsupported_sampling)}, which the runtime does not know. "
-                "Give temperature, top_k and top_p in place of of_checkpoint."
+                "Give temperature, top_k and top_p in place of of_checkpoint.",
+                options=("temperature", "top_k", "top_p", "sample"),
             )
         if self.of_checkpoint and checkpoint.temperature:
             changes |= {"temperature": checkpoint.temperature, "top_k": checkpoint.top_k or None, "top_p": checkpoint.top_p}

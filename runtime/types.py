@@ -20,7 +20,7 @@ from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
 from foveate.runtime.resolution import Resized, Resolution
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
-from foveate.runtime.values import LEAVE_OUT, flag, items, number, settle, share, shown, whole
+from foveate.runtime.values import flag, items, number, settle, share, shown, unusable, whole
 from foveate.runtime.video import VideoSource, check_sampling
 from foveate.runtime.vision_cache import content_hash
 
@@ -105,7 +105,7 @@ class Request:
         _check_kind("budget", self.budget, Budget, "a Budget, as Budget(ratio=0.5)")
         _check_kind("sampling", self.sampling, Sampling, "a Sampling, as Sampling(temperature=0.7)")
         if self.select is not None and not isinstance(self.select, str) and not callable(self.select):
-            raise RequestError(f"select is {shown(self.select)}, expected a selector, its name or a function. {LEAVE_OUT}")
+            raise unusable("select", self.select, "a selector, its name or a function")
         if self.stop is not None:
             settle(self, stop=_stop_strings(self.stop))
         if self.min_retained is not None:
@@ -173,7 +173,7 @@ def _stop_strings(value: object) -> tuple[str, ...]:
 
 def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
     if not isinstance(value, kind):
-        raise RequestError(f"{name} is {shown(value)}, expected {expected}. {LEAVE_OUT}")
+        raise unusable(name, value, expected)
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,11 @@ def shown(value: object) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
+def unusable(name: str, value: object, expected: str, remedy: str = LEAVE_OUT) -> RequestError:
+    """The error for the value of a field."""
+    return RequestError(f"{name} is {shown(value)}, expected {expected}. {remedy}", options=(name,))
+
+
 def number(name: str, value: object, fits: Callable[[float], bool], expected: str, remedy: str = LEAVE_OUT) -> float:
     """A finite number; raises RequestError where it is none or does not fit."""
     if isinstance(value, Real) and not isinstance(value, bool):
@@ -30,7 +35,7 @@ def number(name: str, value: object, fits: Callable[[float], bool], expected: st
             found = math.inf
         if math.isfinite(found) and fits(found):
             return found
-    raise RequestError(f"{name} is {shown(value)}, expected a number {expected}. {remedy}")
+    raise unusable(name, value, f"a number {expected}", remedy)
 
 
 def share(name: str, value: object, remedy: str = LEAVE_OUT) -> float:
@@ -41,14 +46,14 @@ def share(name: str, value: object, remedy: str = LEAVE_OUT) -> float:
 def whole(name: str, value: object, least: int, remedy: str = LEAVE_OUT) -> int:
     """A whole number of at least `least`, or RequestError."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < least:
-        raise RequestError(f"{name} is {shown(value)}, expected a whole number of at least {least}. {remedy}")
+        raise unusable(name, value, f"a whole number of at least {least}", remedy)
     return int(value)
 
 
 def flag(name: str, value: object) -> bool:
     """True or False, or RequestError."""
     if not isinstance(value, bool | np.bool_):
-        raise RequestError(f"{name} is {shown(value)}, expected True or False. {LEAVE_OUT}")
+        raise unusable(name, value, "True or False")
     return bool(value)
 
 
@@ -56,7 +61,7 @@ def items(name: str, value: object, expected: str, remedy: str = LEAVE_OUT) -> t
     """What a collection of any kind holds, in its order; raises RequestError for what is none, and for text."""
     single = isinstance(value, str | bytes | bytearray | memoryview | Mapping)
     if single or not isinstance(value, Iterable) or getattr(value, "shape", None) == ():
-        raise RequestError(f"{name} is {shown(value)}, expected {expected}. {remedy}")
+        raise unusable(name, value, expected, remedy)
     return tuple(value)
 
 

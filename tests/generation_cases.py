@@ -14,7 +14,7 @@ from foveate.runtime import Pipeline
 
 Values = dict[str, Any]
 
-CASES: dict[str, Callable[[Sequence[int]], Values]] = {
+GENERATION_CASES: dict[str, Callable[[Sequence[int]], Values]] = {
     "repetition_penalty": lambda answer: {"repetition_penalty": 1.3},
     "repetition_penalty below 1": lambda answer: {"repetition_penalty": 0.6},
     "no_repeat_ngram_size": lambda answer: {"no_repeat_ngram_size": 1},

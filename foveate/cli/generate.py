@@ -48,7 +48,9 @@ VIDEO = Need(lambda given: given["videos"], "there is no video", "Give one with 
 BUDGET = Need(_has_budget, "all visual tokens stay", "Set a budget, for example --keep 0.5")
 CHOICE = Need(lambda given: _has_budget(given) or given["explain"], BUDGET.fact, BUDGET.remedy)
 SAMPLED = Need(
-    lambda given: given["temperature"] != 0, "at temperature 0 the likeliest token is taken", "Set --temperature above 0"
+    lambda given: given["temperature"] != 0 or given["sample"],
+    "at temperature 0 the likeliest token is taken",
+    "Set --temperature above 0",
 )
 
 
@@ -92,8 +94,10 @@ class _Limits(TypedDict, total=False):
 @always("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @when(SAMPLED, "--top-k", type=int, help="Sample from the k likeliest tokens.")
 @when(SAMPLED, "--top-p", default=1.0, help="Sample from the likeliest tokens that sum to p.")
+@always("--sample", is_flag=True, also=("of_checkpoint",), help="Sample with the checkpoint's temperature, top-k and top-p.")
+@always("--repetition-penalty", type=float, help="Above 1, makes repeats less likely.  [default: the bundle's]")
 @when(SAMPLED, "--seed", type=int, help="Seed of the sampling.")
-@always("--stop", "stop", multiple=True, help="End the answer before this text; may be repeated.")
+@always("--stop", "stop", multiple=True, help="End the answer before this text; repeatable.  [default: the bundle's]")
 @always("--kv-capacity", "kv_capacity_tokens", type=int, help="Most tokens a prompt and its answer may take.")
 @when(VISUAL, "--max-pixels", type=int, also=("limits", "video_limits"), help="Refuse images and frames with more pixels.")
 @when(VISUAL, "--max-visual-tokens", type=int, help="Shrink each image and video to so many visual tokens before it is seen.")
@@ -118,6 +122,8 @@ def generate_command(
     temperature: float,
     top_k: int | None,
     top_p: float,
+    sample: bool,
+    repetition_penalty: float | None,
     seed: int | None,
     stop: tuple[str, ...],
     kv_capacity_tokens: int | None,
@@ -148,9 +154,9 @@ def generate_command(
         select=select,
         min_retained=min_retained,
         explain=explain is not None,
-        sampling=Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed),
+        sampling=Sampling(temperature, top_k, top_p, seed, sample, repetition_penalty),
         max_new_tokens=max_new_tokens,
-        stop=stop,
+        stop=stop or None,
         max_visual_tokens=max_visual_tokens,
     )
     opened = load(

@@ -412,3 +412,27 @@ def test_the_video_library_is_not_installed(run: Run, bundle: Path, clip: Path, 
 def test_frames_of_no_video(run: Run, bundle: Path, option: tuple[str, str]) -> None:
     result = run("generate", bundle, "-i", SCENE, QUESTION, *option)
     assert_one_clear_line(result, "there is no video", "Give one with --video")
+
+
+def test_generate_samples_and_penalises_where_it_is_told(run: Run, bundle: Path) -> None:
+    def answer(*options: str) -> list[int]:
+        result = run("generate", bundle, "-i", SCENE, QUESTION, "--json", *options)
+        assert result.exit_code == 0
+        return list(json.loads(result.stdout)["tokens"])
+
+    plain = answer()
+    assert answer("--repetition-penalty", "1") == plain
+    assert answer("--repetition-penalty", "50", "--max-new-tokens", "8") != plain
+    assert answer("--sample", "--seed", "1") == answer("--temperature", "1", "--top-k", "50", "--seed", "1")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--repetition-penalty", "0"], ["repetition_penalty is 0.0, expected a number above 0", "(--repetition-penalty)"]),
+        (["--sample", "--top-k", "3"], ["beside of_checkpoint", "(--sample, --temperature, --top-k, --top-p)"]),
+        (["--max-new-tokens", "0"], ["max_new_tokens is 0, expected a whole number of at least 1", "(--max-new-tokens)"]),
+    ],
+)
+def test_unusable_sampling_names_its_flags(run: Run, bundle: Path, options: list[str], parts: list[str]) -> None:
+    assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, *options), *parts)

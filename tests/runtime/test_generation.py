@@ -20,7 +20,7 @@ from foveate.engines import BackendError, GenerationEntry, RequestError, Session
 from foveate.runtime import Pipeline, Request, Sampling, load
 from foveate.runtime.logits import LogitsProcessor, forbid_ngrams, forbid_words, penalise_repetition
 from foveate.runtime.sampling import greedy
-from tests.generation_cases import CASES, follow
+from tests.generation_cases import GENERATION_CASES, follow
 
 QUESTION = "What colour is the circle on the left?"
 NEW_TOKENS = 6
@@ -100,14 +100,14 @@ def test_each_processor_is_that_of_transformers(ids: list[int], penalty: float, 
         np.testing.assert_array_equal(made, theirs(torch.tensor([ids]), torch.from_numpy(logits[None].copy()))[0].numpy())
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GENERATION_CASES)
 def test_generation_config_is_followed_as_by_transformers(
     case: str, pipe: Pipeline, reference: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     image = picture(224, 224)
     request = Request.ask(QUESTION, [image], max_new_tokens=NEW_TOKENS)
     plain = pipe.generate(request).tokens
-    values = CASES[case](plain)
+    values = GENERATION_CASES[case](plain)
     follow(values, pipe, reference.model, monkeypatch, tmp_path)
     drawn_from: list[np.ndarray] = []
     process = LogitsProcessor.__call__
@@ -121,10 +121,18 @@ def test_generation_config_is_followed_as_by_transformers(
     for ours, theirs in zip(drawn_from, expected.scores, strict=True):
         np.testing.assert_allclose(ours, theirs[0].numpy(), rtol=1e-4, atol=1e-4)
     assert answer.tokens != plain or case.startswith("repetition_penalty")
-    over = Sampling(**{key: value for key, value in values.items() if key in Sampling().changes()})
-    monkeypatch.undo()
-    if "eos_token_id" not in values and "suppress_tokens" not in values:  # which names tokens beyond the table
-        assert pipe.generate(Request.ask(QUESTION, [image], max_new_tokens=NEW_TOKENS, sampling=over)).tokens == answer.tokens
+
+
+@pytest.mark.parametrize("case", ["repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "begin_suppress_tokens"])
+def test_a_request_may_say_it_itself(
+    case: str, pipe: Pipeline, reference: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    images = [picture(224, 224)]
+    plain = pipe.generate(Request.ask(QUESTION, images, max_new_tokens=NEW_TOKENS)).tokens
+    values = GENERATION_CASES[case](plain)
+    asked = pipe.generate(Request.ask(QUESTION, images, max_new_tokens=NEW_TOKENS, sampling=Sampling(**values))).tokens
+    follow(values, pipe, reference.model, monkeypatch, tmp_path)
+    assert asked == pipe.generate(Request.ask(QUESTION, images, max_new_tokens=NEW_TOKENS)).tokens
 
 
 def test_a_request_goes_before_the_checkpoint(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,10 +142,8 @@ def test_a_request_goes_before_the_checkpoint(pipe: Pipeline, monkeypatch: pytes
     set_generation(pipe, entry, monkeypatch)
     assert pipe.generate(request).tokens != plain
     none = Sampling(repetition_penalty=1, suppress_tokens=())
-    assert (
-        pipe.generate(Request.ask(QUESTION, [picture(224, 224)], max_new_tokens=NEW_TOKENS, sampling=none, stop=())).tokens
-        == plain
-    )
+    overridden = Request.ask(QUESTION, [picture(224, 224)], max_new_tokens=NEW_TOKENS, sampling=none, stop=())
+    assert pipe.generate(overridden).tokens == plain
 
 
 def test_pruned_prompts_are_penalised_like_whole_ones(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from foveate.engines import BundleError, RequestError, SessionOptions, VisionSha
 from foveate.runtime import Pipeline, Request, load
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava import LlavaProcessor
-from tests.generation_cases import CASES, follow
+from tests.generation_cases import GENERATION_CASES, follow
 from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR, save_tiny
 
 NEW_TOKENS = 6
@@ -147,7 +147,7 @@ def test_a_video_is_refused(both: tuple[Pipeline, Reference], processor: LlavaPr
         processor.video([picture(50, 50)], [0.0])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GENERATION_CASES)
 def test_generation_config_is_followed_as_by_transformers(
     case: str, both: tuple[Pipeline, Reference], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -155,7 +155,7 @@ def test_generation_config_is_followed_as_by_transformers(
     images, messages = [picture(200, 200)], chat(1)
     request = Request(messages, images, max_new_tokens=NEW_TOKENS)
     plain = pipe.generate(request).tokens
-    follow(CASES[case](plain), pipe, reference.model, monkeypatch, tmp_path)
+    follow(GENERATION_CASES[case](plain), pipe, reference.model, monkeypatch, tmp_path)
     changed = pipe.generate(request).tokens
     assert changed == reference.generate(messages, images)
     assert changed != plain or case.startswith("repetition_penalty")

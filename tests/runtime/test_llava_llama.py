@@ -29,8 +29,7 @@ from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava_llama import LlavaLlamaProcessor
 from foveate.runtime.prompt import PromptEncoder
 from tests.downloads import LLAMA_3, npm_file
-from tests.generation_cases import CASES as GENERATION_CASES
-from tests.generation_cases import follow
+from tests.generation_cases import GENERATION_CASES, follow
 from tests.tiny_llava_llama import PREPROCESSOR, TOKENIZERS, save_tiny, vicuna_tokenizer
 
 NEW_TOKENS = 6

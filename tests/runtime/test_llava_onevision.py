@@ -23,7 +23,7 @@ from foveate.runtime import Pipeline, Request, Visual, load
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.interpolate import bilinear, single
 from foveate.runtime.processors.llava_onevision import LlavaOnevisionProcessor
-from tests.generation_cases import CASES, follow
+from tests.generation_cases import GENERATION_CASES, follow
 from tests.tiny_llava_onevision import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, save_tiny
 
 NEW_TOKENS = 6
@@ -352,14 +352,14 @@ def test_unseen_pixels_are_cut_off_the_picture(processor: LlavaOnevisionProcesso
     assert shown.image.size == (GRID_SIZE * PATCH_SIZE,) * 2 != (IMAGE_SIZE,) * 2
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", GENERATION_CASES)
 def test_generation_config_is_followed_as_by_transformers(
     case: str, pipe: Pipeline, reference: Reference, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     image = picture(300, 100)
     request = Request(chat("image"), [image], max_new_tokens=NEW_TOKENS)
     plain = pipe.generate(request).tokens
-    follow(CASES[case](plain), pipe, reference.model, monkeypatch, tmp_path)
+    follow(GENERATION_CASES[case](plain), pipe, reference.model, monkeypatch, tmp_path)
     changed = pipe.generate(request).tokens
     assert changed == reference.generate(chat("image"), [image])
     assert changed != plain or case.startswith("repetition_penalty")

@@ -213,7 +213,8 @@ def session_settings(ort: Any, options: SessionOptions) -> Any:
     """ONNX Runtime's settings of a session."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
-    settings.log_severity_level = 3
+    # What fails says so in its exception; only of a provider that does not start the log says why.
+    settings.log_severity_level = 4 if find_provider(options.provider).name == _CPU else 3
     # Graphs run one after the other: threads that spin after a run of one take the cores from the next.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     return settings

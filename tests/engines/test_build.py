@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -188,6 +189,16 @@ def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch, bund
     with pytest.raises(
         MissingPackageError,
         match=r"the package 'tensorrt_rtx' is not installed, .*'tensorrt-rtx-cu13-libs>=",
+    ):
+        build(bundle, options(), store)
+
+
+def test_a_package_of_the_builder_that_is_missing(monkeypatch: pytest.MonkeyPatch, bundle: Bundle, store: EngineStore) -> None:
+    for name in [name for name in sys.modules if name.startswith("foveate.engines.tensorrt")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "onnx_ir", None)
+    with pytest.raises(
+        MissingPackageError, match=r"'onnx_ir' is not installed, the backend 'tensorrt-rtx' needs it.*'onnx-ir>="
     ):
         build(bundle, options(), store)
 

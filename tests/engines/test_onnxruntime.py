@@ -398,3 +398,12 @@ def test_cuda(cache_bundle: Bundle) -> None:
         outputs = session.run(fed, {"present": cache})
         assert isinstance(outputs["total"], DeviceArray)
         assert np.asarray(outputs["total"]) == np.asarray(cache).sum() == 8 * (start + 3)
+
+
+def test_a_failure_is_told_once(bundle: Bundle, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the error alone: ONNX Runtime writes no line of its own beside it."""
+    session = open_session(bundle, "double")
+    monkeypatch.setattr("foveate.engines.backends.onnxruntime.check_feeds", lambda feeds, spec: {})
+    with pytest.raises(BackendError, match="ONNX Runtime failed in graph 'double'"):
+        session.run({"x": np.ones((3, 5), np.float32)})
+    assert capfd.readouterr() == ("", "")

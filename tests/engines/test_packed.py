@@ -10,7 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from foveate.engines import BackendError, Bundle, OptionError, Range, Session, SessionOptions, ShapeProfile, open_session
+from foveate.engines import (
+    BackendError,
+    Bundle,
+    OptionError,
+    Range,
+    Session,
+    SessionOptions,
+    ShapeProfile,
+    engine_record,
+    hash_file,
+    open_session,
+)
 from foveate.engines.backends.packed import GRAPH
 from foveate.engines.backends.packer import OnnxRuntimeBuilder
 from foveate.engines.build import BuildOptions, build
@@ -93,10 +104,57 @@ def link(folder: Path) -> None:
     graph.symlink_to(folder.parent / "elsewhere.onnx")
 
 
-@pytest.mark.parametrize("damage", [cut, change, link, lambda folder: (folder / GRAPH).unlink()])
+def zero(folder: Path) -> None:
+    """As a disk may: the size stays."""
+    with (folder / "engine.bin").open("r+b") as file:
+        file.seek(4096)
+        file.write(bytes(4096))
+
+
+@pytest.mark.parametrize("damage", [cut, zero, change, link, lambda folder: (folder / GRAPH).unlink()])
 def test_damage_is_an_error(bundle: Bundle, damage: Callable[[Path], object]) -> None:
     damage(pack(bundle)["vision"])
     with pytest.raises(BackendError, match=r"was changed or is cut off\. Run: foveate build \S+ --backend onnxruntime$"):
+        open_session(bundle, "vision")
+    pack(bundle)  # what the error says to do
+    see(open_session(bundle, "vision"))
+
+
+def test_weights_are_read_once_for_each_state_of_the_file(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(engine_record, "hash_file", lambda path: read.append(path) or hash_file(path))
+    folder = pack(bundle)["vision"]
+    forget = engine_record._verified.clear
+    for change, expected in (
+        (lambda: None, 0),  # it was just written
+        (forget, 0),  # another process
+        (lambda: (folder / "engine.bin").touch(), 2),
+        (forget, 0),
+        (lambda: (forget(), (folder / "verified.json").write_text("{")), 2),
+        (lambda: Path(shutil.copy(folder / "engine.bin", folder / "x")).replace(folder / "engine.bin"), 2),
+    ):
+        change()
+        read.clear()
+        open_session(bundle, "vision").close()
+        assert len(read) == expected
+
+
+def test_a_store_that_can_only_be_read_is_verified_once_a_process(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = pack(bundle)["vision"]
+    (folder / "verified.json").unlink()
+    engine_record._verified.clear()
+
+    def refuse(path: Path, content: bytes) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(engine_record, "replace_file", refuse)
+    read: list[Path] = []
+    monkeypatch.setattr(engine_record, "hash_file", lambda path: read.append(path) or hash_file(path))
+    for _ in range(2):
+        open_session(bundle, "vision").close()
+    assert len(read) == 2  # the weights and the graph
+    zero(folder)
+    with pytest.raises(BackendError, match="was changed or is cut off"):
         open_session(bundle, "vision")
 
 

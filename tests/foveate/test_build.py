@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
 from foveate.engines import BackendError
+from foveate.engines.build import BuildOptions, open_builder
+from foveate.engines.cpu import cpu_target
+from foveate.engines.store import EngineKey, EngineStore
 from foveate.engines.tensorrt import builder
 from tests.foveate.conftest import SCENES, Run
 from tests.foveate.test_cli import assert_one_clear_line
@@ -181,3 +185,34 @@ def test_packing_for_onnxruntime(run: Run, reference_bundle: Path, engines: Path
     assert_one_clear_line(
         refused, "--precision has no effect: backend 'onnxruntime' builds graphs as they are, for every shape"
     )
+
+
+COMMANDS = [
+    (EngineKey("vision", "a" * 64, "b" * 64, "onnxruntime", "1.31.1", "x86_64-0123", {}), {}),
+    (EngineKey("vision", "a" * 64, "b" * 64, "tensorrt-rtx", "1.7.1", "sm89", {"precision": "fp16"}), {}),
+    (EngineKey("vision", "a" * 64, "b" * 64, "tensorrt-rtx", "1.7.1", "sm75", {}), {"precision": "fp16"}),
+    (
+        EngineKey(
+            *("vision", "a" * 64, None, "tensorrt-rtx", "1.7.1", "sm120"),
+            {"precision": "bf16", "strip_weights": False, "optimization_level": 0, "profiles": [{"name": "vision"}]},
+        ),
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(("key", "hints"), COMMANDS)
+def test_the_command_of_an_error_works_when_typed(
+    run: Run, reference_bundle: Path, engines: Path, key: EngineKey, hints: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[BuildOptions] = []
+    monkeypatch.setattr("foveate.cli.build.build", lambda bundle, options, store, show: asked.append(options) or [])
+    command = EngineStore(engines).command(key, reference_bundle, hints)
+    with pytest.raises(BackendError, match="Run: foveate build") as caught:
+        EngineStore(engines).find(key, reference_bundle, "It", hints)
+    assert str(caught.value).endswith(shlex.join(command))
+    result = run(*command[1:])
+    assert result.exit_code == 0, result.stderr
+    (options,) = asked
+    monkeypatch.undo()
+    assert open_builder(options).targets() == ((cpu_target(),) if key.backend == "onnxruntime" else (key.target,))

@@ -217,7 +217,7 @@ def test_an_image_outside_of_the_profile(bundle: Bundle, install: Install, load:
     assert "the image needs 2304 patches ('patches' of graph 'vision_standard'), the engine takes 4 to 1024" in str(
         caught.value
     )
-    assert f"Run: foveate build {bundle.path} --backend tensorrt --precision fp32 --target sm89" in str(caught.value)
+    assert f"Run: foveate build {bundle.path} --backend tensorrt --target sm89 --precision fp32" in str(caught.value)
     assert "--visual-tokens 1:64:1152" in str(caught.value)
 
 

@@ -19,8 +19,12 @@ with code 2; any other exception is a bug. Whose fault it is, the class says:
 
 from __future__ import annotations
 
+import reprlib
+
 _LONGEST_MESSAGE = 2_000
 """Characters. A message that holds a user's value may be as long as that; its start and its end say what matters."""
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 200
 
 
 def shorten(value: object, most: int = 120) -> str:
@@ -30,6 +34,11 @@ def shorten(value: object, most: int = 120) -> str:
         return text
     kept = most // 2
     return f"{text[:kept]} [... {len(text) - 2 * kept} characters ...] {text[-kept:]}"
+
+
+def shown(value: object) -> str:
+    """A value as code, in one short line, for a message; of one with very many parts most are left out."""
+    return shorten(" ".join(_REPR.repr(value).split()), 80)
 
 
 class FoveateError(Exception):

@@ -30,6 +30,7 @@ from foveate.engines import (
     open_session,
     vision_graph,
 )
+from foveate.engines.errors import shown
 from foveate.engines.steady import steadily
 from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
@@ -45,7 +46,6 @@ from foveate.runtime.stream import Job, Stopwatch, Stream, enough_memory
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 from foveate.runtime.types import Answer, Encoded, Prepared, Request
-from foveate.runtime.values import shown
 from foveate.runtime.video import VideoLimits
 from foveate.runtime.vision_cache import DEFAULT_BYTES, VisionCache
 

@@ -8,7 +8,6 @@ prompt, whole or the part that the template takes of it; one of which nothing is
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
@@ -18,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import BundleError, PromptEntry, RequestError
+from foveate.engines.errors import shown
 from foveate.runtime.authorship import Authored, Origin, plain
 from foveate.runtime.images import ImageSource
 from foveate.runtime.template import ChatTemplate
@@ -301,7 +301,7 @@ def find_instruction(user_text: np.ndarray, visual_indices: np.ndarray, total_to
 def _read_messages(messages: Sequence[Message]) -> Sequence[Message]:
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Sequence):
         raise RequestError(
-            f"the messages are {_short(messages)}, expected a list of them: [{{'role': 'user', 'content': 'What is this?'}}]."
+            f"the messages are {shown(messages)}, expected a list of them: [{{'role': 'user', 'content': 'What is this?'}}]."
         )
     if not messages:
         raise RequestError("the request has no messages, expected at least one of a user. Add the question.")
@@ -313,7 +313,7 @@ def _read_message(message: Message) -> dict[str, Any]:
     given = _without_none(message)
     if set(given) != {"role", "content"} or not isinstance(given["role"], str) or given["role"] not in ROLES:
         raise RequestError(
-            f"a message is {_short(message)}, expected a role ({', '.join(ROLES)}) and a content, nothing else. Fix it."
+            f"a message is {shown(message)}, expected a role ({', '.join(ROLES)}) and a content, nothing else. Fix it."
         )
     content = given["content"]
     read = _read_text(content) if isinstance(content, str) else [_read_part(part) for part in _parts(given)]
@@ -327,7 +327,7 @@ def _read_part(part: Mapping[str, Any]) -> dict[str, str]:
     if part.get("type") == "text" and set(part) == {"type", "text"} and isinstance(part["text"], str):
         return {"type": "text", "text": _read_text(part["text"])}
     raise RequestError(
-        f"a part of a message is {_short(part)}, expected {{'type': 'text', 'text': ...}}, {{'type': 'image'}} or "
+        f"a part of a message is {shown(part)}, expected {{'type': 'text', 'text': ...}}, {{'type': 'image'}} or "
         "{'type': 'video'}. Links are not read: load what they point to first."
     )
 
@@ -341,7 +341,7 @@ def _parts(message: Message) -> Sequence[Mapping[str, Any]]:
         or not isinstance(content, Sequence)
         or not all(isinstance(part, Mapping) for part in content)
     ):
-        raise RequestError(f"the content of a message is {_short(content)}, expected a string or a list of parts. Fix it.")
+        raise RequestError(f"the content of a message is {shown(content)}, expected a string or a list of parts. Fix it.")
     return [_without_none(part) for part in content]
 
 
@@ -373,11 +373,6 @@ def _read_text(text: str) -> str:
     except UnicodeEncodeError as error:
         raise RequestError(f"the text of a message is not Unicode text: {error}. Send whole characters.") from error
     return plain(text)
-
-
-def _short(value: object) -> str:
-    text = " ".join(reprlib.repr(value).split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _any_in(flags: np.ndarray, spans: np.ndarray) -> np.ndarray:

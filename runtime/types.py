@@ -15,12 +15,13 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import Array, Grid, RequestError
+from foveate.engines.errors import shown
 from foveate.runtime.budget import Budget
 from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
 from foveate.runtime.resolution import Resized, Resolution
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
-from foveate.runtime.values import flag, items, number, settle, share, shown, unusable, whole
+from foveate.runtime.values import flag, items, number, settle, share, unusable, whole
 from foveate.runtime.video import VideoSource, check_sampling
 from foveate.runtime.vision_cache import content_hash
 

@@ -10,15 +10,9 @@ from typing import Any
 import numpy as np
 
 from foveate.engines import RequestError
+from foveate.engines.errors import shown
 
 LEAVE_OUT = "Leave it out for the default."
-_SHOWN = 80
-
-
-def shown(value: object) -> str:
-    """A value in one line that is not too long for a message."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def unusable(name: str, value: object, expected: str, remedy: str = LEAVE_OUT) -> RequestError:

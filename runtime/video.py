@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import MachineError, RequestError, needed_package
-from foveate.engines.errors import shorten
+from foveate.engines.errors import shorten, shown
 from foveate.runtime.frames import FRAME_RULES
 from foveate.runtime.images import (
     EncodedFile,
@@ -119,7 +119,7 @@ def check_sampling(fps: float | None, max_frames: int | None, rule: str | None =
         )
     if rule is not None and rule not in FRAME_RULES:
         raise RequestError(
-            f"frame_rule is {shorten(repr(rule))}, expected one of {', '.join(FRAME_RULES)}. Leave it out for the model's own.",
+            f"frame_rule is {shown(rule)}, expected one of {', '.join(FRAME_RULES)}. Leave it out for the model's own.",
             options=("frame_rule",),
         )
 

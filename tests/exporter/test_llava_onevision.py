@@ -87,7 +87,7 @@ def test_the_vision_graph_has_fixed_patches_and_free_crops(exported: ExportResul
 
 def test_half_precision_keeps_the_weights_of_sums(exported: ExportResult, folder: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(exported.bundle)
-    graph = bundle.graph("vision")
+    graph = bundle.graph("vision_standard")
     _, feeds = list(read(folder).vision_cases(np.random.default_rng(0)))[-1]
     outputs = []
     for precision in ("fp32", "fp16"):

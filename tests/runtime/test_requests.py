@@ -143,8 +143,9 @@ def test_long_values_are_cut_in_messages() -> None:
     assert shown("a\nb") == "'a\\nb'"
 
 
-@pytest.mark.parametrize(("options", "of_picture"), [({}, 0), ({"keep": 0.25}, 3), ({"explain": True}, 3)])
-def test_an_idle_stream_keeps_no_more_than_it_needs(bundle: Any, options: dict[str, Any], of_picture: int) -> None:
+@pytest.mark.parametrize(("options", "explained"), [({}, False), ({"keep": 0.25}, True), ({"explain": True}, True)])
+def test_an_idle_stream_keeps_no_more_than_it_needs(bundle: Any, options: dict[str, Any], explained: bool) -> None:
+    """Of Python's memory, in which Pillow's pictures do not lie."""
     pipe = load(bundle, options=SessionOptions(threads=1), vision_cache_bytes=0)
     pipe.generate(Request.ask(QUESTION, picture(224, 224), max_new_tokens=2))
     gc.collect()
@@ -158,10 +159,8 @@ def test_an_idle_stream_keeps_no_more_than_it_needs(bundle: Any, options: dict[s
         (answer,) = stream.answers()
     finally:
         tracemalloc.stop()
-    ((_, rows, columns),) = answer.grids
-    of_logits = 4 * pipe.manifest.decoder.vocab_size * 2
-    assert kept <= answer.kv_bytes + of_picture * rows * columns * 28 * 28 + of_logits + 100_000
-    assert len(answer.pictures) == bool(of_picture)
+    assert kept <= answer.kv_bytes + 4 * pipe.manifest.decoder.vocab_size + 64_000
+    assert len(answer.pictures) == explained
 
 
 def test_two_threads_on_one_stream_are_an_error(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

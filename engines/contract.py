@@ -1,6 +1,7 @@
-"""What the graphs of a bundle take and give, from the sizes of its decoder: `docs/bundle.md`, held against the manifest.
+"""What the graphs of a bundle take and give, from the sizes of its decoder: the tables of `docs/bundle.md`.
 
-Inputs of `vision` are the family's own, and graphs of other names are nobody's business here.
+The exporter makes the graphs' specs of it, and a manifest's are held against it. Inputs of the vision graphs are the family's
+own, and graphs of other names are nobody's business here.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from foveate.engines.manifest import DecoderEntry, Manifest
 from foveate.engines.neighbours import NEIGHBOURS
 from foveate.engines.spec import GraphSpec, TensorSpec
 
+VISION = ("vision", "vision_standard")
+PAST_PREFIX = "past_key_values."
+"""Starts the names of the cache's inputs."""
 _REMEDY = "Export the bundle again."
 
 
-class _Tensors(NamedTuple):
+class GraphTensors(NamedTuple):
+    """What a graph takes, in order, and gives."""
+
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     optional: tuple[TensorSpec, ...] = ()
@@ -30,18 +36,18 @@ def check_contract(manifest: Manifest, where: str) -> None:
         BundleError: a graph has another name, input, output, dtype or shape than the sizes ask for, or a token id has no row
             in the table.
     """
-    expected = _expected(manifest.decoder)
+    expected = graph_tensors(manifest.decoder)
     for name, spec in manifest.graphs.items():
         if spec.name != name:
             raise BundleError(f"{where} lists graph '{spec.name}' as '{name}'. {_REMEDY}")
-        if name == "vision":  # what it takes, the family knows
-            _check_tensors(f"{where}: graph 'vision' has output", spec.outputs, expected["vision"].outputs)
+        if name in VISION:  # what it takes, the family knows
+            _check_tensors(f"{where}: graph '{name}' has output", spec.outputs, expected[name].outputs)
         elif name in expected:
             _check_graph(spec, expected[name], where)
     _check_tokens(manifest, where)
 
 
-def _check_graph(spec: GraphSpec, expected: _Tensors, where: str) -> None:
+def _check_graph(spec: GraphSpec, expected: GraphTensors, where: str) -> None:
     inputs = expected.inputs + tuple(tensor for tensor in expected.optional if tensor.name in _by_name(spec.inputs))
     _check_tensors(f"{where}: graph '{spec.name}' has input", spec.inputs, inputs)
     _check_tensors(f"{where}: graph '{spec.name}' has output", spec.outputs, expected.outputs)
@@ -76,27 +82,24 @@ def _describe(tensor: TensorSpec | None) -> str:
     return "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
 
-def _expected(sizes: DecoderEntry) -> dict[str, _Tensors]:
-    """Of each graph that the runtime knows; see docs/bundle.md."""
-    hidden, axes = sizes.hidden_size, sizes.position_axes
+def graph_tensors(sizes: DecoderEntry) -> dict[str, GraphTensors]:
+    """Of each graph that the runtime knows; see docs/bundle.md. Inputs of the vision graphs are not among them."""
+    hidden = sizes.hidden_size
     embeds = TensorSpec("inputs_embeds", "float32", ("batch", "sequence", hidden))
     visual = TensorSpec("visual_embeds", "float32", ("visual_tokens", hidden))
-    positions = TensorSpec("position_ids", "int64", (axes, "batch", "sequence"))
-    last, past, present = (
-        TensorSpec("last_indices", "int64", ("batch",)),
-        _cache(sizes, "past_key_values"),
-        _cache(sizes, "present"),
-    )
-    logits = (
+    tokens = (embeds, TensorSpec("position_ids", "int64", (sizes.position_axes, "batch", "sequence")))
+    last = TensorSpec("last_indices", "int64", ("batch",))
+    lengths = (TensorSpec("seqlens_k", "int32", ("batch",)), TensorSpec("total_sequence_length", "int32", ()))
+    places = (TensorSpec("write_indices", "int64", ("batch",)), TensorSpec("cache_indices", "int64", ("cache_tokens",)))
+    past, present = _cache(sizes, PAST_PREFIX), _cache(sizes, "present.")
+    following = (
         TensorSpec("logits", "float32", ("batch", sizes.vocab_size)),
         TensorSpec("likeliest_tokens", "int64", ("batch",)),
     )
-    lengths = (TensorSpec("seqlens_k", "int32", ("batch",)), TensorSpec("total_sequence_length", "int32", ()))
-    places = (TensorSpec("write_indices", "int64", ("batch",)), TensorSpec("cache_indices", "int64", ("cache_tokens",)))
     return {
-        "vision": _Tensors((), (visual,)),
+        **dict.fromkeys(VISION, GraphTensors((), (visual,))),
         "score": _score(sizes),
-        "embed": _Tensors(
+        "embed": GraphTensors(
             (
                 TensorSpec("input_ids", "int64", ("batch", "sequence")),
                 visual,
@@ -105,13 +108,13 @@ def _expected(sizes: DecoderEntry) -> dict[str, _Tensors]:
             ),
             (embeds,),
         ),
-        "decoder": _Tensors((embeds, positions, last, *lengths, *past), (*logits, *present)),
-        "decoder_standard": _Tensors((embeds, positions, last, *places, *past), (*logits, *present)),
-        "decoder_prefill": _Tensors((embeds, positions, *lengths, *past), present),
+        "decoder": GraphTensors((*tokens, last, *lengths, *past), (*following, *present)),
+        "decoder_prefill": GraphTensors((*tokens, *lengths, *past), present),
+        "decoder_standard": GraphTensors((*tokens, last, *places, *past), (*following, *present)),
     }
 
 
-def _score(sizes: DecoderEntry) -> _Tensors:
+def _score(sizes: DecoderEntry) -> GraphTensors:
     inputs = (
         TensorSpec("inputs_embeds", "float32", ("total_tokens", sizes.hidden_size)),
         TensorSpec("position_ids", "int64", (sizes.position_axes, "total_tokens")),
@@ -120,13 +123,13 @@ def _score(sizes: DecoderEntry) -> _Tensors:
     )
     outputs = tuple(TensorSpec(name, "float32", ("visual_tokens",)) for name in ("scores", "attention"))
     neighbours = TensorSpec("neighbour_indices", "int64", ("visual_tokens", NEIGHBOURS))
-    return _Tensors(inputs, outputs, (neighbours,))
+    return GraphTensors(inputs, outputs, (neighbours,))
 
 
 def _cache(sizes: DecoderEntry, prefix: str) -> tuple[TensorSpec, ...]:
     shape = ("batch", sizes.num_key_value_heads, "kv_capacity", sizes.head_dim)
     return tuple(
-        TensorSpec(f"{prefix}.{layer}.{part}", sizes.kv_dtype, shape)
+        TensorSpec(f"{prefix}{layer}.{part}", sizes.kv_dtype, shape)
         for layer in range(sizes.num_hidden_layers)
         for part in ("key", "value")
     )

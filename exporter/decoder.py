@@ -10,6 +10,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from foveate.engines import DecoderEntry
 from foveate.exporter.modules import Linear, RMSNorm, RopeScaling, Rotary, empty, rotate
 
 OPSET = 24
@@ -42,6 +43,19 @@ class DecoderConfig:
     @property
     def position_axes(self) -> int:
         return 1 if self.mrope_section is None else len(self.mrope_section)
+
+    def entry(self) -> DecoderEntry:
+        """What the manifest has of it."""
+        return DecoderEntry(
+            num_hidden_layers=self.num_hidden_layers,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            hidden_size=self.hidden_size,
+            vocab_size=self.vocab_size,
+            position_axes=self.position_axes,
+            max_position_embeddings=self.max_position_embeddings,
+            kv_dtype="float32",
+        )
 
 
 class AttentionInputs(NamedTuple):

@@ -17,7 +17,6 @@ from torch import nn
 from foveate.engines import (
     SCHEMA_VERSION,
     Bundle,
-    DecoderEntry,
     ExportError,
     MachineError,
     Manifest,
@@ -32,7 +31,7 @@ from foveate.engines import (
 )
 from foveate.engines.edges import translated
 from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
-from foveate.exporter.decoder import DecoderConfig, TextDecoder
+from foveate.exporter.decoder import TextDecoder
 from foveate.exporter.families import read_family
 from foveate.exporter.family import Family
 from foveate.exporter.fuse import FUSED_GRAPHS, fuse_attention, fuse_rotation
@@ -130,7 +129,7 @@ def export(
 
 def build_graphs(family: Family, scorer: Scorer | None = None, names: Collection[str] = FP32_GRAPHS) -> list[GraphModule]:
     """The graphs of a bundle of the family, those of `names`."""
-    vision = vision_graphs(family.vision_tower(), family.vision_inputs, family.decoder.hidden_size)
+    vision = vision_graphs(family.vision_tower(), family.vision_inputs, family.decoder)
     graphs = [*vision, *text_graphs(TextDecoder(family.decoder), scorer)]
     return [graph for graph in graphs if graph.spec.name in names]
 
@@ -214,24 +213,11 @@ def _manifest(family: Family, source: Checkpoint, graphs: list[GraphModule], pre
         source=SourceEntry(source.path.resolve().name, family.model_type, source.sha256()),
         precision=precision,
         graphs={graph.spec.name: graph.spec for graph in graphs},
-        decoder=_decoder_entry(family.decoder),
+        decoder=family.decoder.entry(),
         prompt=family.prompt(),
         processor=family.processor(),
         scorer=scorer,
         files={},
-    )
-
-
-def _decoder_entry(config: DecoderConfig) -> DecoderEntry:
-    return DecoderEntry(
-        num_hidden_layers=config.num_hidden_layers,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        hidden_size=config.hidden_size,
-        vocab_size=config.vocab_size,
-        position_axes=config.position_axes,
-        max_position_embeddings=config.max_position_embeddings,
-        kv_dtype="float32",
     )
 
 

@@ -13,8 +13,9 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
 from foveate.engines import GraphSpec, TensorSpec
+from foveate.engines.contract import PAST_PREFIX
 from foveate.exporter.decoder import OPSET
-from foveate.exporter.graphs import PAST_PREFIX, GraphModule
+from foveate.exporter.graphs import GraphModule
 from foveate.exporter.quiet import quiet
 from foveate.exporter.safetensors import StoredTensor
 

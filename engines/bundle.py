@@ -122,7 +122,9 @@ class Bundle:
     def _check_listed(self) -> None:
         """A graph takes weights from any file of its folder: one that is not listed would be taken as it is."""
         for folder in {graph.file.rpartition("/")[0] for graph in self.manifest.graphs.values()}:
-            for path in (self.path / folder).rglob("*") if folder else ():
+            if not folder:
+                raise BundleError(f"{self.path / MANIFEST} has a graph in no folder of its own. Export the bundle again.")
+            for path in (self.path / folder).rglob("*"):
                 name = path.relative_to(self.path).as_posix()
                 if name not in self.manifest.files and not path.name.startswith(".") and not _is_plain_folder(path):
                     raise BundleError(

@@ -152,6 +152,14 @@ def test_graph_file_that_is_not_listed(folder: Path, manifest: Manifest) -> None
         Bundle.open(folder)
 
 
+def test_a_graph_beside_the_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / "graphs" / "double.onnx").rename(folder / "double.onnx")
+    graph = msgspec.structs.replace(manifest.graphs["double"], file="double.onnx")
+    write_manifest(folder, msgspec.structs.replace(manifest, graphs={"double": graph}, files=list_files(folder)))
+    with pytest.raises(BundleError, match="has a graph in no folder of its own"):
+        Bundle.open(folder)
+
+
 def test_unknown_graph(folder: Path) -> None:
     with pytest.raises(BundleError, match="has no graph 'vision', it has double"):
         Bundle.open(folder).graph("vision")

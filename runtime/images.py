@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.engines import MachineError, RequestError
 from foveate.engines.errors import shorten
@@ -69,6 +69,10 @@ def open_image(source: ImageSource, limits: ImageLimits | None = None) -> Image.
         raise
     except MemoryError as error:
         raise MachineError(f"there is not enough memory to open {name}. Shrink the image or free memory.") from error
+    except UnidentifiedImageError as error:
+        raise RequestError(
+            f"{name} can't be read as an image: it is of no known kind. Give a whole file: {', '.join(_FORMATS)}."
+        ) from error
     except Image.DecompressionBombError as error:
         fact = str(error).rstrip(".")
         raise RequestError(f"{name} has more pixels than Pillow opens: {fact}. Shrink the image.") from error

@@ -129,6 +129,7 @@ class Request:
         keep_tokens: int | None = None,
         mass: float | None = None,
         ttft_ms: float | None = None,
+        only_if_faster: bool = False,
         **options: Any,
     ) -> Request:
         """A question about images and videos, which stand before it in this order.
@@ -142,7 +143,8 @@ class Request:
             keep_tokens: `Budget.tokens`.
             mass: `Budget.mass`.
             ttft_ms: `Budget.ttft_ms`.
-            **options: other fields of `Request`.
+            only_if_faster: `Budget.only_if_faster`.
+            **options: other fields of `Request`; a `budget` in place of the five before.
 
         Raises:
             RequestError: an unusable budget or option.
@@ -152,7 +154,10 @@ class Request:
         content = [{"type": "image"} for _ in images] + [{"type": "video"} for _ in videos]
         content += [{"type": "text", "text": question}] if question else []
         messages = ({"role": "user", "content": content},)
-        return cls(messages, images, Budget(keep, keep_tokens, mass, ttft_ms), videos=videos, **options)
+        budget, given = Budget(keep, keep_tokens, mass, ttft_ms, only_if_faster), options.pop("budget", None)
+        if given is not None and budget != Budget():
+            raise RequestError(f"the budget is given twice, as {shown(budget)} and as {shown(given)}. Drop one.")
+        return cls(messages, images, budget if given is None else given, videos=videos, **options)
 
 
 def _sources(name: str, value: object) -> tuple[Any, ...]:

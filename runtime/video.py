@@ -117,7 +117,7 @@ def check_sampling(fps: float | None, max_frames: int | None, rule: str | None =
             f"max_frames is {max_frames!r}, expected a whole number of at least 1. Leave it out for the model's own.",
             options=("max_frames",),
         )
-    if rule is not None and rule not in FRAME_RULES:
+    if rule is not None and (not isinstance(rule, str) or rule not in FRAME_RULES):
         raise RequestError(
             f"frame_rule is {shown(rule)}, expected one of {', '.join(FRAME_RULES)}. Leave it out for the model's own.",
             options=("frame_rule",),

@@ -46,6 +46,11 @@ VISUAL = Need(
 )
 VIDEO = Need(lambda given: given["videos"], "there is no video", "Give one with --video")
 BUDGET = Need(_has_budget, "all visual tokens stay", "Set a budget, for example --keep 0.5")
+FIXED = Need(
+    lambda given: given["keep"] is not None or given["keep_tokens"] is not None,
+    "neither a share nor a number of tokens is set",
+    "Set --keep or --keep-tokens",
+)
 CHOICE = Need(lambda given: _has_budget(given) or given["explain"], BUDGET.fact, BUDGET.remedy)
 SAMPLED = Need(
     lambda given: given["temperature"] != 0 or given["sample"],
@@ -82,6 +87,7 @@ class _Limits(TypedDict, total=False):
 @when(VISUAL, "--keep-tokens", type=int, also=("tokens",), help="Number of visual tokens to keep.")
 @when(VISUAL, "--mass", type=float, help="Keep the fewest tokens whose scores sum to this share, 0 < mass <= 1.")
 @when(VISUAL, "--ttft-ms", type=float, help="Keep as many as let the answer begin in time, by what 'profile --save' measured.")
+@when(FIXED, "--only-if-faster", is_flag=True, help="Keep all where scoring takes longer than it saves, by 'profile --save'.")
 @when(
     CHOICE,
     "--select",
@@ -115,6 +121,7 @@ def generate_command(
     keep_tokens: int | None,
     mass: float | None,
     ttft_ms: float | None,
+    only_if_faster: bool,
     select: str | None,
     min_retained: float | None,
     explain: Path | None,
@@ -151,6 +158,7 @@ def generate_command(
         keep_tokens=keep_tokens,
         mass=mass,
         ttft_ms=ttft_ms,
+        only_if_faster=only_if_faster,
         select=select,
         min_retained=min_retained,
         explain=explain is not None,

@@ -48,7 +48,7 @@ class Bundle:
         manifest_file = folder / MANIFEST
         if not manifest_file.is_file():
             raise BundleError(
-                f"{folder} is not a bundle: it has no {MANIFEST}. Make one with 'foveate export CHECKPOINT -o {folder}'."
+                f"{folder} is not a bundle: it has no {MANIFEST}. Make one with 'foveate export CHECKPOINT -o x.bundle'."
             )
         if manifest_file.stat().st_size > _MAX_MANIFEST_BYTES:
             raise BundleError(f"{manifest_file} is over {_MAX_MANIFEST_BYTES} bytes, no manifest is. Export the bundle again.")

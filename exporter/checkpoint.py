@@ -131,7 +131,7 @@ class Checkpoint:
             _read_tokenizer(self.tokenizer)  # says so, if the file itself is the reason
             fact = f"transformers can't load the tokenizer of {self.path}: {type(error).__name__}: {error}"
             raise ExportError(
-                f"{' '.join(fact.split())}. Fix tokenizer_config.json, or download the checkpoint again."
+                f"{' '.join(fact.split())}. Fix the file that has it, or download the checkpoint again."
             ) from error
 
     def token(self, token_id: int) -> str:

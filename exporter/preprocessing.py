@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +177,7 @@ class Preprocessing:
         self.check("resample", keys.resample, _FILTERS)
         mean, std = _channels(keys.image_mean), _channels(keys.image_std)
         for name, values in (("image_mean", mean), ("image_std", std), ("rescale_factor", [keys.rescale_factor])):
-            if not all(map(math.isfinite, values)) or (name == "image_std" and 0 in values):
+            if not all(abs(value) <= 1e6 for value in values) or (name == "image_std" and min(map(abs, values)) < 1e-6):
                 raise ExportError(f"{self.where}: {name} is {values}, which gives no numbers. Use the file of the weights.")
         return {
             "do_resize": keys.do_resize,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from foveate.engines import BundleError, DataError, ExportError, MachineError, OptionError, RequestError, replace_file
 from foveate.engines.bundle import MANIFEST
+from foveate.engines.errors import shorten
 
 
 def check_checkpoint(path: Path) -> None:
@@ -30,7 +31,7 @@ def check_sources(paths: Iterable[Path]) -> None:
     """Raises RequestError where an image or a video is missing."""
     for path in paths:
         if not path.is_file():
-            raise RequestError(f"'{path}' is not there or is not a file. Check the path.")
+            raise RequestError(f"'{shorten(path)}' is not there or is not a file. Check the path.")
 
 
 def check_exists(flag: str, path: Path | None, kind: str = "file") -> None:

@@ -10,8 +10,9 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
+from foveate.engines.manifest import TokenId
 from foveate.runtime.frames import FrameDefaults
-from foveate.runtime.processors.pixels import Count, PixelConstants, Side, TokenId, read_constants
+from foveate.runtime.processors.pixels import Count, PixelConstants, Side, read_constants
 from foveate.runtime.processors.placeholders import expand_placeholders
 from foveate.runtime.processors.square import resize_in_square
 from foveate.runtime.resolution import NO_LIMITS, Resolution

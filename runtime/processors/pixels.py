@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -16,8 +15,9 @@ Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 """How many pixels, patches or frames make one of the next."""
 Side = Annotated[int, msgspec.Meta(ge=1, le=8192)]
 """In pixels."""
-TokenId = Annotated[int, msgspec.Meta(ge=0)]
 Channels = tuple[float, float, float]
+_LARGEST, _SMALLEST = 1e6, 1e-6
+"""Of what values are multiplied with and divided by: far from what float32 can't hold."""
 _T = TypeVar("_T", bound="PixelConstants")
 
 
@@ -40,10 +40,10 @@ class PixelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     do_normalize: bool = True
 
     def __post_init__(self) -> None:
-        if not all(map(math.isfinite, (*self.image_mean, *self.image_std, self.rescale_factor))):
-            raise ValueError("image_mean, image_std or rescale_factor is not finite")
-        if 0 in self.image_std:
-            raise ValueError("image_std is 0 in a channel")
+        if not all(abs(value) <= _LARGEST for value in (*self.image_mean, *self.image_std, self.rescale_factor)):
+            raise ValueError(f"image_mean, image_std or rescale_factor is not finite or beyond {_LARGEST:g}")
+        if any(abs(value) < _SMALLEST for value in self.image_std):
+            raise ValueError(f"image_std is 0 in a channel, or below {_SMALLEST:g}")
 
     def normalisation(self) -> Normalisation:
         """From values to numbers."""

@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
+from foveate.engines.manifest import TokenId
 from foveate.runtime.frames import FrameDefaults
-from foveate.runtime.processors.pixels import Count, PixelConstants, TokenId, read_constants
+from foveate.runtime.processors.pixels import Count, PixelConstants, read_constants
 from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
 from foveate.runtime.types import Layout, Picture, Visual, VisualKind
 

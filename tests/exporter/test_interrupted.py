@@ -19,8 +19,11 @@ from foveate.exporter import ExportOptions, export
 CHECKPOINT = Path(__file__).parents[2] / "models" / "qwen2-vl-tiny"
 UNCHECKED = ExportOptions(check=False)
 COMMAND = """
-import resource, sys
+import resource, signal, sys
 from foveate.cli import main
+for name in ("SIGTERM", "SIGHUP"):  # what started the tests may ignore them
+    signal.signal(getattr(signal, name), signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 limit = int(sys.argv.pop(1))
 if limit:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

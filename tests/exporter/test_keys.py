@@ -287,8 +287,13 @@ def test_any_value_of_any_key_is_followed_or_refused(
 
 def facts(family: Family) -> list[Any]:
     """What an export is made of."""
+    return [*graph_facts(family), family.prompt()]
+
+
+def graph_facts(family: Family) -> list[Any]:
+    """The same without the prompt, for which transformers loads the tokenizer, and checks types in config.json."""
     tower = [(name, type(module).__name__, attributes(module)) for name, module in family.vision_tower().named_modules()]
-    return [family.decoder, tower, family.processor(), family.prompt()]
+    return [family.decoder, tower, family.processor()]
 
 
 def attributes(module: nn.Module) -> dict[str, str]:
@@ -301,7 +306,8 @@ def test_what_has_no_effect_may_stand_there(folders: Mapping[str, Path], tmp_pat
         folder = Path(shutil.copytree(folders[family], tmp_path / str(number)))
         for key in CONFIGS[kind].ignored.keys() - {"llm_cfg", "vision_tower_cfg", "mm_projector_cfg"}:
             write(folder, file, part, key, {"another": 1})
-        assert facts(read_family(Checkpoint.open(folder)))[:3] == facts(read_family(Checkpoint.open(folders[family])))[:3]
+        changed, whole = (read_family(Checkpoint.open(path)) for path in (folder, folders[family]))
+        assert graph_facts(changed) == graph_facts(whole)
 
 
 def test_what_a_tokenizer_config_asks_in_vain_is_refused(folders: Mapping[str, Path], tmp_path: Path) -> None:

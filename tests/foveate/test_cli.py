@@ -60,7 +60,7 @@ def test_generate_shrinks_an_image_and_says_so(run: Run, bundle: Path) -> None:
 
 def test_a_limit_of_tokens_without_an_image(run: Run, bundle: Path) -> None:
     result = run("generate", bundle, QUESTION, "--max-visual-tokens", "40")
-    assert_one_clear_line(result, "--max-visual-tokens has nothing to shrink")
+    assert_one_clear_line(result, "--max-visual-tokens has no effect: there is no image")
 
 
 def test_generate_prints_everything_as_json(run: Run, bundle: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from foveate import RequestError
+from foveate import DataError
 from foveate.demo import KEEPS, run
 from foveate.samples import read_samples
 from tests.foveate.conftest import SCENES
@@ -30,11 +30,11 @@ def test_every_question_is_answered_at_each_keep_ratio(bundle: Path, tmp_path: P
 
 def test_a_line_that_is_no_sample_is_named(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text('{"image": "a.png"}\n')
-    with pytest.raises(RequestError, match=r"questions\.jsonl.*question"):
+    with pytest.raises(DataError, match=r"questions\.jsonl.*question"):
         read_samples(tmp_path)
 
 
 def test_a_folder_without_questions_is_refused(tmp_path: Path) -> None:
     (tmp_path / "questions.jsonl").write_text("")
-    with pytest.raises(RequestError, match="is empty"):
+    with pytest.raises(DataError, match="is empty"):
         read_samples(tmp_path)

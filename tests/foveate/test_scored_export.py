@@ -97,7 +97,7 @@ def test_images_of_several_sizes_are_scored_together(pipe: foveate.Pipeline) -> 
 def test_a_floor_does_not_trust_a_curve_of_few_questions(run: Run, scored: Path) -> None:
     ask = ("generate", scored, "-i", SCENE, QUESTION, "--max-new-tokens", 4)
     assert_one_clear_line(run(*ask, "--keep", 0.5, "--min-retained", 0.5), "measured with 12 questions, expected at least 100")
-    assert run(*ask, "--min-retained", 1).exit_code == 0
+    assert run(*ask, "--keep", 1, "--min-retained", 1).exit_code == 0
 
 
 def test_a_scorer_of_other_heads_is_refused(run: Run, make_scorer: Make, tmp_path: Path) -> None:

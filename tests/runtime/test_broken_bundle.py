@@ -1,7 +1,4 @@
-"""Manifests that were changed and sealed again: whatever they say, opening, loading and answering end in our own errors.
-
-Constants of the processor are not among them: `tests/runtime/test_processor_constants.py` would be their place.
-"""
+"""Manifests that were changed and sealed again: whatever they say, opening, loading and answering end in our own errors."""
 
 from __future__ import annotations
 
@@ -44,9 +41,9 @@ def at(document: Any, path: Path_) -> Any:
 def mutations(document: dict[str, Any]) -> Iterator[tuple[Path_, str, Any]]:
     """A place, and what stands there then; "delete" takes it away."""
     for path in leaves(document):
-        # Constants of the processor are its family's; tensors of the other graphs and layers are like these.
+        # Tensors of the other graphs and layers are like these.
         tensors = path[0] == "graphs" and len(path) > 3 and (path[1] != "score" or path[3] > 1)
-        if path[0] == "processor" or path[:2] == ("scorer", "training") or tensors:
+        if path[:2] == ("scorer", "training") or tensors:
             continue
         yield path, "delete", None
         for value in OTHERS:

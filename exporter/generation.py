@@ -1,6 +1,7 @@
 """generation_config.json: what of it a bundle carries, what can't be followed, and what can't matter.
 
-Together the tables name every key of transformers' GenerationConfig; a test holds them against the installed one.
+Together the tables name every key of transformers' GenerationConfig; a test holds them against the installed one, and
+`docs/families.md` is written from them.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import msgspec
 
 from foveate.engines import ExportError, GenerationEntry
 from foveate.exporter.checkpoint import Checkpoint
-from foveate.exporter.config import convert
+from foveate.exporter.config import because, convert
 
 FILE = "generation_config.json"
 
@@ -65,53 +66,25 @@ SAMPLING: Mapping[str, tuple[object, ...]] = {
 }
 """The same of keys that matter only where tokens are sampled: a request that asks for the checkpoint's sampling is refused."""
 
-WITHOUT_EFFECT = (
-    # The request says how long an answer may be.
-    "max_length",
-    # The prompt is not empty, and starts with what the chat template says.
-    "bos_token_id",
-    "decoder_start_token_id",
-    "forced_bos_token_id",
-    # Of beam search only.
-    "early_stopping",
-    "length_penalty",
-    "diversity_penalty",
-    # Logits that are not finite are an error, and a log softmax changes no order and no probability.
-    "remove_invalid_values",
-    "renormalize_logits",
-    # How transformers comes to the same tokens: cache, compiler, speculation.
-    "use_cache",
-    "cache_implementation",
-    "cache_config",
-    "max_cache_len",
-    "low_memory",
-    "prefill_chunk_size",
-    "compile_config",
-    "disable_compile",
-    "continuous_batching_config",
-    "use_mtp",
-    "is_assistant",
-    "num_assistant_tokens",
-    "num_assistant_tokens_schedule",
-    "assistant_confidence_threshold",
-    "assistant_early_exit",
-    "assistant_lookbehind",
-    "assistant_ensemble_weight",
-    "target_lookbehind",
-    "prompt_lookup_num_tokens",
-    "max_matching_ngram_size",
-    "speculation_type",
-    # What its `generate` returns beside the tokens.
-    "output_attentions",
-    "output_hidden_states",
-    "output_scores",
-    "output_logits",
-    "return_dict_in_generate",
-    # Of the file itself.
-    "transformers_version",
-    "_from_model_config",
+WITHOUT_EFFECT: Mapping[str, str] = (
+    because("the request says how long an answer may be", "max_length")
+    | because("the chat template says how a prompt begins", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
+    | because("of beam search, which is refused", "early_stopping", "length_penalty", "diversity_penalty")
+    | because("no order and no probability changes", "remove_invalid_values", "renormalize_logits")
+    | because("how the same tokens are computed", "use_cache", "cache_implementation", "cache_config", "max_cache_len")
+    | because("how the same tokens are computed", "low_memory", "prefill_chunk_size", "compile_config", "disable_compile")
+    | because("how the same tokens are computed", "continuous_batching_config", "use_mtp")
+    | because("of speculative decoding, which gives the same tokens", "is_assistant", "num_assistant_tokens")
+    | because("of speculative decoding, which gives the same tokens", "num_assistant_tokens_schedule", "speculation_type")
+    | because("of speculative decoding, which gives the same tokens", "assistant_confidence_threshold", "target_lookbehind")
+    | because("of speculative decoding, which gives the same tokens", "assistant_early_exit", "assistant_lookbehind")
+    | because("of speculative decoding, which gives the same tokens", "assistant_ensemble_weight", "prompt_lookup_num_tokens")
+    | because("of speculative decoding, which gives the same tokens", "max_matching_ngram_size")
+    | because("what a call in Python returns", "output_attentions", "output_hidden_states", "output_scores", "output_logits")
+    | because("what a call in Python returns", "return_dict_in_generate")
+    | because("where the file is from", "transformers_version", "_from_model_config")
 )
-"""Keys that change no answer here."""
+"""Keys that change no answer here -> why."""
 
 
 class Generation(NamedTuple):

@@ -16,6 +16,7 @@ from foveate.exporter.families.llava import LlavaConfig
 from foveate.exporter.families.llava_llama import ProjectorConfig, VilaConfig
 from foveate.exporter.families.llava_onevision import LlavaOnevisionConfig
 from foveate.exporter.families.qwen2_vl import Qwen2VLConfig, TextConfig, VisionConfig
+from foveate.exporter.generation import ENDS, FOLLOWED, REFUSED, SAMPLING, WITHOUT_EFFECT
 from foveate.exporter.siglip import SiglipConfig
 from foveate.exporter.text_config import LlamaConfig, Qwen2Config, Rope
 
@@ -170,32 +171,11 @@ PROCESSORS = KeyTable(
 )
 GENERATION = KeyTable(
     "generation_config.json",
-    _any("eos_token_id", "pad_token_id", "max_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids")
-    | _any("min_new_tokens", "suppress_tokens", "begin_suppress_tokens", "stop_strings")
+    _any(*ENDS, *FOLLOWED)
     | dict.fromkeys(("do_sample", "temperature", "top_k", "top_p"), "where a request asks for the checkpoint's sampling"),
-    dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale", "encoder_repetition_penalty", "num_return_sequences"), "1")
-    | dict.fromkeys(("penalty_alpha", "encoder_no_repeat_ngram_size", "min_length"), "0")
-    | dict.fromkeys(("constraints", "force_words_ids", "dola_layers", "sequence_bias", "watermarking_config"), "absent")
-    | dict.fromkeys(("exponential_decay_length_penalty", "forced_eos_token_id", "max_time"), "absent")
-    | {"token_healing": "false"}
-    | dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff"), "0, where tokens are sampled")
-    | {"typical_p": "1, where tokens are sampled", "top_h": "absent, where tokens are sampled"},
-    because("the request says how long an answer may be", "max_length")
-    | because("the chat template says how a prompt begins", "bos_token_id", "decoder_start_token_id", "forced_bos_token_id")
-    | because("of beam search, which is refused", "early_stopping", "length_penalty", "diversity_penalty")
-    | because("no order and no probability changes", "remove_invalid_values", "renormalize_logits")
-    | because(
-        "how it is computed, not what", "use_cache", "cache_implementation", "cache_config", "max_cache_len", "low_memory"
-    )
-    | because("how it is computed, not what", "prefill_chunk_size", "compile_config", "disable_compile", "use_mtp")
-    | because("how it is computed, not what", "continuous_batching_config", "is_assistant", "num_assistant_tokens")
-    | because("how it is computed, not what", "num_assistant_tokens_schedule", "assistant_confidence_threshold")
-    | because("how it is computed, not what", "assistant_early_exit", "assistant_lookbehind", "assistant_ensemble_weight")
-    | because("how it is computed, not what", "target_lookbehind", "prompt_lookup_num_tokens", "max_matching_ngram_size")
-    | because("how it is computed, not what", "speculation_type")
-    | because("what a call in Python returns", "output_attentions", "output_hidden_states", "output_scores", "output_logits")
-    | because("what a call in Python returns", "return_dict_in_generate")
-    | because("where the file is from", "transformers_version", "_from_model_config"),
+    {key: _values(values) for key, values in REFUSED.items()}
+    | {key: f"{_values(values)}, where tokens are sampled" for key, values in SAMPLING.items()},
+    WITHOUT_EFFECT,
     ("transformers.generation.configuration_utils:GenerationConfig",),
 )
 _LOADED = of_config("tokenizer_config.json", TokenizerConfig)

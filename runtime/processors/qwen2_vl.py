@@ -124,10 +124,7 @@ class Qwen2VLProcessor:
                 f"min_pixels is {fewest} and max_pixels {most}, expected the fewest to be at most that and at most "
                 f"{self.constants.most_pixels_at_least}. Give both, or leave both out for the model's own."
             )
-        if max_tokens is None:
-            return _Limits(fewest, most)
-        most = min(most, max_tokens * self.constants.token_size**2)
-        return _Limits(min(fewest, most), most, max_tokens)
+        return _Limits(fewest, most, max_tokens)
 
     def _resize(self, image: Image.Image, limits: _Limits) -> Image.Image:
         if self.constants.do_resize:
@@ -149,12 +146,14 @@ class Qwen2VLProcessor:
         return image
 
     def _fit(self, width: int, height: int, limits: _Limits) -> tuple[int, int]:
-        """Height and width within the limits."""
-        height, width = smart_resize(height, width, self.constants, limits.min_pixels, limits.max_pixels)
-        if limits.max_tokens is None:
-            return height, width
-        # Sides are rounded up to whole tokens where an image grows and where it is thin: then there may be too many.
+        """Height and width within the limits; those without `max_tokens`, where they have no more."""
         side = self.constants.token_size
+        usual = smart_resize(height, width, self.constants, limits.min_pixels, limits.max_pixels)
+        if limits.max_tokens is None or usual[0] * usual[1] <= limits.max_tokens * side**2:
+            return usual
+        most = min(limits.max_pixels, limits.max_tokens * side**2)
+        height, width = smart_resize(height, width, self.constants, min(limits.min_pixels, most), most)
+        # Sides are rounded up to whole tokens where an image grows and where it is thin: then there may be too many.
         rows, columns = height // side, width // side
         if rows * columns > limits.max_tokens:
             shrink = math.sqrt(rows * columns / limits.max_tokens)

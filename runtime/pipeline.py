@@ -426,5 +426,5 @@ def _check_capacity(wanted: int | None, limit: int) -> int:
     whole = isinstance(wanted, Integral) and not isinstance(wanted, bool)
     if not whole or not 1 <= wanted <= limit:
         fact = f"kv_capacity_tokens is {shown(wanted)}, this model takes 1 to {limit}"
-        raise OptionError(f"{fact}. Choose a number in between.", options=("kv_capacity",))
+        raise OptionError(f"{fact}. Choose a number in between.", options=("kv_capacity_tokens",))
     return int(wanted)

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 
-from foveate.cli import _flags, main
+from foveate.cli import _flags, _named, main
 from foveate.cli.command import ALWAYS, Argument, Command, Option
 from tests.foveate.conftest import ROOT, SCENES, Run
 from tests.foveate.test_cli import SCENE, assert_one_clear_line
@@ -211,3 +211,19 @@ def test_a_librarys_option_becomes_a_flag() -> None:
     for command, flags in named.items():
         assert {name: _flags(COMMANDS[command], (name,)) for name in flags} == flags
     assert _flags(COMMANDS["generate"], ("ratio", "surprise", "keep")) == "--keep"
+
+
+def named_by_errors() -> Iterator[str]:
+    """Every name in an `options=(...)` of the code, which is how errors name options."""
+    for room in ("engines", "exporter", "runtime", "foveate"):
+        for file in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.keyword) and node.arg == "options" and isinstance(node.value, ast.Tuple):
+                    yield from (name.value for name in node.value.elts if isinstance(name, ast.Constant))
+
+
+def test_every_option_that_an_error_names_has_a_flag() -> None:
+    flags = {name for command in COMMANDS.values() for name, _ in _named(command)}
+    named = set(named_by_errors())
+    assert {"overwrite", "kv_capacity_tokens", "precision"} <= named
+    assert named <= flags

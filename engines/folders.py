@@ -44,7 +44,7 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
             _make_parents(target, stack)
             if _lock(target, stack):
                 _clear_leftovers(target)
-            _check_free(target, overwrite)
+            check_free(target, overwrite)
             folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         except OSError as error:
             raise MachineError(
@@ -99,7 +99,8 @@ def _clear_leftovers(target: Path) -> None:
             shutil.rmtree(path)
 
 
-def _check_free(target: Path, overwrite: bool) -> None:
+def check_free(target: Path, overwrite: bool) -> None:
+    """Raises BundleError where `new_folder` would not write; for who wants to know before minutes of work."""
     if target.exists() and not overwrite:
         raise _exists(target)
     if target.exists() and not (target / MANIFEST).is_file():
@@ -108,7 +109,7 @@ def _check_free(target: Path, overwrite: bool) -> None:
 
 def _put(folder: Path, target: Path, overwrite: bool) -> None:
     """Moves `folder` to `target`; what stood there is at `folder` then, or gone."""
-    _check_free(target, overwrite)
+    check_free(target, overwrite)
     if target.exists():
         if not exchange(folder, target):
             _replace(folder, target)

@@ -184,8 +184,9 @@ def _check_size(width: int, height: int, limits: ImageLimits, name: str) -> None
         raise RequestError(f"{name} is {width} x {height} pixels, so it is empty. Give another image.")
     if width * height > limits.max_pixels:
         raise RequestError(
-            f"{name} has {width} x {height} pixels, the limit is {limits.max_pixels}. Shrink it or raise max_pixels.",
-            options=("max_pixels",),
+            f"{name} has {width} x {height} pixels, the limit is {limits.max_pixels}. "
+            "Shrink it, or raise ImageLimits.max_pixels.",
+            options=("limits",),
         )
     if max(width, height) > limits.max_side:
         raise RequestError(

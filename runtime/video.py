@@ -287,7 +287,9 @@ def _stream(file: BinaryIO, limits: VideoLimits, name: str) -> Iterator[tuple[In
         width, height = stream.codec_context.width, stream.codec_context.height
         if width * height > limits.max_pixels:
             raise RequestError(
-                f"{name} has frames of {width} x {height} pixels, the limit is {limits.max_pixels}. Shrink the video."
+                f"{name} has frames of {width} x {height} pixels, the limit is {limits.max_pixels}. "
+                "Shrink the video or raise VideoLimits.max_pixels.",
+                options=("video_limits",),
             )
         stream.thread_type = "AUTO"
         yield container, stream

@@ -14,10 +14,11 @@ from rich.console import Console
 
 from foveate.cli.command import always, command
 from foveate.cli.documents import Comparison, Exported
-from foveate.cli.files import check_checkpoint, check_exists, check_new_bundle
+from foveate.cli.files import check_checkpoint, check_exists
 from foveate.cli.options import PATH, json_option
 from foveate.cli.output import Output
 from foveate.engines import RetentionPoint, needed_package
+from foveate.engines.folders import check_free
 
 if TYPE_CHECKING:
     from foveate.exporter import ExportResult
@@ -61,7 +62,7 @@ def export_command(
     """Export CHECKPOINT, a Hugging Face folder, into a bundle of ONNX graphs."""
     out = Output(json_file)
     check_checkpoint(checkpoint)
-    check_new_bundle(output, overwrite)
+    check_free(output, overwrite)
     check_exists("--scorer", scorer)
     parts = {name: chosen for name, chosen in (("vision", vision), ("decoder", decoder)) if chosen}
     load_exporter("precision").plan_precisions(precision, parts)

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from foveate.engines import BundleError, DataError, ExportError, MachineError, OptionError, RequestError, replace_file
-from foveate.engines.bundle import MANIFEST
+from foveate.engines import DataError, ExportError, MachineError, OptionError, RequestError, replace_file
 from foveate.engines.errors import shorten
 
 
@@ -17,14 +16,6 @@ def check_checkpoint(path: Path) -> None:
         raise ExportError(f"{path} is not a folder. Pass the folder of a Hugging Face checkpoint.")
     if not (path / "config.json").is_file():
         raise ExportError(f"{path} has no config.json. Pass the whole folder of a Hugging Face checkpoint.")
-
-
-def check_new_bundle(path: Path, overwrite: bool) -> None:
-    """Raises BundleError where `export` would refuse to write."""
-    if path.exists() and not overwrite:
-        raise BundleError(f"{path} exists already. Choose another folder, or replace it.", options=("overwrite",))
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise BundleError(f"{path} exists and is not a bundle, so it will not be replaced. Choose another folder.")
 
 
 def check_sources(paths: Iterable[Path]) -> None:

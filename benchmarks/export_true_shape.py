@@ -34,12 +34,12 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from benchmarks.scenes.checkpoint import CHAT_TEMPLATE, build_tokenizer
 from foveate.engines import resident_bytes
 from foveate.exporter import ExportOptions, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.scorer import NetworkConfig, Scorer, ScorerFacts, write_scorer
+from models.scenes.checkpoint import CHAT_TEMPLATE, build_tokenizer
 
 SHARD_BYTES = 1_000_000_000
 SIGLIP = {

@@ -20,12 +20,12 @@ from rich.console import Console
 
 import foveate
 from benchmarks.pages import percent, row_of, run, write_between
-from benchmarks.scenes.world import QUESTION_TYPES
 from foveate.engines import SessionOptions
 from foveate.evaluate import ANSWERS, REPORTS, Group, Plan, Record, Results, Row, evaluate_bundle, summarise
 from foveate.exporter.scorer import LabelOptions
 from foveate.samples import QUESTIONS, Sample, read_samples
 from foveate.scorer import label_folder
+from models.scenes.world import QUESTION_TYPES
 
 KEEPS = (0.5, 0.25)
 GOALS = {("image", 0.5): 99, ("image", 0.25): 97, ("video", 0.25): 97}
@@ -68,7 +68,7 @@ class Case:
         data = self.folder(seed) / self.kind
         if not (data / QUESTIONS).is_file():
             options = ("--world", self.name, "--kind", self.kind, "--seed", seed, "--count", count, "-o", data)
-            run("-m", "benchmarks.scenes.write", "--split", "heldout", *options)
+            run("-m", "models.scenes.write", "--split", "heldout", *options)
         return data
 
     def bundle(self) -> Path:

@@ -23,7 +23,7 @@ from rich.table import Table
 
 import foveate
 from foveate.engines import PREFILL_DECODER, Bundle, Session, open_session
-from foveate.engines.session import Arrays
+from foveate.engines.backends.session import Arrays
 from foveate.runtime import Pipeline
 from foveate.runtime.pipeline import GRAPHS
 

@@ -26,12 +26,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 import foveate
-from benchmarks.scenes.dataset import SPLITS, sample
-from benchmarks.scenes.render import render
-from benchmarks.scenes.tasks import KINDS, Kind, sample_task
-from benchmarks.scenes.worlds import WORLDS
 from foveate.exporter.checkpoint import read_json
 from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference
+from models.scenes.dataset import SPLITS, sample
+from models.scenes.render import render
+from models.scenes.tasks import KINDS, Kind, sample_task
+from models.scenes.worlds import WORLDS
 
 MAX_NEW_TOKENS = 8
 

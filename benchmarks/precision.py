@@ -2,7 +2,7 @@
 
     python -m benchmarks.precision tiny.bundle DATA [--precision fp16] [--count 200]
 
-DATA is a folder of questions (`python -m benchmarks.scenes.write`). fp16 runs on ONNX Runtime, bf16, which its CPU has not, in
+DATA is a folder of questions (`python -m models.scenes.write`). fp16 runs on ONNX Runtime, bf16, which its CPU has not, in
 the reference implementation of ONNX: seconds a question. A GPU sums in another order and mostly in float32, so this says what
 the types cost, not what a kernel does.
 """
@@ -25,9 +25,9 @@ import foveate
 from foveate.cli.progress import Bar
 from foveate.cli.tables import make_table, open_console
 from foveate.engines import Array, Bundle, GraphSpec, HostMemory, Session
-from foveate.engines.backends.onnxruntime import OnnxRuntimeSession
-from foveate.engines.tensorrt.network import lower
-from foveate.engines.tensorrt.precision import typed_spec
+from foveate.engines.backends.onnxruntime.session import OnnxRuntimeSession
+from foveate.engines.backends.tensorrt.network import lower
+from foveate.engines.backends.tensorrt.precision import typed_spec
 from foveate.runtime import Pipeline
 from foveate.runtime.pipeline import TOKENIZER
 from foveate.samples import Sample, read_samples

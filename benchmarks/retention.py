@@ -65,7 +65,7 @@ def prepare(work: Work, small: dict[str, Path], count: int, large_count: int) ->
     """Data, labels and bundles."""
     for split, folder, number in (("heldout", work.heldout, count), ("heldout-large", work.large, large_count)):
         if not (folder / "questions.jsonl").is_file():
-            run("-m", "benchmarks.scenes.write", "--split", split, "--seed", SEED, "--count", number, "-o", folder)
+            run("-m", "models.scenes.write", "--split", split, "--seed", SEED, "--count", number, "-o", folder)
     label_folder(work.checkpoint, work.heldout, work.labels, LabelOptions(wrong=True))
     for name, scorer in {"learned": work.checkpoint / "scorer.safetensors", **small}.items():
         if not work.bundle(name).exists():

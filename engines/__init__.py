@@ -1,9 +1,13 @@
 """The bundle format, and the backends that run its graphs."""
 
-from foveate.engines.backends import BACKENDS, PREFILL_DECODER, SessionOptions, decoder_graph, open_session, vision_graph
-from foveate.engines.bundle import Bundle, hash_file, list_files, write_manifest
-from foveate.engines.cpu import usable_cpus
-from foveate.engines.environment import describe_environment
+from foveate.engines.backends.environment import describe_environment
+from foveate.engines.backends.feeds import check_buffers, check_feeds
+from foveate.engines.backends.memory import Array, HostMemory, Memory
+from foveate.engines.backends.opening import BACKENDS, decoder_graph, open_session, vision_graph
+from foveate.engines.backends.options import SessionOptions
+from foveate.engines.backends.session import FakeSession, Session
+from foveate.engines.builds.latencies import Environment, LatencyEntry, LatencyPoint, read_latencies, save_latencies
+from foveate.engines.builds.ranges import GraphProfile, Range, ShapeProfile, VisionShape
 from foveate.engines.errors import (
     BackendError,
     BundleError,
@@ -18,10 +22,9 @@ from foveate.engines.errors import (
     RequestError,
     ScorerError,
 )
-from foveate.engines.files import replace_file
-from foveate.engines.folders import new_folder
-from foveate.engines.latencies import Environment, LatencyEntry, LatencyPoint, read_latencies, save_latencies
-from foveate.engines.manifest import (
+from foveate.engines.format.bundle import Bundle, hash_file, list_files, write_manifest
+from foveate.engines.format.folders import new_folder
+from foveate.engines.format.manifest import (
     SCHEMA_VERSION,
     DecoderEntry,
     FileEntry,
@@ -32,13 +35,13 @@ from foveate.engines.manifest import (
     ScorerEntry,
     SourceEntry,
 )
-from foveate.engines.memory import Array, HostMemory, Memory
-from foveate.engines.neighbours import NEIGHBOURS, Grid, find_neighbours
-from foveate.engines.packages import install_remedy, missing_package, needed_package
-from foveate.engines.profiles import GraphProfile, Range, ShapeProfile, VisionShape
-from foveate.engines.resident import reset_peak, resident_bytes
-from foveate.engines.session import FakeSession, Session
-from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds
+from foveate.engines.format.names import PREFILL_DECODER
+from foveate.engines.format.neighbours import NEIGHBOURS, Grid, find_neighbours
+from foveate.engines.format.spec import GraphSpec, TensorSpec
+from foveate.engines.system.cpu import usable_cpus
+from foveate.engines.system.files import replace_file
+from foveate.engines.system.packages import install_remedy, missing_package, needed_package
+from foveate.engines.system.resident import reset_peak, resident_bytes
 
 __all__ = [
     "BACKENDS",

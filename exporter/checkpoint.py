@@ -15,7 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from foveate.engines import ExportError, hash_file
-from foveate.engines.manifest import TemplateToken
+from foveate.engines.format.manifest import TemplateToken
 from foveate.exporter.config import TokenizerConfig
 from foveate.exporter.quiet import quiet_transformers
 from foveate.exporter.safetensors import StoredTensor, read_header

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from foveate.engines import PREFILL_DECODER, GraphSpec, TensorSpec
-from foveate.engines.contract import VISION, GraphTensors, graph_tensors
+from foveate.engines.format.contract import VISION, GraphTensors, graph_tensors
 from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, OnnxRuntimePrefill, StandardDecoder, TextDecoder
 from foveate.exporter.prompt import Embed, Score
 from foveate.exporter.scorer.network import Scorer

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from foveate.engines import PREFILL_DECODER, Array, Bundle, ParityError, Session, find_neighbours, open_session
-from foveate.engines.contract import PAST_PREFIX
+from foveate.engines.format.contract import PAST_PREFIX
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.scorer.features import FirstLayer
 from foveate.exporter.scorer.network import Scorer

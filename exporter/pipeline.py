@@ -29,7 +29,7 @@ from foveate.engines import (
     new_folder,
     write_manifest,
 )
-from foveate.engines.edges import translated
+from foveate.engines.system.edges import translated
 from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
 from foveate.exporter.decoder import TextDecoder
 from foveate.exporter.families import read_family

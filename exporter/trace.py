@@ -13,7 +13,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
 from foveate.engines import GraphSpec, TensorSpec
-from foveate.engines.contract import PAST_PREFIX
+from foveate.engines.format.contract import PAST_PREFIX
 from foveate.exporter.decoder import OPSET
 from foveate.exporter.graphs import GraphModule
 from foveate.exporter.quiet import quiet

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines.packages import needed_package
+from foveate.engines.system.packages import needed_package
 
 with needed_package("it draws the charts", "report"):
     from matplotlib.axes import Axes as Axes

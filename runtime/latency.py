@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from foveate.engines import Bundle, Environment, FoveateError, LatencyEntry, LatencyPoint, RequestError, read_latencies
-from foveate.engines.store import ENGINES
+from foveate.engines.builds.store import ENGINES
 from foveate.runtime.budget import Budget
 
 

@@ -31,7 +31,7 @@ from foveate.engines import (
     vision_graph,
 )
 from foveate.engines.errors import shown
-from foveate.engines.steady import steadily
+from foveate.engines.system.steady import steadily
 from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
 from foveate.runtime.images import ImageLimits

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
-from benchmarks.scenes.checkpoint import build_tokenizer
+from models.scenes.checkpoint import build_tokenizer
 
 IMAGE_SIZE, PATCH_SIZE, GRID_SIZE = 56, 14, 4
 PREPROCESSOR: dict[str, Any] = {

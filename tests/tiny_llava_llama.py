@@ -13,9 +13,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from benchmarks.scenes.checkpoint import build_tokenizer
-from benchmarks.scenes.learners import llava_llama as trained
 from foveate.exporter.families.llava_llama_reference import DownsampleProjector
+from models.scenes.checkpoint import build_tokenizer
+from models.scenes.learners import llava_llama as trained
 
 IMAGE_SIZE, PATCH_SIZE, PATCH_SIDE, TOKEN_SIDE = 72, 14, 5, 3
 LLAMA_3_TOKENS = (

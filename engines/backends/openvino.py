@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from foveate.engines.backends import SessionOptions
-from foveate.engines.bundle import Bundle
+from foveate.engines.backends.feeds import check_buffers, check_feeds
+from foveate.engines.backends.memory import Array, HostMemory
+from foveate.engines.backends.options import SessionOptions
+from foveate.engines.backends.session import Arrays
 from foveate.engines.errors import BackendError, OptionError
-from foveate.engines.memory import Array, HostMemory
-from foveate.engines.packages import needed_package
-from foveate.engines.session import Arrays
-from foveate.engines.spec import GraphSpec, TensorSpec, check_buffers, check_feeds, check_interface
+from foveate.engines.format.bundle import Bundle
+from foveate.engines.format.spec import GraphSpec, TensorSpec, check_interface
+from foveate.engines.system.packages import needed_package
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """Of the arithmetic; OpenVINO's own choice otherwise."""

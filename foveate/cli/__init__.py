@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from foveate.engines.edges import ended_by_signals, translated
 from foveate.engines.errors import FoveateError
+from foveate.engines.system.edges import ended_by_signals, translated
 
 _COMMANDS = {
     "export": "foveate.cli.export:export_command",

@@ -12,8 +12,8 @@ from foveate.cli.options import PATH, json_option
 from foveate.cli.output import Output
 from foveate.cli.tables import Table
 from foveate.engines import Bundle, Range
-from foveate.engines.build import AS_THEY_ARE, BUILDERS, BuildOptions, Built, build
-from foveate.engines.store import ENGINES, EngineStore
+from foveate.engines.builds.build import BUILDERS, BuildOptions, Built, build
+from foveate.engines.builds.store import AS_THEY_ARE, ENGINES, EngineStore
 from foveate.runtime.shapes import parse_image_sizes, plan_shapes
 
 _RANGE = "MIN:OPT:MAX"

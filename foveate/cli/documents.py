@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from foveate.check import Agreement, StageDifference
-from foveate.engines.store import Entry
+from foveate.engines.builds.store import Entry
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

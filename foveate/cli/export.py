@@ -18,7 +18,7 @@ from foveate.cli.files import check_checkpoint, check_exists
 from foveate.cli.options import PATH, json_option
 from foveate.cli.output import Output
 from foveate.engines import RetentionPoint, needed_package
-from foveate.engines.folders import check_free
+from foveate.engines.format.folders import check_free
 
 if TYPE_CHECKING:
     from foveate.exporter import ExportResult

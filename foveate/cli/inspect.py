@@ -10,7 +10,7 @@ from foveate.cli.options import PATH, json_option
 from foveate.cli.output import STDOUT, Output
 from foveate.cli.tables import Table
 from foveate.engines import Bundle
-from foveate.engines.store import ENGINES, EngineStore, Entry
+from foveate.engines.builds.store import ENGINES, EngineStore, Entry
 
 TABLES = Need(lambda given: given["json_file"] != STDOUT, "the JSON has the layers in any case", "Leave out --json")
 

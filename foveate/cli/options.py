@@ -12,7 +12,7 @@ import click
 
 from foveate.cli.command import Given, Need, always, when
 from foveate.engines import BACKENDS, OptionError, SessionOptions
-from foveate.engines.backends import OPTIONS
+from foveate.engines.backends.opening import OPTIONS
 
 PATH = click.Path(path_type=Path)
 JSON_HELP = "Print the results as JSON alone, or write them to FILE (docs/json.md)."

@@ -11,8 +11,8 @@ from typing import TypeVar
 import msgspec
 
 from foveate.engines import hash_file, replace_file
-from foveate.engines.bundle import MANIFEST
 from foveate.engines.errors import DataError, MachineError
+from foveate.engines.format.bundle import MANIFEST
 from foveate.evaluate.ask import Plan, Record
 from foveate.evaluate.labels import hash_labels
 from foveate.samples import QUESTIONS

@@ -30,7 +30,7 @@ from foveate.engines import (
     hash_file,
     usable_cpus,
 )
-from foveate.engines.bundle import MANIFEST
+from foveate.engines.format.bundle import MANIFEST
 from foveate.profile.memory import Footprint, Task, measure_footprint
 from foveate.profile.results import ANSWERING, ENCODING, KeepRun, LoadRun, Profile, Setting, first_token
 from foveate.runtime import Answer, ImageLimits, Pipeline, Request, load

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from foveate.engines import Bundle, save_latencies
-from foveate.engines.store import ENGINES
+from foveate.engines.builds.store import ENGINES
 from foveate.profile.results import Profile
 
 

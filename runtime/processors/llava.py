@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
-from foveate.engines.manifest import TokenId
+from foveate.engines.format.manifest import TokenId
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.processors.pixels import Count, PixelConstants, Side, read_constants
 from foveate.runtime.processors.placeholders import expand_placeholders

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
-from foveate.engines.manifest import TokenId
+from foveate.engines.format.manifest import TokenId
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.processors.pixels import Count, PixelConstants, read_constants
 from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution

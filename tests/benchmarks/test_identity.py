@@ -8,8 +8,8 @@ import pytest
 
 import foveate
 from benchmarks.identity import REFERENCES, Reference, differing
-from benchmarks.scenes.tasks import KINDS, Kind, sample_task
-from benchmarks.scenes.worlds import WORLDS
+from models.scenes.tasks import KINDS, Kind, sample_task
+from models.scenes.worlds import WORLDS
 
 MODELS = Path(__file__).parents[2] / "models"
 QUESTIONS = 8

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.scenes.batches import Batch, Batches, join_feeds
-from benchmarks.scenes.learners import LEARNERS
-from benchmarks.scenes.tasks import KINDS, Kind, sample_task
-from benchmarks.scenes.train import Trainer, drop_visual_tokens
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.family import Reference
+from models.scenes.batches import Batch, Batches, join_feeds
+from models.scenes.learners import LEARNERS
+from models.scenes.tasks import KINDS, Kind, sample_task
+from models.scenes.train import Trainer, drop_visual_tokens
 
 QWEN2_VL = Path("models/qwen2-vl-tiny")
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from foveate.engines.cuda import Cuda
+from foveate.engines.backends.cuda import Cuda
 
 STREAM = 77
 _NEW, _FREED = 0xC5, 0xD5

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from foveate.engines.store import BuildFacts, EngineKey, EngineStore, write_engine
+from foveate.engines.builds.store import BuildFacts, EngineKey, EngineStore, write_engine
 
 KEY = EngineKey(
     graph="decoder_standard",

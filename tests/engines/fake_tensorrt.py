@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from foveate.engines import BackendError, GraphProfile, GraphSpec, Range
-from foveate.engines.profiles import choose
-from foveate.engines.tensorrt.context import TensorRTRuntime
-from foveate.engines.tensorrt.session import TensorRTSession
+from foveate.engines.backends.tensorrt.context import TensorRTRuntime
+from foveate.engines.backends.tensorrt.session import TensorRTSession
+from foveate.engines.builds.ranges import choose
 from tests.engines.fake_cuda import STREAM, FakeCuda, host_view
 
 _SCRATCH = 0xE5

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scenes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
 from foveate.engines import Bundle
 from foveate.exporter import ExportResult, export
+from models.scenes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
 from tests.exporter.spellings import flatten_config, shard_weights
 
 

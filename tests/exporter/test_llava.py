@@ -12,8 +12,8 @@ import torch
 from transformers import LlavaConfig
 
 from foveate.engines import Bundle, ExportError, Range
-from foveate.engines.build import BuildOptions, build
-from foveate.engines.store import EngineStore
+from foveate.engines.builds.build import BuildOptions, build
+from foveate.engines.builds.store import EngineStore
 from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family

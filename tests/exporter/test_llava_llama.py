@@ -16,8 +16,8 @@ from torch import nn
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from foveate.engines import Bundle, ExportError, Range
-from foveate.engines.build import BuildOptions, build
-from foveate.engines.store import EngineStore
+from foveate.engines.builds.build import BuildOptions, build
+from foveate.engines.builds.store import EngineStore
 from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family

@@ -15,9 +15,9 @@ from transformers.models.llava_onevision.configuration_llava_onevision import Ll
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from foveate.engines import Bundle, ExportError, Range
-from foveate.engines.build import BuildOptions, build
-from foveate.engines.store import EngineStore
-from foveate.engines.tensorrt.network import lower
+from foveate.engines.backends.tensorrt.network import lower
+from foveate.engines.builds.build import BuildOptions, build
+from foveate.engines.builds.store import EngineStore
 from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family

@@ -209,8 +209,8 @@ def bundle(request: pytest.FixtureRequest, reference_bundle: Path, tmp_path_fact
 
 
 def test_a_quantised_bundle_answers_like_the_whole_one(bundle: Bundle, reference_bundle: Path) -> None:
-    from benchmarks.scenes.dataset import sample
-    from benchmarks.scenes.render import render
+    from models.scenes.dataset import sample
+    from models.scenes.render import render
 
     assert "decoder_standard" not in bundle.manifest.graphs
     vision = ir.load(bundle.file(bundle.graph("vision").file))

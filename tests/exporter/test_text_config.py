@@ -14,11 +14,11 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from benchmarks.scenes.checkpoint import build_tokenizer
 from foveate.engines import ExportError
 from foveate.exporter.decoder import DecoderConfig
 from foveate.exporter.modules import RopeScaling, Rotary
 from foveate.exporter.text_config import read_decoder
+from models.scenes.checkpoint import build_tokenizer
 from tests.exporter.text_only import DECODERS, TextAnswers, export_text
 
 FILE = Path("config.json")

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from foveate.engines import BackendError
-from foveate.engines.build import BuildOptions, open_builder
-from foveate.engines.cpu import cpu_target
-from foveate.engines.store import EngineKey, EngineStore
-from foveate.engines.tensorrt import builder
+from foveate.engines.backends.tensorrt import builder
+from foveate.engines.builds.build import BuildOptions, open_builder
+from foveate.engines.builds.store import EngineKey, EngineStore
+from foveate.engines.system.cpu import cpu_target
 from tests.foveate.conftest import SCENES, Run
 from tests.foveate.test_cli import assert_one_clear_line
 

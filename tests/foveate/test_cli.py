@@ -15,7 +15,7 @@ import pytest
 from click.testing import Result
 from PIL import Image
 
-from foveate.engines.seal import KEY, seal
+from foveate.engines.format.seal import KEY, seal
 from foveate.samples import read_samples
 from tests.foveate.conftest import CHECKPOINT, SCENES, Run
 from tests.runtime.clips import encode, grey, moving_square

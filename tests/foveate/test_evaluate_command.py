@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from foveate import Pipeline, Request
-from foveate.engines.reseal import reseal
+from foveate.engines.format.reseal import reseal
 from foveate.evaluate import (
     ANSWERS,
     REPORTS,

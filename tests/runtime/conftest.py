@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from benchmarks.scenes.checkpoint import (
+from foveate.engines import PromptEntry, SessionOptions
+from foveate.runtime import Pipeline, load
+from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor
+from foveate.runtime.prompt import PromptEncoder
+from models.scenes.checkpoint import (
     CHAT_TEMPLATE,
     PREPROCESSOR,
     build_config,
@@ -20,10 +24,6 @@ from benchmarks.scenes.checkpoint import (
     build_tokenizer,
     save_checkpoint,
 )
-from foveate.engines import PromptEntry, SessionOptions
-from foveate.runtime import Pipeline, load
-from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor
-from foveate.runtime.prompt import PromptEncoder
 
 MAX_NEW_TOKENS = 8
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from foveate.engines import Bundle, BundleError, FoveateError, SessionOptions, hash_file, open_session
-from foveate.engines.seal import KEY, seal
+from foveate.engines.format.seal import KEY, seal
 from foveate.runtime import Request, load
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)

@@ -21,12 +21,12 @@ from foveate.engines import (
     SessionOptions,
     ShapeProfile,
     hash_file,
-    links,
     write_manifest,
 )
-from foveate.engines.backends import onnxruntime as backend
-from foveate.engines.build import BuildOptions, build
-from foveate.engines.store import ENGINES, EngineStore
+from foveate.engines.backends.onnxruntime import session as backend
+from foveate.engines.builds.build import BuildOptions, build
+from foveate.engines.builds.store import ENGINES, EngineStore
+from foveate.engines.system import links
 from foveate.runtime import Request, load
 
 ONE_THREAD = SessionOptions(threads=1)

@@ -16,12 +16,12 @@ from PIL import Image
 import foveate
 from foveate.check import check
 from foveate.engines import BackendError, Bundle, Range, RequestError, SessionOptions, ShapeProfile
-from foveate.engines.build import engine_key
-from foveate.engines.device import CudaMemory
-from foveate.engines.profiles import graph_profiles
-from foveate.engines.store import BuildFacts, EngineStore, write_engine
-from foveate.engines.tensorrt import open as opening
-from foveate.engines.tensorrt.network import lower
+from foveate.engines.backends.device import CudaMemory
+from foveate.engines.backends.tensorrt import open as opening
+from foveate.engines.backends.tensorrt.network import lower
+from foveate.engines.builds.build import engine_key
+from foveate.engines.builds.ranges import graph_profiles
+from foveate.engines.builds.store import BuildFacts, EngineStore, write_engine
 from foveate.runtime import Pipeline, Request, Sampling
 from tests.engines.fake_cuda import FakeCuda
 from tests.engines.fake_tensorrt import FakeTensorRT, fake_engine

@@ -18,9 +18,9 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-from benchmarks.scenes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
 from foveate.engines import BundleError, ExportError, RequestError
 from foveate.runtime.processors import Processor, open_processor
+from models.scenes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
 from tests import tiny_llava, tiny_llava_llama, tiny_llava_onevision
 
 exporter = pytest.importorskip("foveate.exporter")

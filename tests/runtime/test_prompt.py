@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tokenizers import AddedToken, Tokenizer, processors
 
-from benchmarks.scenes.checkpoint import SPECIAL_TOKENS
 from foveate.engines import BundleError, PromptEntry, RequestError
 from foveate.runtime import Request
 from foveate.runtime.prompt import PromptEncoder, collect_visuals, find_instruction
+from models.scenes.checkpoint import SPECIAL_TOKENS
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 

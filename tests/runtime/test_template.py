@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from msgspec import structs
 from tokenizers import Tokenizer
 
-from benchmarks.scenes.checkpoint import SPECIAL_TOKENS
 from foveate.engines import BundleError, PromptEntry, RequestError
 from foveate.runtime.prompt import PromptEncoder
+from models.scenes.checkpoint import SPECIAL_TOKENS
 
 OPEN, CLOSE = "{% for m in messages %}<|im_start|>{{ m.role }}\n", "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 CONTENTS = {  # written between OPEN and CLOSE

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.scenes.checkpoint import PREPROCESSOR
 from foveate.engines import RequestError
 from foveate.runtime import Budget, Pipeline, Request, open_video
+from models.scenes.checkpoint import PREPROCESSOR
 from tests.runtime.clips import encode, grey, moving_square
 from tests.runtime.test_pipeline import NEW_TOKENS, QUESTION, picture
 

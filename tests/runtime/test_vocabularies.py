@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from benchmarks.scenes.checkpoint import CHAT_TEMPLATE
 from foveate.engines import PromptEntry
 from foveate.runtime.prompt import PromptEncoder
 from foveate.runtime.text import TextStream
+from models.scenes.checkpoint import CHAT_TEMPLATE
 from tests.downloads import LLAMA_2, LLAMA_3, LLAMA_3_CONFIG, QWEN, QWEN_CONFIG, NpmFile, npm_file
 
 # As Meta publishes the prompt format of Llama 3, with a placeholder for images.

@@ -1,0 +1,101 @@
+"""Where a session keeps its arrays: on the host, or on a GPU that the graphs of a pipeline pass them on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from foveate.engines.system.packages import needed_package
+
+
+class DType(Protocol):
+    """The dtype of an array, known by numpy's name of it; `bfloat16` is one of the names."""
+
+    @property
+    def name(self) -> str: ...
+
+
+class Array(Protocol):
+    """A contiguous array in some memory; numpy's satisfy it. `np.asarray` brings it to the host."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> DType: ...
+
+    @property
+    def ndim(self) -> int: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int | slice, /) -> Any:
+        """A view of a row, or of consecutive rows, along the first axis."""
+        ...
+
+    def __array__(self, dtype: Any = None, /, *, copy: bool | None = None) -> np.ndarray: ...
+
+
+class Memory(Protocol):
+    """Makes arrays where a session works on them. Threads may share it."""
+
+    def empty(self, shape: Sequence[int], dtype: str) -> Array:
+        """An array with anything in it."""
+        ...
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> Array: ...
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        """Joins one or more arrays of one dtype along the first axis; a single one is passed on as it is."""
+        ...
+
+    def asarray(self, array: Array, dtype: str | None = None) -> Array:
+        """Brings an array here, and to another dtype if asked for; one that is here already is passed on as it is."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits until arrays hold what runs and copies were asked to write."""
+        ...
+
+
+class HostMemory:
+    """numpy arrays."""
+
+    def empty(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        """See `Memory`."""
+        return np.empty(shape, host_dtype(dtype))
+
+    def zeros(self, shape: Sequence[int], dtype: str) -> np.ndarray:
+        """See `Memory`."""
+        return np.zeros(shape, host_dtype(dtype))
+
+    def concatenate(self, arrays: Sequence[Array]) -> np.ndarray:
+        """See `Memory`."""
+        hosts = [np.asarray(array) for array in arrays]
+        return hosts[0] if len(hosts) == 1 else np.concatenate(hosts)
+
+    def asarray(self, array: Array, dtype: str | None = None) -> np.ndarray:
+        """See `Memory`."""
+        return np.asarray(array, None if dtype is None else host_dtype(dtype))
+
+    def synchronize(self) -> None:
+        """See `Memory`; on the host a run is over when it returns."""
+
+
+def host_dtype(name: str) -> np.dtype[Any]:
+    """numpy's dtype of that name; `bfloat16` is that of ml_dtypes.
+
+    Raises:
+        MissingPackageError: ml-dtypes is needed and not installed.
+    """
+    if name != "bfloat16":
+        return np.dtype(name)
+    with needed_package("it gives numpy bfloat16", "tensorrt-rtx", "ml-dtypes", alone=True):
+        import ml_dtypes
+    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return bfloat16

@@ -1,0 +1,33 @@
+"""What an engine's precision makes of a graph's inputs and outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from foveate.engines.format.spec import GraphSpec, TensorSpec
+
+PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+"""Name of a precision -> numpy's name of its dtype."""
+HOST_TENSORS = frozenset({"pixel_values", "gather_weights", "logits", "scores", "attention"})
+"""Inputs and outputs that the host writes or reads: they stay float32 in every precision."""
+
+
+_FIRST_BF16 = 80
+"""Compute capability, times ten, from which on a GPU computes in bf16."""
+
+
+def computes_in_bf16(target: str) -> bool:
+    """Whether a GPU does, as `sm89`."""
+    return int(target[2:]) >= _FIRST_BF16
+
+
+def typed_spec(spec: GraphSpec, precision: str, fixed: Mapping[str, int]) -> GraphSpec:
+    """The spec of an engine: tensors that pass between graphs in half precision, and symbols that are a number in it."""
+    half = PRECISIONS[precision]
+
+    def typed(tensor: TensorSpec) -> TensorSpec:
+        halved = tensor.dtype == "float32" and tensor.name not in HOST_TENSORS
+        shape = tuple(fixed.get(size, size) if isinstance(size, str) else size for size in tensor.shape)
+        return TensorSpec(tensor.name, half if halved else tensor.dtype, shape)
+
+    return GraphSpec(spec.name, spec.file, tuple(map(typed, spec.inputs)), tuple(map(typed, spec.outputs)))

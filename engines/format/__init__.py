@@ -1,0 +1,1 @@
+"""The bundle format: what a reader in any language needs to know of a bundle."""

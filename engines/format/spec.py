@@ -1,0 +1,63 @@
+"""What a graph takes and gives: names, dtypes and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+
+from foveate.engines.errors import BundleError
+
+DType = Annotated[str, msgspec.Meta(pattern="^(bool|uint8|int8|int32|int64|float16|bfloat16|float32)$")]
+"""numpy's name of a dtype; or `bfloat16`."""
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+
+
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One input or output. A dimension is a number or the name of a symbol that is equal across all graphs."""
+
+    name: str
+    dtype: DType
+    shape: tuple[Size | Annotated[str, msgspec.Meta(min_length=1)], ...]
+
+
+class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One ONNX graph of a bundle; `file` is relative to the bundle."""
+
+    name: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+def check_interface(spec: GraphSpec, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], file: Path) -> None:
+    """Holds what a library found in a graph's file against the spec: names, dtypes, ranks, and sizes where both have a number.
+
+    Args:
+        spec: the manifest's.
+        inputs: those of the file.
+        outputs: those of the file.
+        file: for the error.
+
+    Raises:
+        BundleError: the file holds another graph.
+    """
+    for kind, found, wanted in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
+        there, expected = ({tensor.name: tensor for tensor in tensors} for tensors in (found, wanted))
+        for name in dict.fromkeys((*expected, *there)):
+            if not _agree(there.get(name), expected.get(name)):
+                has, asked = (f"{t.dtype} {list(t.shape)}" if t else "nothing" for t in (there.get(name), expected.get(name)))
+                raise BundleError(
+                    f"{file} is not graph '{spec.name}' as the manifest describes it: it has {has} as {kind} '{name}', "
+                    f"expected {asked}. Export the bundle again."
+                )
+
+
+def _agree(found: TensorSpec | None, wanted: TensorSpec | None) -> bool:
+    if found is None or wanted is None:
+        return False
+    sizes = zip(found.shape, wanted.shape, strict=False)
+    same = all(one == other for one, other in sizes if isinstance(one, int) and isinstance(other, int))
+    return same and (found.dtype, len(found.shape)) == (wanted.dtype, len(wanted.shape))

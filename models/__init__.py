@@ -1,0 +1,1 @@
+"""Reference checkpoints, and what made them."""

@@ -1,0 +1,126 @@
+"""What a checkpoint is asked: about an image, about several, or about a clip, each task a function of its generator alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+from PIL import Image
+
+from models.scenes.clips import CLIP_TYPES, ask_clip, sample_clip
+from models.scenes.dataset import rng_of
+from models.scenes.render import render
+from models.scenes.world import QUESTION_TYPES, Question, Scene, ask, place_objects, refer
+
+Kind = Literal["image", "images", "video"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TYPES = tuple(dict.fromkeys((*QUESTION_TYPES, "which", *CLIP_TYPES)))
+"""Every type of question."""
+_SEVERAL_TYPES = ("colour", "shape", "digit")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Rows and columns of cells and the pixels they are drawn at: what the images of one training batch share."""
+
+    rows: int
+    columns: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class World:
+    """What the images and clips of a checkpoint look like.
+
+    Attributes:
+        grids: rows and columns of cells of an image that is alone; listed twice, a grid comes twice as often.
+        cell_pixels: side of a cell of an image.
+        jitter: by how many pixels an image's sides may differ from whole cells; half of the images do.
+        several: rows and columns of each of several images.
+        clip: rows and columns of a clip.
+        clip_pixels: side of a cell of a clip.
+        frames: the fewest and the most frames of a clip.
+        types: types of question about an image.
+        texts: kinds of text on objects.
+        shares: of images, several images and clips in training.
+    """
+
+    grids: tuple[tuple[int, int], ...]
+    cell_pixels: int
+    jitter: int
+    several: tuple[int, int]
+    clip: tuple[int, int]
+    clip_pixels: int
+    frames: tuple[int, int]
+    types: tuple[str, ...]
+    texts: tuple[tuple[str, ...], ...]
+    shares: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images, or the frames of a clip, with questions that need them."""
+
+    kind: Kind
+    scenes: tuple[Scene, ...]
+    """The images, or the clip's frames."""
+    questions: list[Question]
+
+    def pictures(self) -> list[Image.Image]:
+        """RGB, one for each of `scenes`."""
+        return [render(scene) for scene in self.scenes]
+
+
+def sample_task(world: World, split: str, seed: int, index: int, kind: Kind, questions: int) -> Task:
+    """Task number `index` of a kind; no two splits, seeds, kinds or indices share a generator."""
+    rng = rng_of(split, seed, index, 1 + KINDS.index(kind))
+    return draw_task(rng, world, kind, *sample_shape(rng, world, kind), questions)
+
+
+def sample_shape(rng: np.random.Generator, world: World, kind: Kind) -> tuple[Size, int]:
+    """Size of a task's images and how many images or frames it has."""
+    if kind == "video":
+        rows, columns = world.clip
+        return Size(rows, columns, columns * world.clip_pixels, rows * world.clip_pixels), int(
+            rng.integers(world.frames[0], world.frames[1] + 1)
+        )
+    rows, columns = world.grids[int(rng.integers(len(world.grids)))] if kind == "image" else world.several
+    width, height = columns * world.cell_pixels, rows * world.cell_pixels
+    if world.jitter and rng.random() < 0.5:
+        width += int(rng.integers(-world.jitter, world.jitter + 1))
+        height += int(rng.integers(-world.jitter, world.jitter + 1))
+    return Size(rows, columns, width, height), 1 if kind == "image" else int(rng.integers(2, 4))
+
+
+def draw_task(rng: np.random.Generator, world: World, kind: Kind, size: Size, count: int, questions: int) -> Task:
+    """A task of a given shape with up to `questions` questions."""
+    if kind == "video":
+        clip = sample_clip(rng, size.rows, size.columns, count, world.clip_pixels)
+        scenes = tuple(clip.frame(number) for number in range(count))
+        return Task(kind, scenes, ask_clip(rng, clip, questions))
+    most = min(6, max(2, size.rows * size.columns // 10))
+    scenes = tuple(_scene(rng, world, size, int(rng.integers(min(3, most), most + 1))) for _ in range(count))
+    asked = ask(rng, scenes[0], questions, world.types) if kind == "image" else _ask_several(rng, scenes, questions)
+    return Task(kind, scenes, asked)
+
+
+def _scene(rng: np.random.Generator, world: World, size: Size, objects: int) -> Scene:
+    placed = place_objects(rng, size.rows, size.columns, objects, world.texts)
+    return Scene(size.rows, size.columns, size.width, size.height, placed, int(rng.integers(2**31)))
+
+
+def _ask_several(rng: np.random.Generator, scenes: Sequence[Scene], count: int) -> list[Question]:
+    """About objects that only one of the images has, and which image has them."""
+    everything = replace(scenes[0], objects=tuple(item for scene in scenes for item in scene.objects))
+    found = ask(rng, everything, count, _SEVERAL_TYPES)
+    found += [question for number, scene in enumerate(scenes) for question in _ask_which(rng, everything, scene, number)]
+    return [found[index] for index in rng.permutation(len(found))[:count]]
+
+
+def _ask_which(rng: np.random.Generator, everything: Scene, scene: Scene, number: int) -> Iterator[Question]:
+    for item in scene.objects[:1]:
+        if phrase := refer(rng, everything, item):
+            yield Question("which", f"What image is {phrase} on?", str(number + 1))

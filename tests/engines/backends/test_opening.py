@@ -1,0 +1,244 @@
+"""The options of a session: which decoder graph goes with them, and how ONNX Runtime's providers are chosen."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import sleep
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from foveate.engines import (
+    BACKENDS,
+    BackendError,
+    Bundle,
+    HostMemory,
+    Manifest,
+    MissingPackageError,
+    OptionError,
+    SessionOptions,
+    list_files,
+    open_session,
+    usable_cpus,
+    write_manifest,
+)
+from foveate.engines.backends.device import CudaMemory
+from foveate.engines.backends.onnxruntime import session as backend
+from foveate.engines.backends.onnxruntime.session import PROVIDERS
+from foveate.engines.backends.opening import decoder_graph, vision_graph
+from foveate.engines.backends.options import THREADS_PER_CPU
+
+Asked = list[list[tuple[str, dict[str, str]]]]
+
+
+def graphs(backend: str, options: SessionOptions | None = None) -> tuple[str, str]:
+    return vision_graph(backend, options), decoder_graph(backend, options)
+
+
+def test_onnxruntime_on_the_cpu_runs_its_own_graphs() -> None:
+    assert graphs("onnxruntime") == ("vision", "decoder")
+    for provider in ("cpu", "CPUExecutionProvider"):
+        assert graphs("onnxruntime", SessionOptions(provider=provider)) == ("vision", "decoder")
+
+
+@pytest.mark.parametrize("provider", [*(PROVIDERS.keys() - {"cpu"}), "CUDAExecutionProvider", "OpenVINOExecutionProvider"])
+def test_other_providers_run_the_standard_graphs(provider: str) -> None:
+    assert graphs("onnxruntime", SessionOptions(provider=provider)) == ("vision_standard", "decoder_standard")
+
+
+@pytest.mark.parametrize("backend", sorted({*BACKENDS, "tensorrt", "tensorrt-rtx"} - {"onnxruntime"}))
+def test_other_backends_run_the_standard_graphs(backend: str) -> None:
+    vision = "vision" if backend == "openvino" else "vision_standard"  # it reads that graph too
+    assert graphs(backend) == graphs(backend, SessionOptions(threads=2)) == (vision, "decoder_standard")
+
+
+def test_options_are_values() -> None:
+    options = SessionOptions(provider="cuda", provider_options={"device_id": 1})
+    assert options == SessionOptions(provider="cuda", provider_options={"device_id": 1})
+    assert options != SessionOptions(provider="cuda")
+    assert hash(options) == hash(SessionOptions(provider="cuda", provider_options={"device_id": 1}))
+
+
+def test_negative_threads() -> None:
+    with pytest.raises(OptionError, match=r"threads is -1, expected 0 to \d+ on"):
+        SessionOptions(threads=-1)
+
+
+@pytest.mark.parametrize("threads", [True, 1.0, "2", None, THREADS_PER_CPU * usable_cpus() + 1, 100_000, 2**31, 2**100])
+def test_threads_that_no_machine_has(threads: object) -> None:
+    with pytest.raises(OptionError, match=r"threads is .*, expected 0 to \d+ on \d+ CPUs\. Use 0") as caught:
+        SessionOptions(threads=threads)  # type: ignore[arg-type]
+    assert caught.value.options == ("threads",)
+
+
+@pytest.mark.parametrize("device", [-1, True, "0"])
+def test_a_device_that_is_no_number(device: object) -> None:
+    with pytest.raises(OptionError, match="expected the number of a GPU"):
+        SessionOptions(device=device)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, b"1"])
+def test_a_provider_option_is_text_a_number_or_a_truth_value(value: object) -> None:
+    with pytest.raises(OptionError, match=r"provider option 'gpu_mem_limit' is a \w+, expected str, int, float or bool"):
+        SessionOptions(provider_options={"gpu_mem_limit": value})  # type: ignore[dict-item]
+
+
+@pytest.fixture
+def bundle(folder: Path, manifest: Manifest) -> Bundle:
+    """The bundle with the graph that its manifest describes."""
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows", 2]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "double", tensors[:1], tensors[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, folder / "graphs/double.onnx")
+    write_manifest(folder, msgspec.structs.replace(manifest, files=list_files(folder)))
+    return Bundle.open(folder)
+
+
+@pytest.fixture
+def memory() -> CudaMemory:
+    return CudaMemory(SimpleNamespace(device=0))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def gpu_wheel(monkeypatch: pytest.MonkeyPatch, memory: CudaMemory) -> Asked:
+    """ONNX Runtime says that it has the GPU providers, and there is a GPU. The list collects what sessions are asked to use."""
+    asked: Asked = []
+    names = [provider.name for provider in PROVIDERS.values()]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(backend, "gpu_memory", lambda device: memory)
+
+    def start(path: str, settings: Any, providers: list[tuple[str, dict[str, str]]], enable_fallback: int) -> Any:
+        asked.append(providers)
+        row = {"type": "tensor(float)", "shape": ["rows", 2]}
+        return SimpleNamespace(
+            get_providers=lambda: [name for name, _ in providers],
+            get_inputs=lambda: [SimpleNamespace(name="x", **row)],
+            get_outputs=lambda: [SimpleNamespace(name="y", **row)],
+        )
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", start)
+    return asked
+
+
+def test_a_provider_goes_before_its_helpers_and_the_cpu(bundle: Bundle, gpu_wheel: Asked, memory: CudaMemory) -> None:
+    chosen = {"device_id": 1, "trt_fp16_enable": True, "trt_max_workspace_size": 2.5, "trt_engine_cache_path": "cache"}
+    session = open_session(bundle, "double", options=SessionOptions(provider="tensorrt", provider_options=chosen))
+    as_text = {"device_id": "1", "trt_fp16_enable": "True", "trt_max_workspace_size": "2.5", "trt_engine_cache_path": "cache"}
+    assert gpu_wheel == [
+        [
+            ("TensorrtExecutionProvider", as_text),
+            ("CUDAExecutionProvider", {"device_id": "1"}),
+            ("CPUExecutionProvider", {}),
+        ]
+    ]
+    assert session.memory is memory
+
+
+@pytest.mark.parametrize(("name", "full"), [(name, provider.name) for name, provider in PROVIDERS.items()])
+def test_short_and_full_names(bundle: Bundle, gpu_wheel: Asked, name: str, full: str) -> None:
+    memories = [open_session(bundle, "double", options=SessionOptions(provider=choice)).memory for choice in (name, full)]
+    assert gpu_wheel[0] == gpu_wheel[1]
+    assert gpu_wheel[0][0] == (full, {})
+    assert type(memories[0]) is type(memories[1]) is (HostMemory if name == "cpu" else CudaMemory)
+
+
+@pytest.mark.parametrize(
+    ("provider", "message"),
+    [
+        (
+            "cuda",
+            r"has no CUDAExecutionProvider, it has CPUExecutionProvider\. First run 'pip uninstall onnxruntime'",
+        ),
+        ("tensorrt", r"has no TensorrtExecutionProvider, .* both packages own the same import name\. Run: pip install"),
+        ("nv-tensorrt-rtx", r"has no NvTensorRTRTXExecutionProvider, .* or use the backend 'tensorrt-rtx'"),
+        ("abacus", r"has no abacus, it has CPUExecutionProvider\. Choose one of cpu, cuda, tensorrt, nv-tensorrt-rtx, or"),
+    ],
+)
+def test_missing_provider(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, provider: str, message: str) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    error = MissingPackageError if provider in ("cuda", "tensorrt") else OptionError
+    with pytest.raises(error, match=message):
+        open_session(bundle, "double", options=SessionOptions(provider=provider))
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_provider_that_does_not_start_is_no_cpu(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, memory: CudaMemory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(backend, "gpu_memory", lambda device: memory)
+    with pytest.raises(BackendError, match=r"CUDAExecutionProvider does not start, .* would run graph 'double' .* on the CPU"):
+        open_session(bundle, "double", options=SessionOptions(provider="cuda"))
+    assert capfd.readouterr().out == ""
+
+
+def test_packed_graphs_are_for_the_cpu(bundle: Bundle, gpu_wheel: Asked) -> None:
+    with pytest.raises(OptionError, match=r"CUDAExecutionProvider runs graphs as they are, without engines: leave out x"):
+        open_session(bundle, "double", options=SessionOptions(provider="cuda", engines=Path("x")))
+    assert gpu_wheel == []
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_refused_option_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["AbacusExecutionProvider", "CPUExecutionProvider"])
+    options = SessionOptions(provider="AbacusExecutionProvider", provider_options={"beads": 10})
+    with pytest.raises(BackendError, match=r"can't load graph 'double' .* with AbacusExecutionProvider and beads=10: Unknown"):
+        open_session(bundle, "double", options=options)
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("provider", "options", "message"),
+    [
+        ("cpu", {"use_arena": False}, r"CPUExecutionProvider takes no options, got 'use_arena'\. Leave it out"),
+        ("cuda", {"enable_cuda_graph": "1"}, "'enable_cuda_graph' needs arrays that stay in place"),
+        ("tensorrt", {"trt_cuda_graph_enable": True}, "'trt_cuda_graph_enable' needs arrays that stay in place"),
+        ("cuda", {"device_id": "first"}, "'device_id' is 'first', expected the number of a GPU"),
+        ("cuda", {"device_id": -1}, "'device_id' is '-1', expected the number of a GPU"),
+    ],
+)
+def test_options_that_do_nothing_good(
+    bundle: Bundle, gpu_wheel: Asked, provider: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(OptionError, match=message):
+        open_session(bundle, "double", options=SessionOptions(provider=provider, provider_options=options))
+    assert gpu_wheel == []
+
+
+def test_graph_capture_may_be_switched_off(bundle: Bundle, gpu_wheel: Asked) -> None:
+    open_session(bundle, "double", options=SessionOptions(provider="cuda", provider_options={"enable_cuda_graph": False}))
+    assert gpu_wheel[0][0] == ("CUDAExecutionProvider", {"enable_cuda_graph": "False"})
+
+
+def test_one_memory_for_all_sessions_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(device: int) -> SimpleNamespace:
+        sleep(0.01)
+        return SimpleNamespace(device=device)
+
+    monkeypatch.setattr("foveate.engines.backends.device._memories", {})
+    monkeypatch.setattr("foveate.engines.backends.device.Cuda", slow)
+    with ThreadPoolExecutor(4) as pool:
+        assert len({id(memory) for memory in pool.map(backend.gpu_memory, [0] * 4)}) == 1
+    assert backend.gpu_memory(1).cuda.device == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "ignored"),
+    [
+        ("onnxruntime", SessionOptions(precision="fp16"), "precision"),
+        ("onnxruntime", SessionOptions(device=1), "device"),
+        ("onnxruntime", SessionOptions(cuda_graphs=False), "cuda_graphs"),
+        ("tensorrt", SessionOptions(threads=2), "threads"),
+        ("tensorrt-rtx", SessionOptions(provider="cuda"), "provider"),
+        ("tensorrt-rtx", SessionOptions(provider_options={"device_id": 1}), "provider_options"),
+    ],
+)
+def test_an_option_that_a_backend_would_ignore(bundle: Bundle, name: str, options: SessionOptions, ignored: str) -> None:
+    with pytest.raises(OptionError, match=f"backend '{name}' has no option '{ignored}', it has .*Leave it out"):
+        open_session(bundle, "double", name, options)

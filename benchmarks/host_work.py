@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import foveate
-from foveate.engines import PREFILL_DECODER, Bundle, Session, open_session
+from foveate.engines import DECODER_PREFILL, Bundle, Session, open_session
 from foveate.engines.backends.session import Arrays
 from foveate.runtime import Pipeline
 from foveate.runtime.pipeline import GRAPHS
@@ -51,7 +51,7 @@ def open_timed(path: Path) -> tuple[Pipeline, dict[str, Timed]]:
     from tokenizers import Tokenizer
 
     bundle = Bundle.open(path, verify=False)
-    names = [name for name in (*GRAPHS, "decoder", PREFILL_DECODER) if name in bundle.manifest.graphs]
+    names = [name for name in (*GRAPHS, "decoder", DECODER_PREFILL) if name in bundle.manifest.graphs]
     sessions = {name: Timed(open_session(bundle, name)) for name in names}
     tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer/tokenizer.json")))
     return Pipeline(bundle.manifest, tokenizer, sessions, vision_cache_bytes=0), sessions

@@ -35,7 +35,7 @@ from foveate.engines.format.manifest import (
     ScorerEntry,
     SourceEntry,
 )
-from foveate.engines.format.names import PREFILL_DECODER
+from foveate.engines.format.names import DECODER_PREFILL
 from foveate.engines.format.neighbours import NEIGHBOURS, Grid, find_neighbours
 from foveate.engines.format.spec import GraphSpec, TensorSpec
 from foveate.engines.system.cpu import usable_cpus
@@ -45,8 +45,8 @@ from foveate.engines.system.resident import reset_peak, resident_bytes
 
 __all__ = [
     "BACKENDS",
+    "DECODER_PREFILL",
     "NEIGHBOURS",
-    "PREFILL_DECODER",
     "SCHEMA_VERSION",
     "Array",
     "BackendError",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from foveate.engines import PREFILL_DECODER, GraphSpec, TensorSpec
-from foveate.engines.format.contract import VISION, GraphTensors, graph_tensors
+from foveate.engines import DECODER_PREFILL, GraphSpec, TensorSpec
+from foveate.engines.format.contract import VISION_GRAPHS, GraphTensors, graph_tensors
 from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, OnnxRuntimePrefill, StandardDecoder, TextDecoder
 from foveate.exporter.prompt import Embed, Score
 from foveate.exporter.scorer.network import Scorer
@@ -15,7 +15,7 @@ from foveate.exporter.scorer.network import Scorer
 
 @dataclass(frozen=True)
 class GraphModule:
-    """A module that takes the spec's inputs in order; those of the cache, named with `PAST_PREFIX`, come as one list."""
+    """A module that takes the spec's inputs in order; those of the cache, named with `PAST`, come as one list."""
 
     spec: GraphSpec
     module: nn.Module
@@ -35,7 +35,7 @@ class Vision(nn.Module):
 def vision_graphs(visual: nn.Module, inputs: tuple[TensorSpec, ...], config: DecoderConfig) -> list[GraphModule]:
     """Both lowerings of `vision`, from a family's tower and what it takes: they are traced alike, and one is fused then."""
     module, tensors = Vision(visual), graph_tensors(config.entry())
-    return [_graph(name, module, inputs, tensors[name].outputs) for name in VISION]
+    return [_graph(name, module, inputs, tensors[name].outputs) for name in VISION_GRAPHS]
 
 
 def text_graphs(language_model: TextDecoder, scorer: Scorer | None) -> list[GraphModule]:
@@ -49,7 +49,7 @@ def text_graphs(language_model: TextDecoder, scorer: Scorer | None) -> list[Grap
         "score": Score(language_model, scorer),
         "embed": Embed(language_model),
         "decoder": OnnxRuntimeDecoder(language_model),
-        PREFILL_DECODER: OnnxRuntimePrefill(language_model),
+        DECODER_PREFILL: OnnxRuntimePrefill(language_model),
         "decoder_standard": StandardDecoder(language_model),
     }
     return [_graph(name, module, tensors[name].inputs, tensors[name].outputs) for name, module in modules.items()]

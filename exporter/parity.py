@@ -10,8 +10,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from foveate.engines import PREFILL_DECODER, Array, Bundle, ParityError, Session, find_neighbours, open_session
-from foveate.engines.format.contract import PAST_PREFIX
+from foveate.engines import DECODER_PREFILL, Array, Bundle, ParityError, Session, find_neighbours, open_session
+from foveate.engines.format.names import PAST
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.scorer.features import FirstLayer
 from foveate.exporter.scorer.network import Scorer
@@ -311,7 +311,7 @@ class ScatterCache:
 
 def _presents(past: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The same arrays by the names of the outputs: the graph updates them in place."""
-    return {name.replace(PAST_PREFIX, "present."): value for name, value in past.items()}
+    return {name.replace(PAST, "present."): value for name, value in past.items()}
 
 
 def _decoder_feeds(inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> Mapping[str, Array]:
@@ -319,7 +319,7 @@ def _decoder_feeds(inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np
 
 
 def _empty_past(session: Session, batch: int, length: int) -> dict[str, np.ndarray]:
-    specs = [tensor for tensor in session.spec.inputs if tensor.name.startswith(PAST_PREFIX)]
+    specs = [tensor for tensor in session.spec.inputs if tensor.name.startswith(PAST)]
     return {
         tensor.name: np.zeros((batch, int(tensor.shape[1]), length, int(tensor.shape[3])), dtype=np.float32) for tensor in specs
     }
@@ -331,6 +331,6 @@ _COMPARISONS: dict[str, Callable[[_Examples, Session], Iterator[_Compared]]] = {
     "score": _compare_score,
     "embed": _compare_embed,
     "decoder": partial(_compare_decoder, make_cache=SharedCache),
-    PREFILL_DECODER: _compare_prefill,
+    DECODER_PREFILL: _compare_prefill,
     "decoder_standard": partial(_compare_decoder, make_cache=ScatterCache),
 }

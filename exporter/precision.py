@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from foveate.engines import PREFILL_DECODER, OptionError
+from foveate.engines import DECODER_PREFILL, OptionError
 
 PRECISIONS = ("fp32", "int8", "int4")
 """Of a bundle. fp16 and bf16 are those of engines, which `foveate build` chooses: ONNX Runtime's CPU computes in neither."""
@@ -46,7 +46,7 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
         "embed": "fp32" if decoder == "fp32" else "int8",
         "decoder": decoder,
         **({"decoder_standard": "fp32"} if decoder == "fp32" else {}),
-        **({PREFILL_DECODER: "int8"} if decoder == "int4" else {}),
+        **({DECODER_PREFILL: "int8"} if decoder == "int4" else {}),
     }
 
 

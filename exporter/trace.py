@@ -13,7 +13,7 @@ from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
 from foveate.engines import GraphSpec, TensorSpec
-from foveate.engines.format.contract import PAST_PREFIX
+from foveate.engines.format.names import PAST
 from foveate.exporter.decoder import OPSET
 from foveate.exporter.graphs import GraphModule
 from foveate.exporter.quiet import quiet
@@ -90,8 +90,8 @@ def _trace(graph: GraphModule) -> ir.Model:
 
 def _grouped(inputs: tuple[TensorSpec, ...], values: list[Any]) -> tuple[Any, ...]:
     """The values as the module takes them: those of the cache together in one list at the end."""
-    past = [value for tensor, value in zip(inputs, values, strict=True) if tensor.name.startswith(PAST_PREFIX)]
-    single = [value for tensor, value in zip(inputs, values, strict=True) if not tensor.name.startswith(PAST_PREFIX)]
+    past = [value for tensor, value in zip(inputs, values, strict=True) if tensor.name.startswith(PAST)]
+    single = [value for tensor, value in zip(inputs, values, strict=True) if not tensor.name.startswith(PAST)]
     return (*single, past) if past else tuple(single)
 
 

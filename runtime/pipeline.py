@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import (
-    PREFILL_DECODER,
+    DECODER_PREFILL,
     Array,
     Bundle,
     BundleError,
@@ -93,8 +93,8 @@ def load(
     options = options or SessionOptions()
     graphs = {name: name for name in GRAPHS}
     graphs |= {"vision": vision_graph(backend, options), "decoder": decoder_graph(backend, options)}
-    if graphs["decoder"] == "decoder" and PREFILL_DECODER in bundle.manifest.graphs:
-        graphs[PREFILL_DECODER] = PREFILL_DECODER
+    if graphs["decoder"] == "decoder" and DECODER_PREFILL in bundle.manifest.graphs:
+        graphs[DECODER_PREFILL] = DECODER_PREFILL
     chosen = dict.fromkeys(graphs, (backend, options))
     if vision_backend is not None:
         chosen["vision"] = vision_backend, SessionOptions(threads=options.threads)
@@ -148,7 +148,7 @@ class Pipeline:
         self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
-        prefill = sessions.get(PREFILL_DECODER)
+        prefill = sessions.get(DECODER_PREFILL)
         self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder, prefill)
         limit = min(manifest.decoder.max_position_embeddings, self._text_model.capacity_tokens or sys.maxsize)
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)

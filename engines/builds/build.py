@@ -15,7 +15,7 @@ from foveate.engines.builds.ranges import ShapeProfile
 from foveate.engines.builds.store import BuildFacts, EngineKey, EngineStore, Entry
 from foveate.engines.errors import OptionError
 from foveate.engines.format.bundle import Bundle
-from foveate.engines.format.names import PREFILL_DECODER
+from foveate.engines.format.names import DECODER_PREFILL
 from foveate.engines.format.spec import GraphSpec
 from foveate.engines.system.packages import EXTRAS, needed_package
 from foveate.engines.system.resident import reset_peak, resident_bytes
@@ -122,7 +122,7 @@ def build(bundle: Bundle, options: BuildOptions, store: EngineStore, progress: P
         engine_key(bundle, builder.key_options(bundle.graph(graph)), graph, options.backend, builder.version, target)
         for target in builder.targets()
         for graph in builder.graphs
-        if graph != PREFILL_DECODER or graph in bundle.manifest.graphs  # only a decoder in int4 has it
+        if graph != DECODER_PREFILL or graph in bundle.manifest.graphs  # only a decoder in int4 has it
     ]
     digests = frozenset(key.digest() for key in keys)
     return [_build_one(bundle, builder, key, store, digests, progress or (lambda *_: None)) for key in keys]

@@ -10,13 +10,12 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from foveate.engines.errors import BundleError
+from foveate.engines.format import names
 from foveate.engines.format.manifest import DecoderEntry, Manifest
 from foveate.engines.format.neighbours import NEIGHBOURS
 from foveate.engines.format.spec import GraphSpec, TensorSpec
 
-VISION = ("vision", "vision_standard")
-PAST_PREFIX = "past_key_values."
-"""Starts the names of the cache's inputs."""
+VISION_GRAPHS = (names.VISION, names.VISION_STANDARD)
 _REMEDY = "Export the bundle again."
 
 
@@ -40,7 +39,7 @@ def check_contract(manifest: Manifest, where: str) -> None:
     for name, spec in manifest.graphs.items():
         if spec.name != name:
             raise BundleError(f"{where} lists graph '{spec.name}' as '{name}'. {_REMEDY}")
-        if name in VISION:  # what it takes, the family knows
+        if name in VISION_GRAPHS:  # what it takes, the family knows
             _check_tensors(f"{where}: graph '{name}' has output", spec.outputs, expected[name].outputs)
         elif name in expected:
             _check_graph(spec, expected[name], where)
@@ -91,15 +90,15 @@ def graph_tensors(sizes: DecoderEntry) -> dict[str, GraphTensors]:
     last = TensorSpec("last_indices", "int64", ("batch",))
     lengths = (TensorSpec("seqlens_k", "int32", ("batch",)), TensorSpec("total_sequence_length", "int32", ()))
     places = (TensorSpec("write_indices", "int64", ("batch",)), TensorSpec("cache_indices", "int64", ("cache_tokens",)))
-    past, present = _cache(sizes, PAST_PREFIX), _cache(sizes, "present.")
+    past, present = _cache(sizes, names.PAST), _cache(sizes, names.PRESENT)
     following = (
         TensorSpec("logits", "float32", ("batch", sizes.vocab_size)),
         TensorSpec("likeliest_tokens", "int64", ("batch",)),
     )
     return {
-        **dict.fromkeys(VISION, GraphTensors((), (visual,))),
-        "score": _score(sizes),
-        "embed": GraphTensors(
+        **dict.fromkeys(VISION_GRAPHS, GraphTensors((), (visual,))),
+        names.SCORE: _score(sizes),
+        names.EMBED: GraphTensors(
             (
                 TensorSpec("input_ids", "int64", ("batch", "sequence")),
                 visual,
@@ -108,9 +107,9 @@ def graph_tensors(sizes: DecoderEntry) -> dict[str, GraphTensors]:
             ),
             (embeds,),
         ),
-        "decoder": GraphTensors((*tokens, last, *lengths, *past), (*following, *present)),
-        "decoder_prefill": GraphTensors((*tokens, *lengths, *past), present),
-        "decoder_standard": GraphTensors((*tokens, last, *places, *past), (*following, *present)),
+        names.DECODER: GraphTensors((*tokens, last, *lengths, *past), (*following, *present)),
+        names.DECODER_PREFILL: GraphTensors((*tokens, *lengths, *past), present),
+        names.DECODER_STANDARD: GraphTensors((*tokens, last, *places, *past), (*following, *present)),
     }
 
 

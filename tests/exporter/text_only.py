@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import (
-    PREFILL_DECODER,
+    DECODER_PREFILL,
     SCHEMA_VERSION,
     Bundle,
     DecoderEntry,
@@ -34,7 +34,7 @@ from foveate.runtime.decode import Row, decode
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 
-DECODERS = ("decoder", "decoder_standard", PREFILL_DECODER)
+DECODERS = ("decoder", "decoder_standard", DECODER_PREFILL)
 """What answers: a decoder on its own, or `decoder` on the cache that `decoder_prefill` filled."""
 
 
@@ -85,7 +85,7 @@ class TextAnswers:
     @classmethod
     def open(cls, bundle: Bundle, decoder: str, checkpoint: Path) -> TextAnswers:
         options = SessionOptions(threads=1)
-        names = ("embed", "decoder", PREFILL_DECODER) if decoder == PREFILL_DECODER else ("embed", decoder)
+        names = ("embed", "decoder", DECODER_PREFILL) if decoder == DECODER_PREFILL else ("embed", decoder)
         embed, lowered, *prefill = (open_session(bundle, name, options=options) for name in names)
         model = TextModel(embed, lowered, bundle.manifest.decoder, *prefill)
         return cls(model, Tokenizer.from_file(str(checkpoint / TOKENIZER)))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from foveate.runtime import Answer, Pipeline, load
 from foveate.runtime.explain import Panel, fit, kept_picture, sheet
-from foveate.runtime.types import Picture
+from foveate.runtime.picture import Picture
 from foveate.samples import Sample
 
 KEEPS = (1.0, 0.5, 0.25)

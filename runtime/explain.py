@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from foveate.engines import BackendError, RequestError
+from foveate.runtime.picture import Picture
 from foveate.runtime.select import Selection
-from foveate.runtime.types import Answer, Picture
 
 # fmt: off
 _INFERNO = (
@@ -56,27 +56,31 @@ class Panel:
     legend: bool = False
 
 
-def draw(answer: Answer) -> Image.Image:
+def draw(text: str, selection: Selection, pictures: Sequence[Picture]) -> Image.Image:
     """One row of panels for each image and frame: as the model saw it, its scores as a heat map over it, and the kept tokens.
 
     The scores of all of them share one colour scale. Where the selector ranks no tokens, there is no heat map and the
     caption says so.
 
+    Args:
+        text: the answer.
+        selection: which visual tokens stayed.
+        pictures: the images and frames that all of these tokens tile.
+
     Raises:
         RequestError: the request has no image or video, or its visual tokens were neither scored nor pruned.
         BackendError: the scores are not finite.
     """
-    selection = answer.selection
-    _check(answer)
+    _check(selection)
     kept = np.isin(np.arange(selection.num_visual_tokens), selection.keep_indices)
     heat = None if selection.scores is None else heat_scale(selection.scores)
     rows = []
-    for number, picture in enumerate(answer.pictures, start=1):
+    for number, picture in enumerate(pictures, start=1):
         cells = picture.tokens
-        fitted = fit(picture.image, len(answer.pictures))
+        fitted = fit(picture.image, len(pictures))
         panels = _decided(fitted, picture.grid, kept[cells], None if heat is None else heat[cells], selection.selector)
-        rows.append([Panel(fitted, _name(picture, number, len(answer.pictures))), *panels])
-    return sheet(rows, f"Answer: {answer.text}", _facts(selection))
+        rows.append([Panel(fitted, _name(picture, number, len(pictures))), *panels])
+    return sheet(rows, f"Answer: {text}", _facts(selection))
 
 
 def fit(picture: Image.Image, rows: int = 1) -> Image.Image:
@@ -148,9 +152,8 @@ def sheet(rows: Sequence[Sequence[Panel]], title: str, note: str = "") -> Image.
     return ImageOps.expand(_joined([_heading(title, note, body.width, size), body], gap=size), size, "white")
 
 
-def _check(answer: Answer) -> None:
-    selection = answer.selection
-    if not answer.grids:
+def _check(selection: Selection) -> None:
+    if not selection.num_visual_tokens:
         raise RequestError("the request has no image or video, so there is nothing to explain. Ask about one.")
     if selection.scores is None and len(selection.keep_indices) == selection.num_visual_tokens:
         raise RequestError(

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
@@ -17,7 +17,9 @@ from PIL import Image
 from foveate.engines import Array, Grid, RequestError
 from foveate.engines.errors import shown
 from foveate.runtime.budget import Budget
+from foveate.runtime.explain import draw
 from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
+from foveate.runtime.picture import Picture
 from foveate.runtime.resolution import Resized, Resolution
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
@@ -180,28 +182,6 @@ def _stop_strings(value: object) -> tuple[str, ...]:
 def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
     if not isinstance(value, kind):
         raise unusable(name, value, expected)
-
-
-@dataclass(frozen=True, eq=False)
-class Picture:
-    """An image, or a frame of a video, as the model saw it, and the visual tokens that tile it.
-
-    Attributes:
-        image: RGB.
-        grid: rows and columns of the tokens.
-        tokens: `[rows * columns]` int64, row by row: their numbers among the visual tokens of the whole. Frames may share
-            tokens.
-        seconds: when a frame of a video is shown; None for an image.
-    """
-
-    image: Image.Image
-    grid: tuple[int, int]
-    tokens: np.ndarray
-    seconds: float | None = None
-
-    def behind(self, tokens: int) -> Picture:
-        """The same picture, with so many visual tokens before its own."""
-        return replace(self, tokens=self.tokens + tokens)
 
 
 @dataclass(frozen=True, eq=False)
@@ -399,9 +379,7 @@ class Answer:
         Raises:
             RequestError: the request has no image or video, or the scores were not computed (`Request.explain`).
         """
-        from foveate.runtime.explain import draw
-
-        return draw(self)
+        return draw(self.text, self.selection, self.pictures)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures as plain lists, numbers and strings, ready for JSON."""

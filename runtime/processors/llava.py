@@ -12,11 +12,12 @@ from PIL import Image
 from foveate.engines import RequestError, VisionShape
 from foveate.engines.format.manifest import TokenId
 from foveate.runtime.frames import FrameDefaults
+from foveate.runtime.picture import Picture
 from foveate.runtime.processors.pixels import Count, PixelConstants, Side, read_constants
 from foveate.runtime.processors.placeholders import expand_placeholders
 from foveate.runtime.processors.square import resize_in_square
 from foveate.runtime.resolution import NO_LIMITS, Resolution
-from foveate.runtime.types import Layout, Picture, Visual
+from foveate.runtime.types import Layout, Visual
 
 _FAMILY = "LLaVA-1.5"
 _MAX_ASPECT_RATIO = 200

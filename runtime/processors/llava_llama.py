@@ -12,9 +12,10 @@ from PIL import Image
 from foveate.engines import RequestError, VisionShape
 from foveate.engines.format.manifest import TokenId
 from foveate.runtime.frames import FrameDefaults
+from foveate.runtime.picture import Picture
 from foveate.runtime.processors.pixels import Count, PixelConstants, Side, read_constants
 from foveate.runtime.resolution import NO_LIMITS, Resolution
-from foveate.runtime.types import Layout, Picture, Visual, VisualKind
+from foveate.runtime.types import Layout, Visual, VisualKind
 
 _FAMILY = "VILA1.5"
 

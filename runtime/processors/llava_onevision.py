@@ -14,12 +14,13 @@ from PIL import Image
 from foveate.engines import Grid, RequestError, VisionShape
 from foveate.engines.format.manifest import TokenId
 from foveate.runtime.frames import FrameDefaults
+from foveate.runtime.picture import Picture
 from foveate.runtime.processors.interpolate import bilinear, single
 from foveate.runtime.processors.pixels import Count, PixelConstants, Side, read_constants
 from foveate.runtime.processors.placeholders import expand_placeholders
 from foveate.runtime.processors.square import resize_in_square
 from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
-from foveate.runtime.types import Layout, Picture, Visual, VisualKind
+from foveate.runtime.types import Layout, Visual, VisualKind
 
 _FAMILY = "LLaVA-OneVision"
 _SHRINK_ABOVE = 1.1

@@ -14,8 +14,8 @@ from PIL import Image
 
 from foveate.engines import BackendError, RequestError
 from foveate.runtime import Answer, Pipeline, Request, Selection, Timings, explain
-from foveate.runtime.explain import Panel, draw, fit, heat_picture, heat_scale, kept_picture, sheet
-from foveate.runtime.types import Picture
+from foveate.runtime.explain import Panel, fit, heat_picture, heat_scale, kept_picture, sheet
+from foveate.runtime.picture import Picture
 
 COLOUR = (10, 200, 90)
 GREY = (128, 128, 128)
@@ -47,7 +47,7 @@ def pixels_of(picture: Image.Image, colour: tuple[int, int, int]) -> int:
 
 
 def test_the_image_stands_whole_beside_its_kept_tokens() -> None:
-    picture = draw(answer([(2, 4)], [0, 1, 4, 5], np.arange(8, dtype=np.float32)))
+    picture = answer([(2, 4)], [0, 1, 4, 5], np.arange(8, dtype=np.float32)).explain()
     width, height = fit(Image.new("RGB", (112, 56))).size
     assert (width, height) == (640, 320)
     assert pixels_of(picture, COLOUR) == width * height * 3 // 2
@@ -62,8 +62,8 @@ def test_what_the_panels_and_the_header_say(monkeypatch: pytest.MonkeyPatch) -> 
         return Image.new("RGB", (1, 1))
 
     monkeypatch.setattr(explain, "sheet", remember)
-    draw(answer([(1, 3), (2, 2)], [0, 3, 4, 6], np.ones(7, np.float32)))
-    draw(answer([(2, 2)], [1], None, "random"))
+    answer([(1, 3), (2, 2)], [0, 3, 4, 6], np.ones(7, np.float32)).explain()
+    answer([(2, 2)], [1], None, "random").explain()
     assert sheets == [
         (
             [["image 1", "scores", "kept 1 of 3 (33 %)"], ["image 2", "scores", "kept 3 of 4 (75 %)"]],
@@ -76,7 +76,7 @@ def test_what_the_panels_and_the_header_say(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_images_of_one_request_share_the_scale() -> None:
     values = np.array([1, 1, 1, 0, 0.01, 0.01, 0.01, 0.01], np.float32)
-    picture = np.asarray(draw(answer([(2, 2), (2, 2)], [0], values, colour=GREY)), int)
+    picture = np.asarray(answer([(2, 2), (2, 2)], [0], values, colour=GREY).explain(), int)
     reddest = picture[..., 0] - picture[..., 2]
     half = len(picture) // 2
     assert (reddest[:half] > 60).sum() > 10_000
@@ -102,7 +102,7 @@ def test_nothing_to_explain(pipe: Pipeline) -> None:
     with pytest.raises(RequestError, match="neither scored nor pruned"):
         pipe.generate(Request.ask("What?", image, max_new_tokens=1)).explain()
     with pytest.raises(BackendError, match="not finite"):
-        draw(answer([(1, 2)], [0], np.array([0, np.nan], np.float32)))
+        answer([(1, 2)], [0], np.array([0, np.nan], np.float32)).explain()
 
 
 @given(scores)
@@ -162,7 +162,7 @@ def test_many_images_make_no_huge_picture(count: int) -> None:
     rng = np.random.default_rng(0)
     grids = [((2, 3), (3, 2), (1, 9), (3, 3))[number % 4] for number in range(count)]
     total = sum(prod(grid) for grid in grids)
-    picture = draw(answer(grids, range(total // 2), rng.random(total, np.float32)))
+    picture = answer(grids, range(total // 2), rng.random(total, np.float32)).explain()
     assert max(picture.size) < 3300
     assert min(picture.size) > 300
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import shutil
 import subprocess
 import sys
 import tomllib
 import zipfile
+from collections.abc import Set
+from graphlib import TopologicalSorter
 from importlib import import_module
 from pathlib import Path
 
@@ -44,6 +47,53 @@ def test_every_module_is_in_a_package() -> None:
     for folder in FOLDER_OF.values():
         for module in (ROOT / folder).rglob("*.py"):
             assert (module.parent / "__init__.py").exists(), f"{module.parent} has no __init__.py"
+
+
+def modules_on_disk() -> dict[str, Path]:
+    """Every module and package, by the name that it is imported as."""
+    return {
+        ".".join([package, *path.relative_to(ROOT / folder).with_suffix("").parts]).removesuffix(".__init__"): path
+        for package, folder in FOLDER_OF.items()
+        for path in (ROOT / folder).rglob("*.py")
+    }
+
+
+def imported(code: str, modules: Set[str]) -> set[str]:
+    """Those of `modules` that a module's code imports anywhere: at its top, in functions, for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in modules else node.module for name in names}
+    return found & modules
+
+
+def test_imports_make_no_circle() -> None:
+    """Lazy imports count, and a package counts where it is named: no module imports the facade that imports it.
+
+    What a registry names as a string ("module:class") is no import: who reads it needs no more than the protocol.
+    """
+    modules = modules_on_disk()
+    graph = {name: imported(path.read_text(), modules.keys()) for name, path in modules.items()}
+    assert "foveate.runtime.types" in graph["foveate.runtime"]
+    TopologicalSorter(graph).prepare()  # its error names the circle
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import foveate.runtime.types",
+        "from foveate.runtime import types",
+        "from foveate.runtime.types import Answer",
+        "def f():\n    from foveate.runtime.types import Answer",
+        "if TYPE_CHECKING:\n    from foveate.runtime.types import Answer",
+    ],
+)
+def test_every_kind_of_import_is_seen(code: str) -> None:
+    assert imported(code, modules_on_disk().keys()) == {"foveate.runtime.types"}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from foveate.engines import DECODER_PREFILL, GraphSpec, TensorSpec
 from foveate.engines.format.contract import VISION_GRAPHS, GraphTensors, graph_tensors
 from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, OnnxRuntimePrefill, StandardDecoder, TextDecoder
-from foveate.exporter.prompt import Embed, Score
+from foveate.exporter.embed import Embed
+from foveate.exporter.score import Score
 from foveate.exporter.scorer.network import Scorer
 
 

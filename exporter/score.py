@@ -1,4 +1,4 @@
-"""The graphs around the decoder: `embed` lays the prompt out, `score` says which visual tokens matter."""
+"""The graph `score`: which visual tokens matter to the instruction."""
 
 from __future__ import annotations
 
@@ -12,21 +12,8 @@ from foveate.exporter.scorer.features import FirstLayer
 from foveate.exporter.scorer.network import Scorer
 
 
-class Embed(nn.Module):
-    """The graph `embed`: token embeddings with the kept visual tokens in their places."""
-
-    def __init__(self, language_model: TextDecoder) -> None:
-        super().__init__()
-        self.language_model = language_model
-
-    def forward(self, input_ids: Tensor, visual_embeds: Tensor, keep_indices: Tensor, placeholder_indices: Tensor) -> Tensor:
-        embeds = self.language_model.embed_tokens(input_ids)
-        flat = embeds.flatten(0, 1).index_put((placeholder_indices,), visual_embeds.index_select(0, keep_indices))
-        return flat.view_as(embeds)
-
-
 class Score(nn.Module):
-    """The graph `score`: layer-0 attention of the instruction rows to the visual tokens, made into scores by a scorer.
+    """Layer-0 attention of the instruction rows to the visual tokens, made into scores by a scorer.
 
     Args:
         language_model: the decoder, of which the query and key of layer 0 are used.

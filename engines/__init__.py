@@ -5,7 +5,7 @@ from foveate.engines.backends.feeds import check_buffers, check_feeds
 from foveate.engines.backends.memory import Array, HostMemory, Memory
 from foveate.engines.backends.opening import BACKENDS, decoder_graph, open_session, vision_graph
 from foveate.engines.backends.options import SessionOptions
-from foveate.engines.backends.session import FakeSession, Session
+from foveate.engines.backends.session import Session
 from foveate.engines.builds.latencies import Environment, LatencyEntry, LatencyPoint, read_latencies, save_latencies
 from foveate.engines.builds.ranges import GraphProfile, Range, ShapeProfile, VisionShape
 from foveate.engines.errors import (
@@ -56,7 +56,6 @@ __all__ = [
     "DecoderEntry",
     "Environment",
     "ExportError",
-    "FakeSession",
     "FileEntry",
     "FoveateError",
     "GenerationEntry",

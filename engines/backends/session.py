@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-
-from foveate.engines.backends.feeds import check_buffers, check_feeds
-from foveate.engines.backends.memory import Array, HostMemory, Memory
-from foveate.engines.errors import BackendError
+from foveate.engines.backends.memory import Array, Memory
 from foveate.engines.format.spec import GraphSpec
 
 Arrays = Mapping[str, Array]
@@ -45,33 +41,3 @@ class Session(Protocol):
     def close(self) -> None:
         """Frees what the backend holds; the session can't run afterwards."""
         ...
-
-
-class FakeSession:
-    """A session that answers with a function: for tests of what happens around the graphs.
-
-    `calls` keeps a copy of the feeds of every run, `closed` says whether `close` was called.
-    """
-
-    def __init__(self, spec: GraphSpec, answer: Callable[[Arrays], Mapping[str, np.ndarray]]) -> None:
-        self.spec = spec
-        self.memory = HostMemory()
-        self.answer = answer
-        self.calls: list[dict[str, np.ndarray]] = []
-        self.closed = False
-
-    def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, np.ndarray]:
-        """See `Session.run`."""
-        if self.closed:
-            raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
-        check_buffers(buffers or {}, self.spec, check_feeds(feeds, self.spec))
-        self.calls.append({name: np.array(array) for name, array in feeds.items()})
-        outputs = dict(self.answer(feeds))
-        for name, buffer in (buffers or {}).items():
-            array = np.asarray(buffer)
-            array[...] = outputs[name]
-            outputs[name] = array
-        return outputs
-
-    def close(self) -> None:
-        self.closed = True

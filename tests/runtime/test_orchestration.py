@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 
 from foveate.engines import (
     DecoderEntry,
-    FakeSession,
     GraphSpec,
     Manifest,
     PromptEntry,
@@ -21,6 +20,7 @@ from foveate.engines import (
     TensorSpec,
 )
 from foveate.runtime import Budget, Pipeline, Request
+from tests.fake_session import FakeSession
 
 HIDDEN, VOCAB, LAYERS = 4, 512, 2
 PAST = [f"{layer}.{part}" for layer in range(LAYERS) for part in ("key", "value")]

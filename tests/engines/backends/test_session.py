@@ -13,7 +13,6 @@ from foveate.engines import (
     BACKENDS,
     BackendError,
     Bundle,
-    FakeSession,
     HostMemory,
     Manifest,
     OptionError,
@@ -21,6 +20,7 @@ from foveate.engines import (
     SessionOptions,
     open_session,
 )
+from tests.fake_session import FakeSession
 
 
 @pytest.fixture

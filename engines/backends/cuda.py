@@ -293,10 +293,6 @@ class Workspace:
             self._memory = Allocation(self._cuda, max(nbytes, grown))
         return self._memory
 
-    def release(self) -> None:
-        """Gives the memory back."""
-        self._memory = None
-
 
 def on_death(owner: object, function: Callable[..., object], *arguments: Any) -> None:
     """Calls a function when `owner` is gone; not at the end of the process, which gives everything back anyway."""

@@ -47,7 +47,6 @@ __all__ = [
     "EngineRecord",
     "EngineStore",
     "Entry",
-    "write_engine",
 ]
 
 ENGINES = "engines"
@@ -156,7 +155,7 @@ class EngineStore:
 
         Args:
             key: what is built.
-            build: writes `engine.bin` (see `write_engine`) and `build.log` into the folder it gets, which vanishes when
+            build: writes `engine.bin` and `build.log` into the folder it gets, which vanishes when
                 it fails.
             protect: digests of entries that must not go to make room, those of the same build.
             on_wait: called once before waiting for another builder.
@@ -193,16 +192,6 @@ class EngineStore:
                 removed.append(folder)
                 excess -= size
         return removed
-
-    def remove(self, entry: Entry) -> None:
-        """Removes an entry; one that is gone already is fine.
-
-        Raises:
-            BackendError: the store can't be written.
-        """
-        digest = entry.record.key.digest()
-        with self._lock(digest), self._writing():
-            self._retire(digest)
 
     def _paths(self) -> list[Path]:
         try:
@@ -342,22 +331,6 @@ class EngineStore:
 
     def _temporary(self, digest: str) -> Path:
         return self.folder / f".{digest}.tmp"
-
-
-def write_engine(folder: Path, engine: bytes | memoryview) -> None:
-    """Writes `engine.bin` for `EngineStore.put`.
-
-    Raises:
-        BackendError: the disk is full; says how many bytes are needed.
-    """
-    try:
-        (folder / ENGINE).write_bytes(engine)
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        (folder / ENGINE).unlink()
-        needed = f"an engine needs {memoryview(engine).nbytes} bytes, {shutil.disk_usage(folder).free} are free"
-        raise _full(folder.parent, needed) from error
 
 
 def _full(folder: Path, fact: str) -> MachineError:

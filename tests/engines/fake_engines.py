@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from foveate.engines.builds.store import BuildFacts, EngineKey, EngineStore, write_engine
+from foveate.engines.builds.store import BuildFacts, EngineKey, EngineStore
 
 KEY = EngineKey(
     graph="decoder_standard",
@@ -29,7 +29,7 @@ def other(**changes: Any) -> EngineKey:
 def builds(content: bytes = b"engine", **facts: Any) -> Callable[[Path], BuildFacts]:
     def build(folder: Path) -> BuildFacts:
         (folder / "build.log").write_text("built")
-        write_engine(folder, content)
+        (folder / "engine.bin").write_bytes(content)
         return BuildFacts(build_seconds=2.5, **facts)
 
     return build

@@ -21,7 +21,7 @@ from foveate.engines.backends.tensorrt import open as opening
 from foveate.engines.backends.tensorrt.network import lower
 from foveate.engines.builds.build import engine_key
 from foveate.engines.builds.ranges import graph_profiles
-from foveate.engines.builds.store import BuildFacts, EngineStore, write_engine
+from foveate.engines.builds.store import BuildFacts, EngineStore
 from foveate.runtime import Pipeline, Request, Sampling
 from tests.engines.fake_cuda import FakeCuda
 from tests.engines.fake_tensorrt import FakeTensorRT, fake_engine
@@ -83,7 +83,7 @@ def install(bundle: Bundle, tmp_path: Path) -> Install:
             engine = fake_engine(model, [profile.ranges for profile in profiles])
 
             def build(folder: Path, engine: bytes = engine) -> BuildFacts:
-                write_engine(folder, engine)
+                (folder / "engine.bin").write_bytes(engine)
                 return BuildFacts(0.1, details={"shapes": msgspec.to_builtins(SHAPES)})
 
             store.put(engine_key(bundle, options, graph, "tensorrt", version, target), build)

@@ -194,7 +194,7 @@ class TestWorkspace:
         workspace = Workspace(cuda)
         workspace.reserve(600)
         assert workspace.reserve(900).nbytes == 900
-        workspace.release()
+        del workspace
         assert cuda.fake.used_bytes == 0
 
 

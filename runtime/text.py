@@ -10,7 +10,11 @@ _REPLACEMENT = "\ufffd"
 
 
 class Detokenizer:
-    """Decodes a growing list of tokens; what it has given out never changes. Special tokens are skipped."""
+    """Decodes a growing list of tokens; what it has given out never changes. Special tokens are skipped.
+
+    `DecodeStream` of tokenizers does not give out what is left at the end, and fails at bytes that are no UTF-8 where the
+    vocabulary falls back to bytes.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

@@ -328,3 +328,10 @@ def test_characters_of_byte_tokens_are_whole(llama_2: Tokenizer, words: str) -> 
 @given(words=st.text(max_size=40).filter(lambda words: "<" not in words))
 def test_byte_tokens_to_stream_is_the_text(llama_2: Tokenizer, words: str) -> None:
     assert "".join(stream_of(llama_2, llama_2.encode(words, add_special_tokens=False).ids)) == words
+
+
+def test_byte_tokens_that_are_no_text_do_not_end_the_stream(llama_2: Tokenizer) -> None:
+    """Together with the second byte, the first is no text any more; it was given out, and what comes next goes on."""
+    ids = [llama_2.token_to_id(token) for token in ("<0x06>", "<0x92>", "▁sources")]
+    assert llama_2.decode(ids) == "\ufffd\ufffd sources"
+    assert stream_of(llama_2, ids) == ["\x06", "", "\ufffd sources", ""]

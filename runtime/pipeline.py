@@ -42,7 +42,8 @@ from foveate.runtime.retention import check_floor
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Custom, Policy, Relevance, Selection, Selector, keep_everything, open_selector, select
 from foveate.runtime.select.scores import Learned
-from foveate.runtime.stream import Job, Stopwatch, Stream, enough_memory
+from foveate.runtime.stages import Stopwatch
+from foveate.runtime.stream import Job, Stream, enough_memory
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 from foveate.runtime.types import Answer, Encoded, Prepared, Request
@@ -204,11 +205,11 @@ class Pipeline:
             MachineError: there is not enough memory.
         """
         stopwatch = Stopwatch()
-        with stopwatch("preprocess_ms"):
+        with stopwatch("preprocess"):
             prepared = self.prepare(request)
         # What no budget shrinks, before the work begins.
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
-        with stopwatch("vision_ms"):
+        with stopwatch("vision"):
             visual_embeds = self.vision(prepared) if visual_embeds is None else self._text_model.bring(visual_embeds)
             self._wait()
         if len(visual_embeds) != prepared.num_visual_tokens:
@@ -225,10 +226,10 @@ class Pipeline:
         batch = pad([job.prompt for job in jobs], self.manifest.prompt.pad_token_id)
         cache = self._text_model.new_cache(len(jobs), max(job.cache_tokens for job in jobs))
         stopwatch = Stopwatch()
-        with stopwatch("embed_ms"):
+        with stopwatch("embed"):
             inputs_embeds = self._text_model.embed(batch)
             self._wait()
-        with stopwatch("prefill_ms"):
+        with stopwatch("prefill"):
             following = self._text_model.prefill(inputs_embeds, batch, cache)
         rows = [self._row(index, job) for index, job in enumerate(jobs)]
         chunks = decode(self._text_model, rows, batch.next_positions, following, cache)
@@ -250,10 +251,10 @@ class Pipeline:
         request = replace(request, budget=planned.budget)
         stopwatch = Stopwatch()
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
-        with stopwatch("score_ms"):
+        with stopwatch("score"):
             bypass = everything and not (request.explain and prepared.num_visual_tokens)
             relevance = None if bypass else self.score(prepared, visual_embeds, selector.needs)
-        with stopwatch("select_ms"):
+        with stopwatch("select"):
             selection = self.select(request, prepared, relevance)
             if planned.reason:
                 selection = replace(selection, reason=planned.reason)

@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
 from foveate.runtime.resolution import Resized, Resolution
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
+from foveate.runtime.stages import Timings
 from foveate.runtime.values import flag, items, number, settle, share, unusable, whole
 from foveate.runtime.video import VideoSource, check_sampling
 from foveate.runtime.vision_cache import content_hash
@@ -307,41 +308,6 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Timings:
-    """Wall time per stage in milliseconds.
-
-    In a batch, `embed_ms`, `prefill_ms` and `decode_ms` are those of the whole batch.
-
-    Attributes:
-        preprocess_ms: opening images and videos, template, tokens.
-        vision_ms: the vision graph over all images and videos.
-        score_ms: the score graph; 0 where it was bypassed.
-        select_ms: choosing tokens and dropping the others.
-        embed_ms: the embed graph over the prompt.
-        prefill_ms: the decoder over the prompt.
-        decode_ms: each token after the first.
-    """
-
-    preprocess_ms: float = 0.0
-    vision_ms: float = 0.0
-    score_ms: float = 0.0
-    select_ms: float = 0.0
-    embed_ms: float = 0.0
-    prefill_ms: float = 0.0
-    decode_ms: tuple[float, ...] = ()
-
-    @property
-    def ttft_ms(self) -> float:
-        """Time to first token: every stage up to the prefill."""
-        return self.preprocess_ms + self.vision_ms + self.score_ms + self.select_ms + self.embed_ms + self.prefill_ms
-
-    @property
-    def tpot_ms(self) -> float:
-        """Mean time per output token after the first; 0 where there is none."""
-        return sum(self.decode_ms) / len(self.decode_ms) if self.decode_ms else 0.0
-
-
-@dataclass(frozen=True)
 class Chunk:
     """What one decode step adds to an answer.
 
@@ -413,12 +379,7 @@ class Answer:
             "grids": [list(grid) for grid in self.grids],
             "frame_seconds": list(self.frame_seconds),
             "prompt_tokens": self.prompt_tokens,
-            "timings": {
-                **asdict(self.timings),
-                "decode_ms": list(self.timings.decode_ms),
-                "ttft_ms": self.timings.ttft_ms,
-                "tpot_ms": self.timings.tpot_ms,
-            },
+            "timings": self.timings.to_dict(),
             "kv_bytes": self.kv_bytes,
             "predicted_ttft_ms": self.predicted_ttft_ms,
             "resized": [one and one.to_dict() for one in self.resized],

@@ -40,8 +40,7 @@ from foveate.runtime.logits import LogitsProcessor
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
 from foveate.runtime.sampling import Sampling
-from foveate.runtime.select import Custom, Policy, Relevance, Selection, Selector, keep_everything, open_selector, select
-from foveate.runtime.select.scores import Learned
+from foveate.runtime.select import Policy, Relevance, Selection, Selector, keep_everything, resolve_selector, select
 from foveate.runtime.stages import Stopwatch
 from foveate.runtime.stream import Job, Stream, enough_memory
 from foveate.runtime.text import TextStream
@@ -347,24 +346,12 @@ class Pipeline:
         return select(relevance, request.budget, self.selector(request.select), prepared.note)
 
     def selector(self, chosen: Selector | Policy | str | None = None) -> Selector:
-        """The selector that a request's `select` means; None is the bundle's own.
+        """The selector that a request's `select` means; None is the default, `runtime.select.default_selector`.
 
         Raises:
             RequestError: there is no such selector, or it needs a trained scorer, which the bundle has not.
         """
-        trained = self.manifest.scorer.kind != "attention"
-        if chosen is None:
-            return open_selector(self.manifest.scorer.default_selector)
-        selector = open_selector(chosen) if isinstance(chosen, str) else chosen
-        if not isinstance(selector, Selector):
-            selector = Custom(selector)
-        if isinstance(selector, Learned) and not trained:
-            raise RequestError(
-                f"selector '{selector.name}' needs a trained scorer, which this bundle has not. "
-                "Export it with one ('foveate export CHECKPOINT --scorer FILE'), or use select='attention'.",
-                options=("select",),
-            )
-        return selector
+        return resolve_selector(chosen, self.manifest.scorer)
 
     def _max_new_tokens(self, request: Request) -> int:
         return request.max_new_tokens or self.manifest.prompt.max_new_tokens

@@ -247,11 +247,12 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A request as the graphs want it, unpruned.
+    """A request as the graphs want it, unpruned: `visuals` is what its pixels give, whatever is asked about them; the rest is
+    what the question makes of the prompt.
 
     Attributes:
-        layout: the prompt.
-        visuals: the images and videos.
+        layout: the prompt, with room for every visual token.
+        visuals: the images and videos, in the order of their placeholders.
         instruction_indices: `[instruction_tokens]` int64, the rows whose attention is scored; empty without images and videos.
         note: why the instruction is not the user's text; empty where it is.
     """
@@ -296,9 +297,10 @@ class Encoded:
     """A request up to the vision graph: what no budget and no selector changes.
 
     Attributes:
-        prepared: the request as the graphs want it.
-        visual_embeds: `[visual_tokens, hidden_size]`, where the vision graph left them. They may be those that the vision cache
-            keeps: a numpy array is read-only, and nobody may write to one on a GPU.
+        prepared: what pixels and question give before any graph runs.
+        visual_embeds: `[visual_tokens, hidden_size]`, what the vision graph gives for the whole of `prepared.visuals`, where it
+            left them: the same for every question. They may be those that the vision cache keeps: a numpy array is read-only,
+            and nobody may write to one on a GPU.
         stage_ms: what these stages took.
     """
 

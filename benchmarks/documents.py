@@ -91,13 +91,20 @@ def _parts(kind: Any) -> Iterator[type]:
 
 
 def _notes(cls: type) -> dict[str, str]:
-    """What a class and its bases say about their fields: in the docstring, or in a string below the field."""
-    notes: dict[str, str] = {}
+    """What a class and its bases say about their fields: in the type, in the docstring, or in a string below the field."""
+    notes = _in_types(cls)
     for base in (base for base in reversed(cls.__mro__) if base.__module__.startswith("foveate.")):
         notes |= _of_docstring(inspect.getdoc(base) or "") | _below_fields(base)
     return {
         name: " ".join(text.split()).rstrip(".").replace("|", r"\|").replace("None ", "null ") for name, text in notes.items()
     }
+
+
+def _in_types(cls: type) -> dict[str, str]:
+    info = kinds.type_info(cls)
+    assert isinstance(info, kinds.StructType | kinds.DataclassType)
+    noted = {field.name: field.type.extra_json_schema for field in info.fields if isinstance(field.type, kinds.Metadata)}
+    return {name: schema["description"] for name, schema in noted.items() if schema}
 
 
 def _of_docstring(text: str) -> dict[str, str]:
@@ -113,7 +120,11 @@ def _of_docstring(text: str) -> dict[str, str]:
 
 
 def _below_fields(cls: type) -> dict[str, str]:
-    (definition,) = ast.parse(dedent(inspect.getsource(cls))).body
+    try:
+        source = inspect.getsource(cls)
+    except OSError:  # made of a list
+        return {}
+    (definition,) = ast.parse(dedent(source)).body
     assert isinstance(definition, ast.ClassDef)
     return {
         field.target.id: below.value.value

@@ -9,8 +9,9 @@ from foveate.runtime.processors import PROCESSORS
 from foveate.runtime.resolution import Resized
 from foveate.runtime.sampling import Sampler, Sampling
 from foveate.runtime.select import SELECTORS, Policy, Relevance, Selection, Selector, open_selector, top_k
+from foveate.runtime.stages import Timings
 from foveate.runtime.stream import Stream
-from foveate.runtime.types import Answer, Chunk, Encoded, Layout, Message, Prepared, Request, Timings, Visual
+from foveate.runtime.types import Answer, Chunk, Encoded, Layout, Message, Prepared, Request, Visual
 from foveate.runtime.video import Clip, VideoLimits, VideoSource, open_video
 from foveate.runtime.vision_cache import CacheStats, VisionCache
 

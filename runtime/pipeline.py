@@ -40,9 +40,9 @@ from foveate.runtime.logits import LogitsProcessor
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
 from foveate.runtime.sampling import Sampling
-from foveate.runtime.select import Custom, Policy, Relevance, Selection, Selector, keep_everything, open_selector, select
-from foveate.runtime.select.scores import Learned
-from foveate.runtime.stream import Job, Stopwatch, Stream, enough_memory
+from foveate.runtime.select import Policy, Relevance, Selection, Selector, keep_everything, resolve_selector, select
+from foveate.runtime.stages import Stopwatch
+from foveate.runtime.stream import Job, Stream, enough_memory
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 from foveate.runtime.types import Answer, Encoded, Prepared, Request
@@ -204,11 +204,11 @@ class Pipeline:
             MachineError: there is not enough memory.
         """
         stopwatch = Stopwatch()
-        with stopwatch("preprocess_ms"):
+        with stopwatch("preprocess"):
             prepared = self.prepare(request)
         # What no budget shrinks, before the work begins.
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
-        with stopwatch("vision_ms"):
+        with stopwatch("vision"):
             visual_embeds = self.vision(prepared) if visual_embeds is None else self._text_model.bring(visual_embeds)
             self._wait()
         if len(visual_embeds) != prepared.num_visual_tokens:
@@ -225,10 +225,10 @@ class Pipeline:
         batch = pad([job.prompt for job in jobs], self.manifest.prompt.pad_token_id)
         cache = self._text_model.new_cache(len(jobs), max(job.cache_tokens for job in jobs))
         stopwatch = Stopwatch()
-        with stopwatch("embed_ms"):
+        with stopwatch("embed"):
             inputs_embeds = self._text_model.embed(batch)
             self._wait()
-        with stopwatch("prefill_ms"):
+        with stopwatch("prefill"):
             following = self._text_model.prefill(inputs_embeds, batch, cache)
         rows = [self._row(index, job) for index, job in enumerate(jobs)]
         chunks = decode(self._text_model, rows, batch.next_positions, following, cache)
@@ -250,10 +250,10 @@ class Pipeline:
         request = replace(request, budget=planned.budget)
         stopwatch = Stopwatch()
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
-        with stopwatch("score_ms"):
+        with stopwatch("score"):
             bypass = everything and not (request.explain and prepared.num_visual_tokens)
             relevance = None if bypass else self.score(prepared, visual_embeds, selector.needs)
-        with stopwatch("select_ms"):
+        with stopwatch("select"):
             selection = self.select(request, prepared, relevance)
             if planned.reason:
                 selection = replace(selection, reason=planned.reason)
@@ -346,24 +346,12 @@ class Pipeline:
         return select(relevance, request.budget, self.selector(request.select), prepared.note)
 
     def selector(self, chosen: Selector | Policy | str | None = None) -> Selector:
-        """The selector that a request's `select` means; None is the bundle's own.
+        """The selector that a request's `select` means; None is the default, `runtime.select.default_selector`.
 
         Raises:
             RequestError: there is no such selector, or it needs a trained scorer, which the bundle has not.
         """
-        trained = self.manifest.scorer.kind != "attention"
-        if chosen is None:
-            return open_selector(self.manifest.scorer.default_selector)
-        selector = open_selector(chosen) if isinstance(chosen, str) else chosen
-        if not isinstance(selector, Selector):
-            selector = Custom(selector)
-        if isinstance(selector, Learned) and not trained:
-            raise RequestError(
-                f"selector '{selector.name}' needs a trained scorer, which this bundle has not. "
-                "Export it with one ('foveate export CHECKPOINT --scorer FILE'), or use select='attention'.",
-                options=("select",),
-            )
-        return selector
+        return resolve_selector(chosen, self.manifest.scorer)
 
     def _max_new_tokens(self, request: Request) -> int:
         return request.max_new_tokens or self.manifest.prompt.max_new_tokens

@@ -11,7 +11,7 @@ from foveate.engines import MachineError, PromptEntry
 from foveate.runtime.frames import RULES_WITHOUT_RATE
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.processors import open_processor
-from foveate.runtime.prompt import PromptEncoder, collect_visuals, find_instruction
+from foveate.runtime.prompt import EncodedPrompt, PromptEncoder, collect_visuals, find_instruction
 from foveate.runtime.types import Prepared, Request, Visual
 from foveate.runtime.video import VideoLimits, VideoSource, is_given_frames, open_frames
 
@@ -64,14 +64,21 @@ class Preparer:
             ) from error
 
     def _prepare(self, request: Request) -> Prepared:
-        encoded = self._encoder.encode(request.messages)
-        sources = collect_visuals(request.messages, request.images, request.videos, encoded.placeholders)
+        prompt = self._encoder.encode(request.messages)
+        return self._lay_out(prompt, self._visuals(request, prompt))
+
+    def _visuals(self, request: Request, prompt: EncodedPrompt) -> tuple[Visual, ...]:
+        """What the pixels give, in the order of the placeholders."""
+        sources = collect_visuals(request.messages, request.images, request.videos, prompt.placeholders)
         alone = [kind for kind, _ in sources].count("image") == 1
-        visuals = tuple(
+        return tuple(
             self._image(source, request, alone) if kind == "image" else self._video(source, request) for kind, source in sources
         )
-        layout = self._processor.layout(encoded.input_ids, visuals)
-        instruction, note = find_instruction(encoded.user_text, layout.visual_indices, len(layout.input_ids))
+
+    def _lay_out(self, prompt: EncodedPrompt, visuals: tuple[Visual, ...]) -> Prepared:
+        """The prompt with room for these visual tokens."""
+        layout = self._processor.layout(prompt.input_ids, visuals)
+        instruction, note = find_instruction(prompt.user_text, layout.visual_indices, len(layout.input_ids))
         return Prepared(layout, visuals, instruction, note)
 
     def _image(self, source: ImageSource, request: Request, alone: bool) -> Visual:

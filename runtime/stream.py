@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from time import perf_counter
 from typing import Any
 
 from foveate.engines import MachineError, RequestError
 from foveate.runtime.batch import Pruned
 from foveate.runtime.decode import Row
 from foveate.runtime.select import Selection
-from foveate.runtime.types import Answer, Chunk, Prepared, Request, Timings
+from foveate.runtime.stages import Timings
+from foveate.runtime.types import Answer, Chunk, Prepared, Request
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,16 +124,3 @@ def enough_memory() -> Iterator[None]:
         raise MachineError(
             f"{fact.rstrip('.')}. Use fewer or smaller images, keep fewer visual tokens, or lower max_new_tokens."
         ) from error
-
-
-class Stopwatch:
-    """Milliseconds per stage: `with stopwatch("vision_ms"): ...`."""
-
-    def __init__(self) -> None:
-        self.stage_ms: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = perf_counter()
-        yield
-        self.stage_ms[stage] = 1e3 * (perf_counter() - start)

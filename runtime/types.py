@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from foveate.runtime.picture import Picture
 from foveate.runtime.resolution import Resized, Resolution
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Selection, Selector
+from foveate.runtime.stages import Timings
 from foveate.runtime.values import flag, items, number, settle, share, unusable, whole
 from foveate.runtime.video import VideoSource, check_sampling
 from foveate.runtime.vision_cache import content_hash
@@ -226,11 +227,12 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A request as the graphs want it, unpruned.
+    """A request as the graphs want it, unpruned: `visuals` is what its pixels give, whatever is asked about them; the rest is
+    what the question makes of the prompt.
 
     Attributes:
-        layout: the prompt.
-        visuals: the images and videos.
+        layout: the prompt, with room for every visual token.
+        visuals: the images and videos, in the order of their placeholders.
         instruction_indices: `[instruction_tokens]` int64, the rows whose attention is scored; empty without images and videos.
         note: why the instruction is not the user's text; empty where it is.
     """
@@ -275,50 +277,16 @@ class Encoded:
     """A request up to the vision graph: what no budget and no selector changes.
 
     Attributes:
-        prepared: the request as the graphs want it.
-        visual_embeds: `[visual_tokens, hidden_size]`, where the vision graph left them. They may be those that the vision cache
-            keeps: a numpy array is read-only, and nobody may write to one on a GPU.
+        prepared: what pixels and question give before any graph runs.
+        visual_embeds: `[visual_tokens, hidden_size]`, what the vision graph gives for the whole of `prepared.visuals`, where it
+            left them: the same for every question. They may be those that the vision cache keeps: a numpy array is read-only,
+            and nobody may write to one on a GPU.
         stage_ms: what these stages took.
     """
 
     prepared: Prepared
     visual_embeds: Array
     stage_ms: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Wall time per stage in milliseconds.
-
-    In a batch, `embed_ms`, `prefill_ms` and `decode_ms` are those of the whole batch.
-
-    Attributes:
-        preprocess_ms: opening images and videos, template, tokens.
-        vision_ms: the vision graph over all images and videos.
-        score_ms: the score graph; 0 where it was bypassed.
-        select_ms: choosing tokens and dropping the others.
-        embed_ms: the embed graph over the prompt.
-        prefill_ms: the decoder over the prompt.
-        decode_ms: each token after the first.
-    """
-
-    preprocess_ms: float = 0.0
-    vision_ms: float = 0.0
-    score_ms: float = 0.0
-    select_ms: float = 0.0
-    embed_ms: float = 0.0
-    prefill_ms: float = 0.0
-    decode_ms: tuple[float, ...] = ()
-
-    @property
-    def ttft_ms(self) -> float:
-        """Time to first token: every stage up to the prefill."""
-        return self.preprocess_ms + self.vision_ms + self.score_ms + self.select_ms + self.embed_ms + self.prefill_ms
-
-    @property
-    def tpot_ms(self) -> float:
-        """Mean time per output token after the first; 0 where there is none."""
-        return sum(self.decode_ms) / len(self.decode_ms) if self.decode_ms else 0.0
 
 
 @dataclass(frozen=True)
@@ -391,12 +359,7 @@ class Answer:
             "grids": [list(grid) for grid in self.grids],
             "frame_seconds": list(self.frame_seconds),
             "prompt_tokens": self.prompt_tokens,
-            "timings": {
-                **asdict(self.timings),
-                "decode_ms": list(self.timings.decode_ms),
-                "ttft_ms": self.timings.ttft_ms,
-                "tpot_ms": self.timings.tpot_ms,
-            },
+            "timings": self.timings.to_dict(),
             "kv_bytes": self.kv_bytes,
             "predicted_ttft_ms": self.predicted_ttft_ms,
             "resized": [one and one.to_dict() for one in self.resized],

@@ -10,6 +10,7 @@ import numpy as np
 import foveate
 from benchmarks.peers.worker import QUESTION, Ask, Job, Trace, work
 from foveate.engines import SessionOptions
+from foveate.runtime.stages import ENCODING
 
 
 def load(job: Job, vision_backend: str | None = None) -> tuple[Ask, dict[str, Any]]:
@@ -21,7 +22,7 @@ def load(job: Job, vision_backend: str | None = None) -> tuple[Ask, dict[str, An
         stream = pipe.stream(foveate.Request.ask(QUESTION, image, keep=keep, max_new_tokens=job.new_tokens, ignore_eos=True))
         times = [time.perf_counter() for _ in stream]
         (answer,) = stream.answers()
-        seen = started + (answer.timings.preprocess_ms + answer.timings.vision_ms) / 1000
+        seen = started + answer.timings.total(ENCODING) / 1000
         return Trace(answer.prompt_tokens, started, seen, times)
 
     return ask, {"vision cache": "off"}

@@ -22,6 +22,7 @@ from foveate.engines import DataError
 from foveate.profile import ProfilePlan, profile_bundle, write_reports
 from foveate.profile.results import first_token
 from foveate.runtime import Answer
+from foveate.runtime.stages import columns
 from foveate.samples import QUESTIONS, read_samples
 
 SCORER = "scorer.safetensors"
@@ -86,20 +87,19 @@ def _answers_table(outcomes: list[Outcome]) -> Table:
 
 def _figures_table(outcomes: list[Outcome]) -> Table:
     """The stages add up to the first token."""
-    stages = ("prepare ms", "vision ms", "score ms", "embed ms", "prefill ms", "first token ms")
-    titles = ("keep", "right", "visual tokens", *stages, "KV KiB")
+    stages = columns(lambda stage: stage.heading)
+    titles = ("keep", "right", "visual tokens", *(f"{name} ms" for name in stages), "first token ms", "KV KiB")
     whole, rows = [outcome.answers[1.0] for outcome in outcomes], []
     for keep in KEEPS:
         answers = [outcome.answers[keep] for outcome in outcomes]
         right = f"{sum(outcome.correct(keep) for outcome in outcomes)}/{len(outcomes)}"
         kept = f"{median(len(answer.selection.keep_indices) for answer in answers):g}"
         times = first_token([answer.timings for answer in answers])
-        own = (times["preprocess_ms"], times["vision_ms"], times["score_ms"] + times["select_ms"], times["embed_ms"])
+        cells = {name: f"{sum(times[stage.key] for stage in together):.1f}" for name, together in stages.items()}
+        cells["prefill"] += f"\n{_ratio(answers, whole, lambda answer: answer.timings.prefill_ms)}"
         rows.append(
             (
-                *(f"{keep:g}", right, kept),
-                *(f"{ms:.1f}" for ms in own),
-                f"{times['prefill_ms']:.1f}\n{_ratio(answers, whole, lambda answer: answer.timings.prefill_ms)}",
+                *(f"{keep:g}", right, kept, *cells.values()),
                 f"{sum(times.values()):.1f}\n{_ratio(answers, whole, lambda answer: answer.timings.ttft_ms)}",
                 f"{median(answer.kv_bytes for answer in answers) / 1024:.1f}\n{_ratio(answers, whole, lambda a: a.kv_bytes)}",
             )

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import version
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import msgspec
 
 from foveate.check import Agreement, StageDifference
 from foveate.engines.builds.store import Entry
+from foveate.runtime.stages import STAGES, Timings
 
 
 class _Part(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -183,30 +184,17 @@ class Selected(_Part, frozen=True, kw_only=True):
     scores: tuple[float, ...] | None
 
 
-class StageTimes(_Part, frozen=True, kw_only=True):
-    """Wall time in milliseconds.
+def _stage_times() -> type[msgspec.Struct]:
+    """The class of `Timings.to_dict`."""
+    kinds: dict[str, Any] = get_type_hints(Timings)
+    noted = {stage.key: (kinds[stage.key], stage.does) for stage in STAGES}
+    noted["ttft_ms"] = float, "time to first token: the sum of all but decode_ms"
+    noted["tpot_ms"] = float, "mean of decode_ms; 0 where there is none"
+    fields = [(name, Annotated[kind, msgspec.Meta(description=note)]) for name, (kind, note) in noted.items()]
+    return msgspec.defstruct("StageTimes", fields, bases=(_Part,), frozen=True, kw_only=True)
 
-    Attributes:
-        preprocess_ms: opening images and videos, template, tokens.
-        vision_ms: the vision graph.
-        score_ms: the score graph; 0 where it was bypassed.
-        select_ms: choosing tokens and dropping the others.
-        embed_ms: the embed graph over the prompt.
-        prefill_ms: the decoder over the prompt.
-        decode_ms: each token after the first.
-        ttft_ms: time to first token: the sum of all but decode_ms.
-        tpot_ms: mean of decode_ms; 0 where there is none.
-    """
 
-    preprocess_ms: float
-    vision_ms: float
-    score_ms: float
-    select_ms: float
-    embed_ms: float
-    prefill_ms: float
-    decode_ms: tuple[float, ...]
-    ttft_ms: float
-    tpot_ms: float
+StageTimes = _stage_times()
 
 
 class Resized(_Part, frozen=True, kw_only=True):
@@ -251,7 +239,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
     grids: tuple[tuple[int, ...], ...]
     frame_seconds: tuple[float, ...]
     prompt_tokens: int
-    timings: StageTimes
+    timings: StageTimes  # type: ignore[valid-type]
     kv_bytes: int
     predicted_ttft_ms: float | None
     resized: tuple[Resized | None, ...] = ()

@@ -29,9 +29,9 @@ from foveate.runtime import (
     open_selector,
 )
 from foveate.runtime.resolution import describe
+from foveate.runtime.stages import FIRST_TOKEN
 
 _FORMATS = {".jpeg": "JPEG", ".jpg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
-_STAGES = ("preprocess", "vision", "score", "select", "embed", "prefill")
 _BUDGETS = ("keep", "keep_tokens", "mass", "ttft_ms")
 
 
@@ -216,7 +216,7 @@ def figures(answer: Answer) -> str:
     """What was kept and why, how long it took and what the cache needs, in one line. The stages add up to the first token."""
     timings, selection = answer.timings, answer.selection
     reason = f" ({selection.reason})" if selection.reason else ""
-    stages = {name: round(getattr(timings, f"{name}_ms"), 1) for name in _STAGES}
+    stages = {stage.name: round(getattr(timings, stage.key), 1) for stage in FIRST_TOKEN}
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in stages.items() if ms)
     predicted = "" if answer.predicted_ttft_ms is None else f", predicted {answer.predicted_ttft_ms:.1f} ms"
     resized = f", {describe(answer.resized)}" if any(answer.resized) else ""

@@ -13,6 +13,7 @@ from foveate.cli.tables import Table
 from foveate.engines import OptionError
 from foveate.profile import Profile, ProfilePlan, profile_bundle, save_latency, write_reports
 from foveate.profile.report import break_even_remark
+from foveate.runtime.stages import columns
 
 CLIENTS = Need(lambda given: given["clients"].strip(), "--concurrency is empty, so no clients are measured", "Name clients")
 
@@ -78,13 +79,11 @@ def _size(text: str) -> tuple[int, int]:
 
 def _table(profile: Profile) -> Table:
     """The stages add up to the first token."""
+    stages = columns(lambda stage: stage.latency or stage.heading)
     titles = (
         "keep",
         "tokens",
-        "prepare ms",
-        "vision ms",
-        "score ms",
-        "prefill ms",
+        *(f"{name} ms" for name in stages),
         "first token ms",
         "speed-up",
         "next ms",
@@ -95,10 +94,7 @@ def _table(profile: Profile) -> Table:
         (
             f"{run.keep:g}",
             f"{run.kept_tokens}",
-            f"{run.stage('preprocess_ms'):.1f}",
-            f"{run.stage('vision_ms'):.1f}",
-            f"{run.stage('score_ms') + run.stage('select_ms'):.1f}",
-            f"{run.stage('embed_ms') + run.stage('prefill_ms'):.1f}",
+            *(f"{run.total(together):.1f}" for together in stages.values()),
             f"{run.ttft.median:.1f}",
             f"{profile.speedup(run):.2f}x",
             f"{run.decode.median:.2f}" if run.decode else "-",

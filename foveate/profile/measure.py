@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -32,8 +32,9 @@ from foveate.engines import (
 )
 from foveate.engines.format.bundle import MANIFEST
 from foveate.profile.memory import Footprint, Task, measure_footprint
-from foveate.profile.results import ANSWERING, ENCODING, KeepRun, LoadRun, Profile, Setting, first_token
+from foveate.profile.results import KeepRun, LoadRun, Profile, Setting, first_token
 from foveate.runtime import Answer, ImageLimits, Pipeline, Request, load
+from foveate.runtime.stages import ANSWERING, ENCODING, FIRST_TOKEN, LatencyLine
 from foveate.runtime.types import Encoded
 
 QUESTION = "What is in the picture? Name the objects from the left to the right, their colours, and how many there are of each."
@@ -139,13 +140,13 @@ def profile_bundle(
         environment = describe_environment(backend, options, pipe.memory)
         setting = _setting(bundle, pipe, plan, encoded[-1], environment, options, vision_backend)
     keeps = [_keep_run(keep, answers[keep], encoded, footprints.get(keep)) for keep in plan.ratios]
-    whole = footprints.get(1.0)
+    whole, measured = footprints.get(1.0), [*chain.from_iterable(answers.values()), *sizes]
     return Profile(
         setting,
         keeps,
         second_question,
-        _median_points((answer.selection.num_visual_tokens, _score_ms(answer)) for answer in _scored(answers, sizes)),
-        _median_points((answer.prompt_tokens, _prefill_ms(answer)) for found in (*answers.values(), sizes) for answer in found),
+        _median_points((one.selection.num_visual_tokens, _latency_ms(one, "score")) for one in measured if _is_scored(one)),
+        _median_points((one.prompt_tokens, _latency_ms(one, "prefill")) for one in measured),
         whole.loaded_bytes if whole else None,
         whole.load_seconds if whole else load_seconds,
         load_runs,
@@ -290,8 +291,8 @@ def _setting(
 
 
 def _keep_run(keep: float, answers: Sequence[Answer], encoded: Sequence[Encoded], footprint: Footprint | None) -> KeepRun:
-    own = {name: [getattr(answer.timings, name) for answer in answers] for name in ANSWERING}
-    shared = {name: [each.stage_ms[name] for each in encoded] for name in ENCODING}
+    own = {stage.key: [getattr(answer.timings, stage.key) for answer in answers] for stage in ANSWERING}
+    shared = {stage.key: [each.stage_ms.get(stage.key, 0.0) for each in encoded] for stage in ENCODING}
     return KeepRun(
         keep,
         len(answers[0].selection.keep_indices),
@@ -304,19 +305,12 @@ def _keep_run(keep: float, answers: Sequence[Answer], encoded: Sequence[Encoded]
     )
 
 
-def _scored(answers: Mapping[float, Sequence[Answer]], sizes: Sequence[Answer]) -> Iterator[Answer]:
-    """Those that were scored."""
-    return (
-        answer for answer in chain(*answers.values(), sizes) if answer.timings.score_ms and answer.selection.selector != "all"
-    )
+def _is_scored(answer: Answer) -> bool:
+    return bool(answer.timings.score_ms) and answer.selection.selector != "all"
 
 
-def _score_ms(answer: Answer) -> float:
-    return answer.timings.score_ms + answer.timings.select_ms
-
-
-def _prefill_ms(answer: Answer) -> float:
-    return answer.timings.embed_ms + answer.timings.prefill_ms
+def _latency_ms(answer: Answer, line: LatencyLine) -> float:
+    return answer.timings.total(stage for stage in FIRST_TOKEN if stage.latency == line)
 
 
 def _median_points(measured: Iterable[tuple[int, float]]) -> list[LatencyPoint]:

@@ -13,7 +13,8 @@ import msgspec
 from jinja2 import Environment
 
 from foveate.engines import MachineError, replace_file
-from foveate.profile.results import STAGES, KeepRun, Profile
+from foveate.profile.results import KeepRun, Profile
+from foveate.runtime.stages import FIRST_TOKEN
 
 _MIB, _GIB = 2**20, 2**30
 
@@ -64,10 +65,10 @@ def make_csv(profile: Profile) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = ("ttft_ms", "ttft_low_ms", "ttft_high_ms", "speedup", "ideal_speedup", "itl_ms", "kv_bytes", "peak_bytes")
-    writer.writerow(("keep", "kept_tokens", "prompt_tokens", *STAGES, *names))
+    writer.writerow(("keep", "kept_tokens", "prompt_tokens", *(stage.key for stage in FIRST_TOKEN), *names))
     for run in profile.keeps:
         ttft, decode = run.ttft, run.decode
-        stages = [f"{run.stage(name):.4f}" for name in STAGES]
+        stages = [f"{run.stage(stage.key):.4f}" for stage in FIRST_TOKEN]
         times = [f"{value:.4f}" for value in (ttft.median, ttft.low, ttft.high, profile.speedup(run))]
         rest = (
             f"{profile.ideal_speedup(run):.4f}",
@@ -144,7 +145,7 @@ def _tables(profile: Profile) -> Iterator[Table]:
     columns = (
         "keep",
         "tokens",
-        *(name.removesuffix("_ms") for name in STAGES),
+        *(stage.name for stage in FIRST_TOKEN),
         "first token",
         "first token, quartiles",
         "speed-up",
@@ -186,7 +187,7 @@ def _keep_row(profile: Profile, run: KeepRun) -> tuple[str, ...]:
     return (
         f"{run.keep:g}",
         f"{run.kept_tokens}",
-        *(f"{run.stage(name):,.1f}" for name in STAGES),
+        *(f"{run.stage(stage.key):,.1f}" for stage in FIRST_TOKEN),
         f"{ttft.median:,.1f}",
         f"{ttft.low:,.1f} to {ttft.high:,.1f}",
         f"{profile.speedup(run):.2f}x",

@@ -12,21 +12,14 @@ import numpy as np
 from foveate.engines import Environment, LatencyEntry, LatencyPoint, RetentionPoint
 from foveate.runtime import Budget
 from foveate.runtime.latency import LatencyModel
-from foveate.runtime.types import Timings
-
-ENCODING = ("preprocess_ms", "vision_ms")
-"""Stages that no budget changes."""
-ANSWERING = ("score_ms", "select_ms", "embed_ms", "prefill_ms")
-"""Stages that hang on the number of visual tokens."""
-STAGES = (*ENCODING, *ANSWERING)
-"""Of the time to first token, in their order."""
+from foveate.runtime.stages import ANSWERING, FIRST_TOKEN, Stage, Timings
 
 
 def first_token(timings: Iterable[Timings]) -> dict[str, float]:
-    """Median milliseconds of each of `STAGES`. The time to first token is their sum, wherever this project reports one of
+    """Median milliseconds of each of `FIRST_TOKEN`. The time to first token is their sum, wherever this project reports one of
     several answers: stages are measured on their own, so which of their repeats met in one answer means nothing."""
     timings = list(timings)
-    return {name: median(getattr(one, name) for one in timings) for name in STAGES}
+    return {stage.key: median(getattr(one, stage.key) for one in timings) for stage in FIRST_TOKEN}
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -52,7 +45,7 @@ class KeepRun(msgspec.Struct, frozen=True):
         keep: share of the visual tokens that stay.
         kept_tokens: how many that are.
         prompt_tokens: tokens that the prefill saw.
-        stages: milliseconds of each of `STAGES`, a repeat each.
+        stages: milliseconds of each stage up to the first token, a repeat each.
         decode_ms: milliseconds of every token after the first: inter-token latency.
         kv_bytes: of the cache, allocated.
         peak_bytes: most resident memory of a process that answers one question like this; None where it is not known.
@@ -72,16 +65,20 @@ class KeepRun(msgspec.Struct, frozen=True):
         """Median milliseconds of a stage."""
         return median(self.stages[name])
 
+    def total(self, stages: Iterable[Stage]) -> float:
+        """Median milliseconds of some stages together."""
+        return sum(self.stage(stage.key) for stage in stages)
+
     @property
     def ttft(self) -> Spread:
         """Milliseconds from pixels to the first token: the sum over the stages of their medians, and of their quartiles."""
-        spreads = [Spread.of(self.stages[name]) for name in STAGES]
+        spreads = [Spread.of(self.stages[stage.key]) for stage in FIRST_TOKEN]
         return Spread(*(sum(getattr(spread, name) for spread in spreads) for name in Spread.__struct_fields__))
 
     @property
     def llm_ms(self) -> float:
         """Of all stages that the budget shortens."""
-        return sum(self.stage(name) for name in ANSWERING)
+        return self.total(ANSWERING)
 
     @property
     def decode(self) -> Spread | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from foveate.engines import RequestError
+from foveate.engines import RequestError, ScorerEntry
 from foveate.runtime.select.base import (
     Custom,
     Policy,
@@ -15,6 +15,7 @@ from foveate.runtime.select.base import (
     select,
     top_k,
 )
+from foveate.runtime.select.scores import Learned
 
 SELECTORS = {
     "foveated": "foveate.runtime.select.scores:Foveated",
@@ -48,6 +49,35 @@ def open_selector(name: str) -> Selector:
     return selector
 
 
+def default_selector(scorer: ScorerEntry) -> Selector:
+    """What chooses where a request names nothing: the bundle says which, and its retention curve was measured with it."""
+    return open_selector(scorer.default_selector)
+
+
+def resolve_selector(chosen: Selector | Policy | str | None, scorer: ScorerEntry) -> Selector:
+    """The selector that a request's `select` means.
+
+    Args:
+        chosen: a selector, its name or a function; None is the default.
+        scorer: of the bundle.
+
+    Raises:
+        RequestError: there is no such selector, or it needs a trained scorer, which the bundle has not.
+    """
+    if chosen is None:
+        return default_selector(scorer)
+    selector = open_selector(chosen) if isinstance(chosen, str) else chosen
+    if not isinstance(selector, Selector):
+        selector = Custom(selector)
+    if isinstance(selector, Learned) and scorer.kind == "attention":
+        raise RequestError(
+            f"selector '{selector.name}' needs a trained scorer, which this bundle has not. "
+            "Export it with one ('foveate export CHECKPOINT --scorer FILE'), or use select='attention'.",
+            options=("select",),
+        )
+    return selector
+
+
 __all__ = [
     "SELECTORS",
     "Custom",
@@ -55,8 +85,10 @@ __all__ = [
     "Relevance",
     "Selection",
     "Selector",
+    "default_selector",
     "keep_everything",
     "open_selector",
+    "resolve_selector",
     "select",
     "top_k",
 ]

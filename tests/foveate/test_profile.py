@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from foveate.engines import Bundle, Environment, LatencyPoint, read_latencies
 from foveate.profile import Profile, ProfilePlan, profile_bundle, write_reports
 from foveate.profile.report import break_even_remark
-from foveate.profile.results import STAGES, KeepRun, LoadRun, Setting, Spread, first_token
+from foveate.profile.results import KeepRun, LoadRun, Setting, Spread, first_token
 from foveate.runtime import Timings
+from foveate.runtime.stages import FIRST_TOKEN
 from tests.foveate.conftest import SCENES, Run
 from tests.foveate.test_cli import assert_one_clear_line
 
+STAGES = [stage.key for stage in FIRST_TOKEN]
 PLAN = ProfilePlan(keeps=(0.5, 0.25), image_size=(448, 336), new_tokens=3, repeats=2, clients=(1, 2), requests=2)
 
 

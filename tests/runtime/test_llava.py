@@ -22,7 +22,7 @@ from foveate.runtime import Pipeline, Request, load
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava import LlavaProcessor
 from tests.generation_cases import GENERATION_CASES, follow
-from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR, save_tiny
+from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR
 
 NEW_TOKENS = 6
 QUESTION = "What colour is the circle on the left?"
@@ -110,13 +110,8 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Reference]:
-    exporter = pytest.importorskip("foveate.exporter")
-    checkpoint = save_tiny(tmp_path_factory.mktemp("llava") / "checkpoint", seed=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's own; the exporter's tests look at them
-        result = exporter.export(checkpoint, checkpoint.parent / "tiny.bundle", exporter.ExportOptions(check=False))
-    return load(result.bundle, options=SessionOptions(threads=1)), Reference(checkpoint)
+def both(tiny_llava_bundle: Path) -> tuple[Pipeline, Reference]:
+    return load(tiny_llava_bundle, options=SessionOptions(threads=1)), Reference(tiny_llava_bundle.parent / "checkpoint")
 
 
 def chat(images: int) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from foveate.engines import PromptEntry, RequestError, find_neighbours
+from foveate.engines.format.processors import read_constants
 from foveate.runtime import Pipeline
 from foveate.runtime.budget import Budget
 from foveate.runtime.prepare import Preparer
@@ -62,7 +63,8 @@ def describe(array: np.ndarray) -> Expected:
 
 def feeds(document: Case, case: Case) -> Expected:
     """Of the vision graph, for one image or clip."""
-    processor = open_processor(document["family"], document["processor"] | case.get("constants", {}))
+    constants = read_constants(document["family"], document["processor"] | case.get("constants", {}))
+    processor = open_processor(document["family"], constants)
     resolution = Resolution(**case.get("resolution", {}))
     try:
         if "clip" in case:
@@ -89,7 +91,8 @@ def prompt(document: Case, case: Case) -> Expected:
     """Text, tokens and positions of a chat."""
     entry = msgspec.convert(document["prompt"], PromptEntry)
     tokenizer = Tokenizer.from_file(str(ROOT / document["tokenizer"]))
-    prepare = Preparer(document["family"], entry, document["processor"], tokenizer)
+    constants = read_constants(document["family"], document["processor"])
+    prepare = Preparer(document["family"], entry, constants, tokenizer)
     images = [picture(one) for one in case.get("images", ())]
     videos = [[picture(frame) for frame in clip] for clip in case.get("clips", ())]
     try:

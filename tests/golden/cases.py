@@ -150,8 +150,8 @@ TOKENS: list[Spec] = [
         {"checkpoint": checkpoint, **asked, "keep": keep}
         for checkpoint in ("models/qwen2-vl-tiny", "models/llava-onevision-tiny", "models/vila1.5-tiny")
         for asked in (
-            {"image": {"file": f"{SCENE}0.png"}, "question": "Where is the pink triangle?"},
-            {"image": {"file": f"{SCENE}4.png"}, "question": "What colour is the circle?"},
+            {"image": {"file": f"{SCENE}2.png"}, "question": "What digit is on the purple diamond?"},
+            {"image": {"file": f"{SCENE}5.png"}, "question": "Is the yellow circle left of the star?"},
             {"clip": [{"file": f"{SCENE}4.png"}] * 4, "question": "What colour is the circle?"},
         )
         for keep in (1.0, 0.5)

@@ -142,7 +142,9 @@ def test_defaults_are_those_of_transformers(copy: Path) -> None:
     change(copy, image_grid_pinpoints=None, vision_config={**config["vision_config"], "image_size": 384})
     (copy / "preprocessor_config.json").unlink()
     constants, images = read(copy).processor(), LlavaOnevisionImageProcessorPil()
-    assert constants.image_grid_pinpoints == LlavaOnevisionConfig().image_grid_pinpoints == images.image_grid_pinpoints
+    pinpoints = LlavaOnevisionConfig().image_grid_pinpoints
+    assert constants.image_grid_pinpoints == tuple(map(tuple, pinpoints))
+    assert pinpoints == images.image_grid_pinpoints
     for name in ("image_mean", "image_std", "rescale_factor"):
         assert getattr(constants, name) == pytest.approx(getattr(images, name))
 

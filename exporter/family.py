@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 from torch import Tensor, nn
 
 from foveate.engines import PromptEntry, TensorSpec
+from foveate.engines.format.processors.pixels import PixelConstants
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import DecoderConfig
 
@@ -71,7 +72,7 @@ class Family(Protocol):
         """How messages become token ids."""
         ...
 
-    def processor(self) -> dict[str, Any]:
+    def processor(self) -> PixelConstants:
         """The constants that the runtime's processor of this family reads."""
         ...
 

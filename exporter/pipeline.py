@@ -215,7 +215,7 @@ def _manifest(family: Family, source: Checkpoint, graphs: list[GraphModule], pre
         graphs={graph.spec.name: graph.spec for graph in graphs},
         decoder=family.decoder.entry(),
         prompt=family.prompt(),
-        processor=family.processor(),
+        processor=msgspec.to_builtins(family.processor()),
         scorer=scorer,
         files={},
     )

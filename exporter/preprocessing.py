@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 import msgspec
 
 from foveate.engines import ExportError
+from foveate.engines.format.processors.pixels import FILTERS, LARGEST, SMALLEST, Channels, PixelConstants, mean_colour
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.config import check_supported, convert
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _IMAGES, _VIDEOS, _BOTH = "preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"
-_FILTERS = tuple(range(6))
-"""Pillow's numbers of its resampling filters."""
+_Fields = ParamSpec("_Fields")
+_Constants = TypeVar("_Constants", bound=PixelConstants)
 _BACKENDS = ("Fast", "Pil")
 """What names of processor classes may end in; it tells what computes, not what."""
 
@@ -161,33 +162,50 @@ class Preprocessing:
         Raises:
             ExportError: the mean is no colour, with which transformers pads an image to a square.
         """
-        if not all(0 <= int(mean * 255) <= 255 for mean in _channels(self.keys.image_mean)):
+        try:
+            mean_colour(_channels(self.keys.image_mean))
+        except ValueError as error:
             raise ExportError(
                 f"{self.where}: image_mean is {self.keys.image_mean}, and images are padded with it as a colour, expected 0 to "
                 "1. Use the file that belongs to the weights."
-            )
+            ) from error
 
-    def pixels(self) -> dict[str, Any]:
+    def pixels(self) -> PixelConstants:
         """The constants that every runtime processor has: how an image is resized, and its values become numbers.
 
         Raises:
             ExportError: one of them can't be used.
         """
         keys = self.keys
-        self.check("resample", keys.resample, _FILTERS)
+        self.check("resample", keys.resample, tuple(FILTERS))
         mean, std = _channels(keys.image_mean), _channels(keys.image_std)
-        for name, values in (("image_mean", mean), ("image_std", std), ("rescale_factor", [keys.rescale_factor])):
-            if not all(abs(value) <= 1e6 for value in values) or (name == "image_std" and min(map(abs, values)) < 1e-6):
+        for name, values in (("image_mean", mean), ("image_std", std), ("rescale_factor", (keys.rescale_factor,))):
+            if not all(abs(value) <= LARGEST for value in values) or (name == "image_std" and min(map(abs, values)) < SMALLEST):
                 raise ExportError(f"{self.where}: {name} is {values}, which gives no numbers. Use the file of the weights.")
-        return {
-            "do_resize": keys.do_resize,
-            "resample": keys.resample,
-            "do_rescale": keys.do_rescale,
-            "rescale_factor": keys.rescale_factor,
-            "do_normalize": keys.do_normalize,
-            "image_mean": mean,
-            "image_std": std,
-        }
+        return PixelConstants(
+            do_resize=keys.do_resize,
+            resample=keys.resample,
+            do_rescale=keys.do_rescale,
+            rescale_factor=keys.rescale_factor,
+            do_normalize=keys.do_normalize,
+            image_mean=mean,
+            image_std=std,
+        )
+
+    def build(self, kind: Callable[_Fields, _Constants], *args: _Fields.args, **fields: _Fields.kwargs) -> _Constants:
+        """The constants of a family's processor.
+
+        Raises:
+            ExportError: a value is beyond what the processor takes.
+        """
+        try:
+            constants = kind(*args, **fields)
+            return msgspec.convert(msgspec.to_builtins(constants), type(constants))  # a struct that is made checks no ranges
+        except (ValueError, msgspec.ValidationError) as error:
+            raise ExportError(
+                f"{self.where} and the config give constants that no processor takes: {error}. Use the files that belong to "
+                "the weights."
+            ) from error
 
 
 def check_same_pixels(images: Preprocessing, videos: Preprocessing) -> None:
@@ -197,14 +215,14 @@ def check_same_pixels(images: Preprocessing, videos: Preprocessing) -> None:
         ExportError: they do.
     """
     expected = images.pixels()
-    for name, value in videos.pixels().items():
-        if value != expected[name]:
+    for name, value in msgspec.structs.asdict(videos.pixels()).items():
+        if value != getattr(expected, name):
             raise ExportError(
-                f"{videos.where}: {name} of videos is {value}, that of images {expected[name]}, expected the same. "
+                f"{videos.where}: {name} of videos is {value}, that of images {getattr(expected, name)}, expected the same. "
                 "Use the files that belong together."
             )
 
 
-def _channels(value: float | tuple[float, float, float]) -> list[float]:
+def _channels(value: float | Channels) -> Channels:
     """One number stands for all channels, as in transformers."""
-    return [value] * 3 if isinstance(value, int | float) else list(value)
+    return (value, value, value) if isinstance(value, int | float) else value

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from foveate.engines import ExportError
+from foveate.engines.format.processors.pixels import patch_values, whole_patches
 from foveate.exporter.config import BELONGING, Layers, ModelConfig, Positive, because, check_multiple
 from foveate.exporter.modules import LayerNorm, Linear, empty
 
@@ -55,7 +56,7 @@ class SiglipConfig(ModelConfig, frozen=True):
     @property
     def grid_size(self) -> int:
         """Patches along one side; pixels that fill no whole patch are not seen."""
-        return self.image_size // self.patch_size
+        return whole_patches(self.image_size, self.patch_size)
 
     @property
     def patches(self) -> int:
@@ -64,8 +65,8 @@ class SiglipConfig(ModelConfig, frozen=True):
 
     @property
     def patch_values(self) -> int:
-        """Numbers of one flattened patch, in the order channel, row, column."""
-        return self.num_channels * self.patch_size**2
+        """Numbers of one flattened patch."""
+        return patch_values(self.patch_size)
 
     def layers(self, feature_layer: int, where: Path) -> int:
         """How many blocks `hidden_states[feature_layer]` of transformers takes, 0 being the embeddings.

@@ -31,6 +31,7 @@ from foveate.engines import (
     vision_graph,
 )
 from foveate.engines.errors import shown
+from foveate.engines.format.processors import read_constants
 from foveate.engines.system.steady import steadily
 from foveate.runtime.batch import pad, prune
 from foveate.runtime.decode import Row, decode
@@ -145,7 +146,8 @@ class Pipeline:
         self.vision_cache = VisionCache(vision_cache_bytes)
         self._tokenizer = tokenizer
         self._sessions = sessions
-        self._prepare = Preparer(manifest.family, manifest.prompt, manifest.processor, tokenizer, limits, video_limits)
+        constants = read_constants(manifest.family, manifest.processor)
+        self._prepare = Preparer(manifest.family, manifest.prompt, constants, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
         prefill = sessions.get(DECODER_PREFILL)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tokenizers import Tokenizer
 
 from foveate.engines import MachineError, PromptEntry
+from foveate.engines.format.processors.pixels import PixelConstants
 from foveate.runtime.frames import RULES_WITHOUT_RATE
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.processors import open_processor
@@ -25,20 +23,20 @@ class Preparer:
     Args:
         family: the manifest's `family`.
         prompt: the manifest's `prompt`.
-        constants: the manifest's `processor`.
+        constants: the manifest's `processor`, read.
         tokenizer: the model's tokenizer.
         limits: which images are too large.
         video_limits: which videos are.
 
     Raises:
-        BundleError: unknown family, processor constants or chat template.
+        BundleError: unknown chat template.
     """
 
     def __init__(
         self,
         family: str,
         prompt: PromptEntry,
-        constants: Mapping[str, Any],
+        constants: PixelConstants,
         tokenizer: Tokenizer,
         limits: ImageLimits | None = None,
         video_limits: VideoLimits | None = None,

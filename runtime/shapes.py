@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from foveate.engines import Manifest, OptionError, Range, ShapeProfile
+from foveate.engines.format.processors import read_constants
 from foveate.runtime.processors import Processor, open_processor
 
 _LARGEST_DEFAULT_TOKENS, _USUAL_TOKENS = 4096, 1024
@@ -54,7 +55,7 @@ def plan_shapes(
         OptionError: a range that contradicts itself, or visual tokens and image sizes at once.
         RequestError: the family can't take images of such a shape.
     """
-    processor = open_processor(manifest.family, manifest.processor)
+    processor = open_processor(manifest.family, read_constants(manifest.family, manifest.processor))
     if visual_tokens is not None and image_sizes is not None:
         fact = "there are both visual tokens and image sizes, and each follows from the other"
         raise OptionError(f"{fact}. Give one of them.", options=("visual_tokens", "image_size"))

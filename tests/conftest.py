@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,12 +39,34 @@ def _has_gpu() -> bool:
 
 
 @pytest.fixture(scope="session")
-def reference_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference checkpoint with its trained scorer, exported. Not to be changed."""
+def trained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports a checkpoint of `models/` with its trained scorer, each once, parity checked. Not to be changed."""
     from foveate.exporter import ExportOptions, export
 
-    checkpoint = Path(__file__).parents[1] / "models" / "qwen2-vl-tiny"
-    options = ExportOptions(check=False, scorer=checkpoint / "scorer.safetensors")
+    @cache
+    def exported(name: str) -> Path:
+        checkpoint = Path(__file__).parents[1] / "models" / name
+        options = ExportOptions(scorer=checkpoint / "scorer.safetensors")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the tracer's own; the exporter's tests look at them
+            return export(checkpoint, tmp_path_factory.mktemp(name) / "tiny.bundle", options).bundle
+
+    return exported
+
+
+@pytest.fixture(scope="session")
+def reference_bundle(trained_bundle: Callable[[str], Path]) -> Path:
+    """The reference checkpoint with its trained scorer, exported. Not to be changed."""
+    return trained_bundle("qwen2-vl-tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_llava_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random LLaVA-1.5, exported; beside it lies its `checkpoint`. Not to be changed."""
+    from foveate.exporter import ExportOptions, export
+    from tests.tiny_llava import save_tiny
+
+    checkpoint = save_tiny(tmp_path_factory.mktemp("llava") / "checkpoint", seed=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's own; the exporter's tests look at them
-        return export(checkpoint, tmp_path_factory.mktemp("reference") / "tiny.bundle", options).bundle
+        return export(checkpoint, checkpoint.parent / "tiny.bundle", ExportOptions(check=False)).bundle

@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 from torch import Tensor, nn
 
 from foveate.engines import ExportError, PromptEntry, TensorSpec
+from foveate.engines.format.processors.llava import LlavaConstants
+from foveate.engines.format.processors.pixels import PixelConstants
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.clip import ClipConfig, ClipTower
 from foveate.exporter.config import ModelConfig, because
@@ -156,7 +159,7 @@ class Llava:
         """The placeholder of videos; None where the model takes none."""
         return None
 
-    def processor(self) -> dict[str, Any]:
+    def processor(self) -> PixelConstants:
         images = Preprocessing.of_images(self.checkpoint, {"do_center_crop": True, "size": 224, "crop_size": 224})
         pads = images.check_type("LlavaImageProcessor", "CLIPImageProcessor") == "LlavaImageProcessor"
         images.check("do_pad", images.keys.do_pad, (True, False, None) if pads else (False, None))
@@ -167,15 +170,16 @@ class Llava:
         side = self.vision.image_size
         if images.keys.do_center_crop:
             images.check("crop_size", images.sides("crop_size", square=True), ({"height": side, "width": side},))
-        return {
-            "image_size": side,
-            "patch_size": self.vision.patch_size,
-            "size": self._size(images),
-            "do_center_crop": bool(images.keys.do_center_crop),
-            "do_pad": bool(images.keys.do_pad),
-            **images.pixels(),
-            "image_token_id": self.image_token_id,
-        }
+        return images.build(
+            LlavaConstants,
+            image_size=side,
+            patch_size=self.vision.patch_size,
+            size=tuple(self._size(images)),
+            do_center_crop=bool(images.keys.do_center_crop),
+            do_pad=bool(images.keys.do_pad),
+            image_token_id=self.image_token_id,
+            **asdict(images.pixels()),
+        )
 
     def _size(self, images: Preprocessing) -> list[int]:
         """Of the resized image: the shorter side, or height and width.

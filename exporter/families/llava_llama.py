@@ -10,10 +10,18 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from msgspec.structs import asdict, replace
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from foveate.engines import ExportError, PromptEntry, TensorSpec
+from foveate.engines.format.processors.llava_llama import (
+    MERGE_SIZE,
+    MOST_VIDEO_FRAMES,
+    VIDEO_FRAMES,
+    LlavaLlamaConstants,
+    merged,
+)
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.config import ModelConfig, because, check_supported
 from foveate.exporter.decoder import DecoderConfig
@@ -26,9 +34,6 @@ from foveate.exporter.text_config import read_decoder
 
 _LLM, _TOWER, _PROJECTOR = "llm", "vision_tower", "mm_projector"
 _BICUBIC = 3
-_MERGE = 2  # patches along each side of a visual token
-_FRAMES, _MOST_FRAMES = 8, 1024
-"""How many frames of a video VILA's own code takes where the config does not say, and the most that may be said."""
 _PROJECTOR_EPS = 1e-5  # torch's default, which no config holds
 _PLACEHOLDERS = ("<image>", "<|reserved_special_token_0|>", "<unk>")
 """Tokens that no text becomes, in the order of preference. VILA cuts the prompt at the text `<image>`, which is no token of the
@@ -194,7 +199,7 @@ class LlavaLlama:
             template_tokens={"bos_token": self._bos} if self._bos else {},
         )
 
-    def processor(self) -> dict[str, Any]:
+    def processor(self) -> LlavaLlamaConstants:
         side = self.vision.image_size
         square = {"height": side, "width": side}
         half = (0.5, 0.5, 0.5)
@@ -208,25 +213,26 @@ class LlavaLlama:
         resizes_first = self.config.image_aspect_ratio == "resize"  # VILA's own code then does what the processor would do
         if resizes_first:
             images.check("resample", images.keys.resample, (_BICUBIC,))
-        return {
-            "image_size": side,
-            "patch_size": self.vision.patch_size,
-            "merge_size": _MERGE,
-            **images.pixels(),
-            "do_resize": resizes_first or images.keys.do_resize,
-            "image_token_id": self._ids[self._placeholder],
-            "frame_separator_ids": self._encode("\n"),
-            "num_video_frames": self._num_video_frames(),
-        }
+        pixels = images.pixels()
+        return images.build(
+            LlavaLlamaConstants,
+            image_size=side,
+            patch_size=self.vision.patch_size,
+            merge_size=MERGE_SIZE,
+            image_token_id=self._ids[self._placeholder],
+            frame_separator_ids=tuple(self._encode("\n")),
+            num_video_frames=self._num_video_frames(),
+            **asdict(replace(pixels, do_resize=resizes_first or pixels.do_resize)),
+        )
 
     def _num_video_frames(self) -> int:
         frames = self.config.num_video_frames
-        if frames is not None and not 1 <= frames <= _MOST_FRAMES:
+        if frames is not None and not 1 <= frames <= MOST_VIDEO_FRAMES:
             raise ExportError(
-                f"{self.checkpoint.path / 'config.json'}: num_video_frames is {frames}, expected 1 to {_MOST_FRAMES}. Use the "
-                "file that belongs to the weights."
+                f"{self.checkpoint.path / 'config.json'}: num_video_frames is {frames}, expected 1 to {MOST_VIDEO_FRAMES}. Use "
+                "the file that belongs to the weights."
             )
-        return frames or _FRAMES
+        return frames or VIDEO_FRAMES
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         for frames in (1, 3):
@@ -317,7 +323,7 @@ class Projector(nn.Module):
 
     def __init__(self, vision: SiglipConfig, hidden_size: int) -> None:
         super().__init__()
-        width = _MERGE**2 * vision.hidden_size
+        width = MERGE_SIZE**2 * vision.hidden_size
         self.layers = nn.Sequential(
             Regroup(vision.grid_size),
             LayerNorm(width, _PROJECTOR_EPS),
@@ -339,10 +345,10 @@ class Regroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[frames, tokens, 4 * channels]` of `[frames, patches, channels]`, patches row by row."""
-        rest = -self.grid_size % _MERGE
+        side = merged(self.grid_size, MERGE_SIZE)
+        rest = side * MERGE_SIZE - self.grid_size
         grid = nn.functional.pad(x.unflatten(1, (self.grid_size, self.grid_size)), (0, 0, 0, rest, 0, rest))
-        tokens = (self.grid_size + rest) // _MERGE
-        blocks = grid.unflatten(2, (tokens, _MERGE)).unflatten(1, (tokens, _MERGE))  # row, row within, column, column within
+        blocks = grid.unflatten(2, (side, MERGE_SIZE)).unflatten(1, (side, MERGE_SIZE))  # row, in it, column, in it
         return blocks.permute(0, 3, 1, 2, 4, 5).flatten(1, 2).flatten(2)
 
 

@@ -6,13 +6,15 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 from torch import Tensor, nn
 
 from foveate.engines import ExportError, TensorSpec
+from foveate.engines.format.processors.llava_onevision import LARGEST_CANVAS, TAPS, LlavaOnevisionConstants, newline_number
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.config import because
 from foveate.exporter.families.llava import Llava, LlavaConfig, LlavaReference, Projector
@@ -20,9 +22,7 @@ from foveate.exporter.modules import empty
 from foveate.exporter.preprocessing import Preprocessing, check_same_pixels
 from foveate.exporter.siglip import SiglipConfig, SiglipTower
 
-_TAPS = 4  # corners of a bilinear interpolation
 _SIDES = range(384, 2305, 384)
-_LARGEST_CANVAS = 50_000_000  # pixels
 _PINPOINTS = tuple((height, width) for height in _SIDES for width in _SIDES)
 DEFAULT_TOWER = {
     "hidden_size": 1152,
@@ -77,8 +77,8 @@ class LlavaOnevision(Llava):
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
         return (
             TensorSpec("pixel_values", "float32", ("frames", self.vision.patches, self.vision.patch_values)),
-            TensorSpec("gather_indices", "int64", ("visual_tokens", _TAPS)),
-            TensorSpec("gather_weights", "float32", ("visual_tokens", _TAPS)),
+            TensorSpec("gather_indices", "int64", ("visual_tokens", TAPS)),
+            TensorSpec("gather_weights", "float32", ("visual_tokens", TAPS)),
         )
 
     def vision_tower(self) -> nn.Module:
@@ -89,7 +89,7 @@ class LlavaOnevision(Llava):
         """The placeholder of videos."""
         return self.config.video_token_index
 
-    def processor(self) -> dict[str, Any]:
+    def processor(self) -> LlavaOnevisionConstants:
         images = self._images()
         max_crops = re.fullmatch(r"anyres_max_([1-9][0-9]*)", self.config.vision_aspect_ratio)
         if max_crops is None:
@@ -97,15 +97,16 @@ class LlavaOnevision(Llava):
                 f"{self.where}: vision_aspect_ratio is {self.config.vision_aspect_ratio!r}, expected 'anyres_max_N'. "
                 "Use another checkpoint."
             )
-        return {
-            "image_size": self.vision.image_size,
-            "patch_size": self.vision.patch_size,
-            "image_grid_pinpoints": [list(pinpoint) for pinpoint in images.keys.image_grid_pinpoints or ()],
-            "max_crops": int(max_crops[1]),
-            **images.pixels(),
-            "image_token_id": self.image_token_id,
-            "video_token_id": self.video_token_id,
-        }
+        return images.build(
+            LlavaOnevisionConstants,
+            image_size=self.vision.image_size,
+            patch_size=self.vision.patch_size,
+            image_grid_pinpoints=images.keys.image_grid_pinpoints or (),
+            max_crops=int(max_crops[1]),
+            image_token_id=self.image_token_id,
+            video_token_id=self.video_token_id,
+            **asdict(images.pixels()),
+        )
 
     def _images(self) -> Preprocessing:
         """Of images, checked against the model and against those of videos.
@@ -120,9 +121,9 @@ class LlavaOnevision(Llava):
         images.check_type("LlavaOnevisionImageProcessor")
         if any(length < 1 or length % side for pinpoint in pinpoints for length in pinpoint):
             raise ExportError(f"{self.where}: crops of {side} pixels don't tile all of image_grid_pinpoints. Fix them.")
-        if not pinpoints or max(map(math.prod, pinpoints)) > _LARGEST_CANVAS:
+        if not pinpoints or max(map(math.prod, pinpoints)) > LARGEST_CANVAS:
             raise ExportError(
-                f"{self.where}: image_grid_pinpoints are {len(pinpoints)}, expected some, of at most {_LARGEST_CANVAS} pixels "
+                f"{self.where}: image_grid_pinpoints are {len(pinpoints)}, expected some, of at most {LARGEST_CANVAS} pixels "
                 "each. Use the file that belongs to the weights."
             )
         if images.keys.image_grid_pinpoints != pinpoints:
@@ -144,14 +145,14 @@ class LlavaOnevision(Llava):
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
         for frames, tokens in ((1, 5), (3, 11)):
-            rows = frames * self.vision.patches + 1
-            indices = random.integers(0, rows, (tokens, _TAPS))
-            indices[-1] = rows - 1  # the newline
+            newline = newline_number(frames, self.vision.patches)
+            indices = random.integers(0, newline + 1, (tokens, TAPS))
+            indices[-1] = newline
             shape = (frames, self.vision.patches, self.vision.patch_values)
             feeds: dict[str, np.ndarray] = {
                 "pixel_values": random.standard_normal(shape, dtype=np.float32),
                 "gather_indices": indices,
-                "gather_weights": random.dirichlet(np.ones(_TAPS), tokens).astype(np.float32),
+                "gather_weights": random.dirichlet(np.ones(TAPS), tokens).astype(np.float32),
             }
             yield f"{tokens} tokens of {frames} crops", feeds
 

@@ -9,9 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from msgspec.structs import asdict
 from torch import Tensor, nn
 
 from foveate.engines import ExportError, PromptEntry, TensorSpec
+from foveate.engines.format.processors.pixels import patch_values
+from foveate.engines.format.processors.qwen2_vl import FRAME_PIXELS, Qwen2VLConstants, most_pixels_at_least, patch_positions
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.config import BELONGING, Layers, ModelConfig, Positive, because, check_multiple, check_supported
 from foveate.exporter.decoder import DecoderConfig
@@ -70,7 +73,7 @@ class VisionConfig(ModelConfig, frozen=True):
 
     @property
     def patch_values(self) -> int:
-        return 3 * self.temporal_patch_size * self.patch_size**2
+        return patch_values(self.patch_size, self.temporal_patch_size)
 
 
 class TextConfig(Qwen2Config, frozen=True):
@@ -112,11 +115,9 @@ class Qwen2VLConfig(ModelConfig, frozen=True):
 
 _IMAGE_PIXELS = {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280}
 """Fewest and most pixels of an image, the defaults of transformers' Qwen2VLImageProcessor."""
-_FRAME_PIXELS = {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}
-"""Those of a frame where the checkpoint has no config of videos, as published ones: those of the authors' qwen-vl-utils and of
-transformers' Qwen2VLVideoProcessor. (transformers takes the limits of images then, up to 16,384 tokens for two frames.)"""
-_MOST_TOKENS_AT_LEAST = 16384
-"""No published checkpoint makes more visual tokens of one image, so none has to grow to more."""
+_FRAME_PIXELS = dict(zip(_IMAGE_PIXELS, FRAME_PIXELS, strict=True))
+"""Those of a frame where the checkpoint has no config of videos, as published ones. (transformers takes the limits of images
+then, up to 16,384 tokens for two frames.)"""
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class Qwen2VL:
             **generation._asdict(),
         )
 
-    def processor(self) -> dict[str, Any]:
+    def processor(self) -> Qwen2VLConstants:
         images, videos = Preprocessing.of_images(self.checkpoint), Preprocessing.of_videos(self.checkpoint)
         images.check_type("Qwen2VLImageProcessor")
         check_same_pixels(images, videos)
@@ -184,20 +185,21 @@ class Qwen2VL:
             self._check(file)
         min_pixels, max_pixels = self._limits(images, _IMAGE_PIXELS)
         video_min_pixels, video_max_pixels = self._limits(videos, _FRAME_PIXELS, videos.about_videos)
-        return {
-            "patch_size": self.vision.patch_size,
-            "temporal_patch_size": self.vision.temporal_patch_size,
-            "merge_size": self.vision.spatial_merge_size,
-            "min_pixels": min_pixels,
-            "max_pixels": max_pixels,
-            "video_min_pixels": video_min_pixels,
-            "video_max_pixels": video_max_pixels,
-            **images.pixels(),
-            "image_token_id": self.config.image_token_id,
-            "video_token_id": self.config.video_token_id,
-            "vision_start_token_id": self.config.vision_start_token_id,
-            "vision_end_token_id": self.config.vision_end_token_id,
-        }
+        return images.build(
+            Qwen2VLConstants,
+            patch_size=self.vision.patch_size,
+            temporal_patch_size=self.vision.temporal_patch_size,
+            merge_size=self.vision.spatial_merge_size,
+            min_pixels=min_pixels,
+            max_pixels=max_pixels,
+            video_min_pixels=video_min_pixels,
+            video_max_pixels=video_max_pixels,
+            image_token_id=self.config.image_token_id,
+            video_token_id=self.config.video_token_id,
+            vision_start_token_id=self.config.vision_start_token_id,
+            vision_end_token_id=self.config.vision_end_token_id,
+            **asdict(images.pixels()),
+        )
 
     def _check(self, file: Preprocessing) -> None:
         """Refuses a processor that cuts other patches than the tower takes, and what none of transformers' does."""
@@ -225,7 +227,7 @@ class Qwen2VL:
         named = {"shortest_edge": file.keys.min_pixels, "longest_edge": file.keys.max_pixels}
         size = (file.sides("size") or dict(default)) | {key: value for key, value in named.items() if value is not None}
         fewest, most = size.get("shortest_edge", 0), size.get("longest_edge", 0)
-        highest = _MOST_TOKENS_AT_LEAST * (self.vision.patch_size * self.vision.spatial_merge_size) ** 2
+        highest = most_pixels_at_least(self.vision.patch_size * self.vision.spatial_merge_size)
         if not 1 <= fewest <= most or fewest > highest:
             raise ExportError(
                 f"{file.where}: the fewest pixels of an image (min_pixels, or shortest_edge of size) are {fewest}, the most "
@@ -238,18 +240,8 @@ class Qwen2VL:
         merge = self.vision.spatial_merge_size
         for frames, height, width in ((1, 2 * merge, 3 * merge), (1, 5 * merge, merge), (3, 2 * merge, 2 * merge)):
             pixels = random.standard_normal((frames, height * width, self.vision.patch_values), dtype=np.float32)
-            feeds = {"pixel_values": pixels, "patch_positions": self.patch_positions(height, width)}
+            feeds = {"pixel_values": pixels, "patch_positions": patch_positions(height, width, merge)}
             yield f"{frames} x {height} x {width} patches", feeds
-
-    def patch_positions(self, height: int, width: int) -> np.ndarray:
-        """Row and column `[height * width, 2]` int64 of the patches of a grid, in the order of the processor.
-
-        Patches come in blocks of `spatial_merge_size` squared, which the merger makes one visual token.
-        """
-        merge = self.vision.spatial_merge_size
-        grid = np.stack(np.meshgrid(np.arange(height), np.arange(width), indexing="ij"), axis=-1)
-        blocks = grid.reshape(height // merge, merge, width // merge, merge, 2).transpose(0, 2, 1, 3, 4)
-        return np.ascontiguousarray(blocks.reshape(-1, 2), dtype=np.int64)
 
     def reference(self) -> Qwen2VLReference:
         return Qwen2VLReference(self.checkpoint.path)

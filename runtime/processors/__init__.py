@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError, VisionShape
+from foveate.engines import VisionShape
+from foveate.engines.format.processors.pixels import PixelConstants
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.resolution import NO_LIMITS, Resolution
 from foveate.runtime.types import Layout, Visual
@@ -20,7 +21,7 @@ PROCESSORS = {
     "llava_onevision": "foveate.runtime.processors.llava_onevision:LlavaOnevisionProcessor",
     "qwen2_vl": "foveate.runtime.processors.qwen2_vl:Qwen2VLProcessor",
 }
-"""Name of a family -> `module:class`; the class is called with the manifest's `processor` constants."""
+"""Name of a family -> `module:class`; the class is called with the family's constants."""
 
 
 class Processor(Protocol):
@@ -86,14 +87,8 @@ class Processor(Protocol):
         ...
 
 
-def open_processor(family: str, constants: Mapping[str, Any]) -> Processor:
-    """The processor of a family.
-
-    Raises:
-        BundleError: this foveate does not know the family, or its constants are not the expected ones.
-    """
-    if family not in PROCESSORS:
-        raise BundleError(f"the bundle is of family '{family}', this foveate runs {', '.join(PROCESSORS)}. Update foveate.")
+def open_processor(family: str, constants: PixelConstants) -> Processor:
+    """The processor of a family, with its constants (`read_constants`)."""
     module, _, name = PROCESSORS[family].partition(":")
     processor: Processor = getattr(import_module(module), name)(constants)
     return processor

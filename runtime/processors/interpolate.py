@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-TAPS = 4
-"""How many cells one interpolated value is made of."""
+from foveate.engines.format.processors.llava_onevision import TAPS
 
 
 def single(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

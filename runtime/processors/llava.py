@@ -3,51 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
-from foveate.engines.format.manifest import TokenId
+from foveate.engines.format.processors.llava import LlavaConstants
+from foveate.engines.format.processors.pixels import mean_colour
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
-from foveate.runtime.processors.pixels import Count, PixelConstants, Side, read_constants
+from foveate.runtime.processors.pixels import Normalisation, resize
 from foveate.runtime.processors.placeholders import expand_placeholders
 from foveate.runtime.processors.square import resize_in_square
 from foveate.runtime.resolution import NO_LIMITS, Resolution
 from foveate.runtime.types import Layout, Visual
 
-_FAMILY = "LLaVA-1.5"
 _MAX_ASPECT_RATIO = 200
 """The longer side is resized with the shorter one before it is cropped, so a thin image would take much memory."""
 _MAX_RESIZED_PIXELS = 1 << 26
-
-
-class LlavaConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`manifest.processor` of a LLaVA-1.5 bundle.
-
-    Attributes:
-        image_size: side of the square in pixels.
-        patch_size: side of a patch, which is a visual token, in pixels.
-        size: of the resized image: its shorter side, or its height and width; empty for a shorter side of `image_size`.
-        do_center_crop: whether the middle square is cut out of it, on black where it is smaller.
-        do_pad: whether the image is first put into the middle of a square of the mean colour.
-        image_token_id: the placeholder of images.
-    """
-
-    image_size: Side
-    patch_size: Count
-    image_token_id: TokenId
-    size: tuple[Side, ...] = ()
-    do_center_crop: bool = True
-    do_pad: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.patch_size > self.image_size or len(self.size) > 2:
-            raise ValueError("patch_size is more than image_size, or size has more than two sides")
 
 
 class LlavaProcessor:
@@ -55,10 +29,9 @@ class LlavaProcessor:
 
     frame_defaults = FrameDefaults()
 
-    def __init__(self, constants: Mapping[str, Any]) -> None:
-        self.constants = read_constants(constants, LlavaConstants, _FAMILY)
-        self.grid_size = self.constants.image_size // self.constants.patch_size
-        self._normalisation = self.constants.normalisation()
+    def __init__(self, constants: LlavaConstants) -> None:
+        self.constants = constants
+        self._normalisation = Normalisation(constants)
 
     def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
         """Resizes an RGB image and cuts out the middle, as its constants say, bit for bit as transformers' PIL processors of
@@ -68,13 +41,13 @@ class LlavaProcessor:
             RequestError: one side is more than 200 times the other, or what is left is no square of the model's size; fewer
                 tokens are asked for than an image has, or limits in pixels.
         """
-        resolution.refuse_pixels(_FAMILY)
-        resolution.check_tokens(self.grid_size**2, "an image")
-        square = self._square(image)
-        patches = self._normalisation.square_patches(np.asarray(square)[None], self.grid_size, self.constants.patch_size)
-        side = self.grid_size * self.constants.patch_size
-        grid = (self.grid_size, self.grid_size)
-        picture = Picture(square.crop((0, 0, side, side)), grid, np.arange(self.grid_size**2))
+        constants = self.constants
+        resolution.refuse_pixels(constants.title)
+        resolution.check_tokens(constants.patches, "an image")
+        square, grid = self._square(image), (constants.grid_size, constants.grid_size)
+        patches = self._normalisation.square_patches(np.asarray(square)[None], constants.grid_size, constants.patch_size)
+        side = constants.grid_size * constants.patch_size
+        picture = Picture(square.crop((0, 0, side, side)), grid, np.arange(constants.patches))
         return Visual({"pixel_values": patches}, ((1, *grid),), (picture,))
 
     def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
@@ -83,11 +56,12 @@ class LlavaProcessor:
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`: every image takes the same."""
-        return self.vision_shape_of_tokens(self.grid_size**2)
+        return self.vision_shape_of_tokens(self.constants.patches)
 
     def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
         """See `Processor.vision_shape_of_tokens`: as many whole images as the tokens need."""
-        return VisionShape(math.ceil(visual_tokens / self.grid_size**2), self.grid_size**2, visual_tokens)
+        patches = self.constants.patches
+        return VisionShape(math.ceil(visual_tokens / patches), patches, visual_tokens)
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
         """See `Processor.layout`. Positions count all tokens, visual ones too."""
@@ -98,7 +72,7 @@ class LlavaProcessor:
         if constants.do_pad:
             image = self._padded(image)
         elif constants.do_resize:
-            image = constants.resize(image, *self._resized_size(image))
+            image = resize(image, *self._resized_size(image), constants)
         if constants.do_center_crop:
             left, top = (image.width - side) // 2, (image.height - side) // 2
             image = image.crop((left, top, left + side, top + side))
@@ -110,9 +84,8 @@ class LlavaProcessor:
         return image
 
     def _padded(self, image: Image.Image) -> Image.Image:
-        red, green, blue = (int(mean * 255) for mean in self.constants.image_mean)
         side = self.constants.size[0] if self.constants.size else self.constants.image_size
-        return resize_in_square(image, side, (red, green, blue), self.constants.resample)
+        return resize_in_square(image, side, mean_colour(self.constants.image_mean), self.constants.resample)
 
     def _resized_size(self, image: Image.Image) -> tuple[int, int]:
         """Width and height."""

@@ -3,58 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
-from foveate.engines.format.manifest import TokenId
+from foveate.engines.format.processors.llava_llama import LlavaLlamaConstants
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
-from foveate.runtime.processors.pixels import Count, PixelConstants, Side, read_constants
+from foveate.runtime.processors.pixels import Normalisation, to_square
 from foveate.runtime.resolution import NO_LIMITS, Resolution
 from foveate.runtime.types import Layout, Visual, VisualKind
-
-_FAMILY = "VILA1.5"
-
-
-class LlavaLlamaConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`manifest.processor` of a VILA1.5 bundle.
-
-    Attributes:
-        image_size: side of the resized picture in pixels.
-        patch_size: side of a patch in pixels; pixels that fill no whole patch are not seen.
-        merge_size: patches along each side of a visual token; an odd grid is filled up.
-        image_token_id: the placeholder of images and of videos.
-        frame_separator_ids: the text between two frames of a video.
-        num_video_frames: how many frames of a file the model looks at.
-    """
-
-    image_size: Side
-    patch_size: Count
-    merge_size: Count
-    image_token_id: TokenId
-    frame_separator_ids: tuple[TokenId, ...]
-    num_video_frames: Count = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.patch_size > self.image_size:
-            raise ValueError("patch_size is more than image_size")
 
 
 class LlavaLlamaProcessor:
     """See `Processor`."""
 
-    def __init__(self, constants: Mapping[str, Any]) -> None:
-        self.constants = read_constants(constants, LlavaLlamaConstants, _FAMILY)
-        self.frame_defaults = FrameDefaults("uniform", max_frames=self.constants.num_video_frames)
-        self.patch_side = self.constants.image_size // self.constants.patch_size
-        self.token_side = math.ceil(self.patch_side / self.constants.merge_size)
-        self.frame_tokens = self.token_side**2
-        self._normalisation = self.constants.normalisation()
+    def __init__(self, constants: LlavaLlamaConstants) -> None:
+        self.constants = constants
+        self.frame_defaults = FrameDefaults("uniform", max_frames=constants.num_video_frames)
+        self._normalisation = Normalisation(constants)
 
     def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
         """Resizes and normalises an RGB image, bit for bit as transformers' PIL processor of SigLIP does.
@@ -63,23 +32,24 @@ class LlavaLlamaProcessor:
             RequestError: the model does not resize, and the image has another size than it takes; fewer tokens are asked for
                 than an image has, or limits in pixels.
         """
-        resolution.refuse_pixels(_FAMILY)
-        resolution.check_tokens(self.frame_tokens, "an image")
+        resolution.refuse_pixels(self.constants.title)
+        resolution.check_tokens(self.constants.frame_tokens, "an image")
         return self._visual([image], [None], "image")
 
     def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """See `Processor.video`: each frame is an image; the times are not told to the model."""
-        resolution.refuse_pixels(_FAMILY)
-        resolution.check_tokens(self.frame_tokens * len(seconds), f"a video of {len(seconds)} frames", "Lower max_frames.")
+        tokens = self.constants.frame_tokens * len(seconds)
+        resolution.refuse_pixels(self.constants.title)
+        resolution.check_tokens(tokens, f"a video of {len(seconds)} frames", "Lower max_frames.")
         return self._visual(frames, seconds, "video")
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`: every image takes the same."""
-        return self.vision_shape_of_tokens(self.frame_tokens)
+        return self.vision_shape_of_tokens(self.constants.frame_tokens)
 
     def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
         """See `Processor.vision_shape_of_tokens`: as many whole frames as the tokens need."""
-        return VisionShape(math.ceil(visual_tokens / self.frame_tokens), self.patch_side**2, visual_tokens)
+        return VisionShape(math.ceil(visual_tokens / self.constants.frame_tokens), self.constants.patches, visual_tokens)
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
         """See `Processor.layout`. A video is as many images with a separator between them; positions count every token."""
@@ -97,25 +67,25 @@ class LlavaLlamaProcessor:
 
     def _expanded(self, visual: Visual) -> np.ndarray:
         """`[tokens]` int64: what a placeholder becomes."""
-        frame = np.full(self.frame_tokens, self.constants.image_token_id, np.int64)
+        frame = np.full(self.constants.frame_tokens, self.constants.image_token_id, np.int64)
         separator = np.array(self.constants.frame_separator_ids, np.int64)
-        frames = visual.num_tokens // self.frame_tokens
+        frames = visual.num_tokens // self.constants.frame_tokens
         return np.concatenate([frame, *[separator, frame] * (frames - 1)])
 
     def _visual(self, frames: Iterable[Image.Image], seconds: Sequence[float | None], kind: VisualKind) -> Visual:
-        resized = [self.constants.to_square(frame, self.constants.image_size) for frame in frames]
+        resized = [to_square(frame, self.constants.image_size, self.constants) for frame in frames]
         # The model's tokens go column by column, so what grids call a row is a column of the picture.
-        grid = (self.token_side, self.token_side)
-        tokens = np.arange(len(resized) * self.frame_tokens).reshape(len(resized), *grid).transpose(0, 2, 1)
+        grid = (self.constants.token_side, self.constants.token_side)
+        tokens = np.arange(len(resized) * self.constants.frame_tokens).reshape(len(resized), *grid).transpose(0, 2, 1)
         shown = zip(resized, tokens, seconds, strict=True)
         pictures = tuple(Picture(self._seen(image), grid, own.flatten(), second) for image, own, second in shown)
         pixels = np.stack([np.asarray(image) for image in resized])
-        patches = self._normalisation.square_patches(pixels, self.patch_side, self.constants.patch_size)
+        patches = self._normalisation.square_patches(pixels, self.constants.grid_size, self.constants.patch_size)
         return Visual({"pixel_values": patches}, ((len(resized), *grid),), pictures, kind)
 
     def _seen(self, image: Image.Image) -> Image.Image:
         """What the visual tokens tile: an odd grid's last row and column of tokens reach past the patches, into black."""
         patch = self.constants.patch_size
-        seen = self.patch_side * patch
-        side = self.token_side * self.constants.merge_size * patch
+        seen = self.constants.grid_size * patch
+        side = self.constants.token_side * self.constants.merge_size * patch
         return image.crop((0, 0, seen, seen)).crop((0, 0, side, side))

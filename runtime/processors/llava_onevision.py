@@ -3,60 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
 
-import msgspec
 import numpy as np
 from PIL import Image
 
 from foveate.engines import Grid, RequestError, VisionShape
-from foveate.engines.format.manifest import TokenId
+from foveate.engines.format.processors.llava_onevision import LlavaOnevisionConstants, newline_number
+from foveate.engines.format.processors.pixels import mean_colour
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.interpolate import bilinear, single
-from foveate.runtime.processors.pixels import Count, PixelConstants, Side, read_constants
+from foveate.runtime.processors.pixels import Normalisation, resize, to_square
 from foveate.runtime.processors.placeholders import expand_placeholders
 from foveate.runtime.processors.square import resize_in_square
 from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
 from foveate.runtime.types import Layout, Visual, VisualKind
 
-_FAMILY = "LLaVA-OneVision"
 _SHRINK_ABOVE = 1.1
-_LARGEST_CANVAS = 50_000_000  # pixels
 _NEWLINE_GRID = (1, 1, 1)
 _Taps = tuple[np.ndarray, np.ndarray]
-
-
-class LlavaOnevisionConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`manifest.processor` of a LLaVA-OneVision bundle.
-
-    Attributes:
-        image_size: side of a crop in pixels.
-        patch_size: side of a patch in pixels; pixels of a crop that fill no whole patch are not seen.
-        image_grid_pinpoints: height and width of the canvases that crops may tile.
-        max_crops: crops above which the features of high resolution are shrunk to about so many (`anyres_max_N`).
-        image_token_id, video_token_id: the placeholders.
-    """
-
-    image_size: Side
-    patch_size: Count
-    image_grid_pinpoints: Annotated[tuple[tuple[Side, Side], ...], msgspec.Meta(min_length=1)]
-    max_crops: Count
-    image_token_id: TokenId
-    video_token_id: TokenId
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.patch_size > self.image_size:
-            raise ValueError("patch_size is more than image_size")
-        if any(side % self.image_size for pinpoint in self.image_grid_pinpoints for side in pinpoint):
-            raise ValueError("image_size does not tile all of image_grid_pinpoints")
-        if max(map(math.prod, self.image_grid_pinpoints)) > _LARGEST_CANVAS:
-            raise ValueError(f"one of image_grid_pinpoints has more than {_LARGEST_CANVAS} pixels")
-        if not all(0 <= int(mean * 255) <= 255 for mean in self.image_mean):
-            raise ValueError("image_mean is no colour, with which several images are padded")
 
 
 @dataclass(frozen=True)
@@ -77,19 +44,15 @@ class AnyRes:
 
 
 class LlavaOnevisionProcessor:
-    """See `Processor`. The vision graph gets weighted sums of features to make, so packing is all here.
-
-    Rows to sum are features of one crop after the other, `grid_size ** 2` each, and behind them the newline token.
-    """
+    """See `Processor`. The vision graph gets weighted sums of features to make, so packing is all here."""
 
     frame_defaults = FrameDefaults("uniform")
 
-    def __init__(self, constants: Mapping[str, Any]) -> None:
-        self.constants = read_constants(constants, LlavaOnevisionConstants, _FAMILY)
-        self.grid_size = self.constants.image_size // self.constants.patch_size
-        self.patches = self.grid_size**2
+    def __init__(self, constants: LlavaOnevisionConstants) -> None:
+        self.constants = constants
+        self.grid_size, self.patches = constants.grid_size, constants.patches
         self.pooled_size = math.ceil(self.grid_size / 2)
-        self._normalisation = self.constants.normalisation()
+        self._normalisation = Normalisation(constants)
 
     def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
         """Crops an RGB image, bit for bit as transformers' PIL processor does.
@@ -104,7 +67,7 @@ class LlavaOnevisionProcessor:
             RequestError: fewer tokens are asked for than one crop has, or limits in pixels; the model does not resize, and one
                 of several images is not of its size.
         """
-        resolution.refuse_pixels(_FAMILY)
+        resolution.refuse_pixels(self.constants.title)
         resolution.check_tokens(self.patches + 1, "an image")
         if not alone:
             return self._padded(image)
@@ -120,7 +83,7 @@ class LlavaOnevisionProcessor:
     def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """See `Processor.video`: each frame is one crop whose features are pooled; the times are not told to the model."""
         size, count = self.pooled_size, len(seconds)
-        resolution.refuse_pixels(_FAMILY)
+        resolution.refuse_pixels(self.constants.title)
         resolution.check_tokens(size**2 * count + 1, f"a video of {count} frames", "Lower max_frames.")
         resized = [self._resize(frame) for frame in frames]
         taps = [bilinear(cells, size, size) for cells in self._cells(count)]
@@ -129,7 +92,7 @@ class LlavaOnevisionProcessor:
         pictures = [Picture(self._seen(frame), (size, size), own, second) for frame, own, second in shown]
         return self._visual(
             np.stack([np.asarray(frame) for frame in resized]),
-            [*taps, single(np.array(self.patches * count))],
+            [*taps, single(np.array(newline_number(count, self.patches)))],
             ((count, size, size), _NEWLINE_GRID),
             pictures,
             "video",
@@ -191,9 +154,9 @@ class LlavaOnevisionProcessor:
 
     def _high_resolution(self, image: Image.Image, plan: AnyRes) -> Visual:
         """The whole image as one crop, then its crops without their padding, with a newline token behind each row."""
-        fitted = self.constants.resize(image, *_fitting(image, plan.canvas))
+        fitted = resize(image, *_fitting(image, plan.canvas), self.constants)
         side = self.constants.image_size
-        thumbnail = self.constants.resize(image, side, side)
+        thumbnail = resize(image, side, side, self.constants)
         crops = np.concatenate([np.asarray(thumbnail)[None], self._crops(fitted, plan)])
         taps = [single(np.arange(self.patches)), self._high_resolution_taps(plan)]
         rows, columns = plan.grid
@@ -221,7 +184,7 @@ class LlavaOnevisionProcessor:
         top, left = (cells.shape[0] - rows) // 2, (cells.shape[1] - columns) // 2
         cells = cells[top : top + rows, left : left + columns]
         indices, weights = single(cells) if plan.grid == plan.unpadded else bilinear(cells, *plan.grid)
-        newlines, ones = single(np.full(plan.grid[0], self.patches * (count + 1)))
+        newlines, ones = single(np.full(plan.grid[0], newline_number(count + 1, self.patches)))
         return _behind_rows(indices, newlines), _behind_rows(weights, ones)
 
     def _padded(self, image: Image.Image) -> Visual:
@@ -232,15 +195,14 @@ class LlavaOnevisionProcessor:
                 f"one of several images is {image.width} x {image.height} pixels, and this model takes them as they are, with "
                 f"a longer side of {side}. Resize it."
             )
-        red, green, blue = (int(mean * 255) for mean in self.constants.image_mean)
-        resized = resize_in_square(image, side, (red, green, blue), self.constants.resample)
-        taps = [single(np.arange(self.patches + 1))]
+        resized = resize_in_square(image, side, mean_colour(self.constants.image_mean), self.constants.resample)
+        taps = [single(np.arange(newline_number(1, self.patches) + 1))]
         grids = ((1, self.grid_size, self.grid_size), _NEWLINE_GRID)
         return self._visual(np.asarray(resized)[None], taps, grids, [self._whole_picture(resized)])
 
     def _resize(self, image: Image.Image) -> Image.Image:
         """To one crop, whatever its aspect ratio."""
-        return self.constants.to_square(image, self.constants.image_size)
+        return to_square(image, self.constants.image_size, self.constants)
 
     def _seen(self, crop: Image.Image) -> Image.Image:
         """What whole patches tile."""

@@ -2,85 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
-
-import msgspec
 import numpy as np
 from PIL import Image
 
-from foveate.engines import BundleError, RequestError
-
-Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
-"""How many pixels, patches or frames make one of the next."""
-Side = Annotated[int, msgspec.Meta(ge=1, le=8192)]
-"""In pixels."""
-Channels = tuple[float, float, float]
-_LARGEST, _SMALLEST = 1e6, 1e-6
-"""Of what values are multiplied with and divided by: far from what float32 can't hold."""
-_T = TypeVar("_T", bound="PixelConstants")
+from foveate.engines import RequestError
+from foveate.engines.format.processors.pixels import PixelConstants, patch_values
 
 
-class PixelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """How pixels become numbers, in every family's `manifest.processor`; named as in transformers' image processors.
-
-    Attributes:
-        do_resize: whether images are resized; those of a model that does not have to come in a size that it takes.
-        resample: Pillow's number of the filter.
-        do_rescale, rescale_factor: whether values are multiplied, and by what.
-        do_normalize, image_mean, image_std: whether the mean of its channel is then taken from a value, and the result divided.
-    """
-
-    image_mean: Channels
-    image_std: Channels
-    rescale_factor: float
-    do_resize: bool = True
-    resample: Annotated[int, msgspec.Meta(ge=0, le=5)] = 3
-    do_rescale: bool = True
-    do_normalize: bool = True
-
-    def __post_init__(self) -> None:
-        if not all(abs(value) <= _LARGEST for value in (*self.image_mean, *self.image_std, self.rescale_factor)):
-            raise ValueError(f"image_mean, image_std or rescale_factor is not finite or beyond {_LARGEST:g}")
-        if any(abs(value) < _SMALLEST for value in self.image_std):
-            raise ValueError(f"image_std is 0 in a channel, or below {_SMALLEST:g}")
-
-    def normalisation(self) -> Normalisation:
-        """From values to numbers."""
-        return Normalisation(self)
-
-    def resize(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """To that size, bit for bit as transformers' PIL processors do."""
-        return image.resize((width, height), Image.Resampling(self.resample))
-
-    def to_square(self, image: Image.Image, side: int) -> Image.Image:
-        """To a square, whatever its aspect ratio, where the model resizes.
-
-        Raises:
-            RequestError: it does not, and the image is no such square.
-        """
-        if self.do_resize:
-            return self.resize(image, side, side)
-        if image.size != (side, side):
-            raise RequestError(
-                f"image or frame is {image.width} x {image.height} pixels, and this model takes them as they are, of {side} x "
-                f"{side}. Resize it."
-            )
-        return image
+def resize(image: Image.Image, width: int, height: int, constants: PixelConstants) -> Image.Image:
+    """To that size, bit for bit as transformers' PIL processors do."""
+    return image.resize((width, height), Image.Resampling(constants.resample))
 
 
-def read_constants(constants: Mapping[str, Any], kind: type[_T], family: str) -> _T:
-    """`manifest.processor` as the constants of a family.
+def to_square(image: Image.Image, side: int, constants: PixelConstants) -> Image.Image:
+    """To a square, whatever its aspect ratio, where the model resizes.
 
     Raises:
-        BundleError: a key is missing, unknown or has an unusable value.
+        RequestError: it does not, and the image is no such square.
     """
-    try:
-        return msgspec.convert(dict(constants), kind)
-    except msgspec.ValidationError as error:
-        raise BundleError(
-            f"the manifest's processor constants are not {family}'s: {error}. Export the bundle again."
-        ) from error
+    if constants.do_resize:
+        return resize(image, side, side, constants)
+    if image.size != (side, side):
+        raise RequestError(
+            f"image or frame is {image.width} x {image.height} pixels, and this model takes them as they are, of {side} x "
+            f"{side}. Resize it."
+        )
+    return image
 
 
 class Normalisation:
@@ -118,4 +65,4 @@ class Normalisation:
         blocks = pictures[:, : grid * size, : grid * size].reshape(-1, grid, size, grid, size, 3).transpose(0, 1, 3, 5, 2, 4)
         patches = np.empty(blocks.shape, np.float32)
         self.into(patches, blocks, axis=3)
-        return patches.reshape(len(pictures), grid**2, -1)
+        return patches.reshape(len(pictures), grid**2, patch_values(size))

@@ -3,63 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-import msgspec
 import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
-from foveate.engines.format.manifest import TokenId
+from foveate.engines.format.processors.pixels import patch_values
+from foveate.engines.format.processors.qwen2_vl import POSITION_AXES, Qwen2VLConstants, patch_positions
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
-from foveate.runtime.processors.pixels import Count, PixelConstants, read_constants
+from foveate.runtime.processors.pixels import Normalisation, resize
 from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
 from foveate.runtime.types import Layout, Visual, VisualKind
 
-_FAMILY = "Qwen2-VL"
 _MAX_ASPECT_RATIO = 200
-_POSITION_AXES = 3  # time, height, width
-_MOST_TOKENS_AT_LEAST = 16384
-"""The most visual tokens that an image may have to grow to."""
-_Pixels = Annotated[int, msgspec.Meta(ge=1, le=1 << 40)]
-
-
-class Qwen2VLConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """`manifest.processor` of a Qwen2-VL bundle.
-
-    The limits of a frame are those of transformers' Qwen2VLVideoProcessor, where the manifest of an older bundle has none.
-    """
-
-    patch_size: Count
-    temporal_patch_size: Count
-    merge_size: Count
-    min_pixels: _Pixels
-    max_pixels: _Pixels
-    image_token_id: TokenId
-    video_token_id: TokenId
-    vision_start_token_id: TokenId
-    vision_end_token_id: TokenId
-    video_min_pixels: _Pixels = 128 * 28 * 28
-    video_max_pixels: _Pixels = 768 * 28 * 28
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.min_pixels > self.max_pixels or self.video_min_pixels > self.video_max_pixels:
-            raise ValueError("min_pixels is more than max_pixels")
-        if max(self.min_pixels, self.video_min_pixels) > self.most_pixels_at_least:
-            raise ValueError(f"min_pixels is more than {self.most_pixels_at_least}")
-
-    @property
-    def token_size(self) -> int:
-        """Side of a visual token in pixels."""
-        return self.patch_size * self.merge_size
-
-    @property
-    def most_pixels_at_least(self) -> int:
-        """The most pixels that an image may have to grow to."""
-        return _MOST_TOKENS_AT_LEAST * self.token_size**2
 
 
 class _Limits(NamedTuple):
@@ -75,9 +34,9 @@ class Qwen2VLProcessor:
 
     frame_defaults = FrameDefaults("qwen-vl-utils", fps=2.0)
 
-    def __init__(self, constants: Mapping[str, Any]) -> None:
-        self.constants = read_constants(constants, Qwen2VLConstants, _FAMILY)
-        self._normalisation = self.constants.normalisation()
+    def __init__(self, constants: Qwen2VLConstants) -> None:
+        self.constants = constants
+        self._normalisation = Normalisation(constants)
 
     def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
         """Resizes and normalises an RGB image and cuts it into patches, bit for bit as transformers' PIL processor does.
@@ -130,7 +89,7 @@ class Qwen2VLProcessor:
     def _resize(self, image: Image.Image, limits: _Limits) -> Image.Image:
         if self.constants.do_resize:
             height, width = self._fit(*image.size, limits)
-            return self.constants.resize(image, width, height)
+            return resize(image, width, height, self.constants)
         side = self.constants.token_size
         if image.width % side or image.height % side:
             raise RequestError(
@@ -191,7 +150,7 @@ class Qwen2VLProcessor:
         steps = [frames[start : start + span] for start in range(0, len(frames), span)]
         feeds = {
             "pixel_values": np.stack([self._patches(step, rows, columns) for step in steps]),
-            "patch_positions": _patch_positions(rows, columns, merge),
+            "patch_positions": patch_positions(rows, columns, merge),
         }
         return Visual(feeds, ((len(steps), *grid),), tuple(pictures), kind, resized)
 
@@ -218,7 +177,7 @@ class Qwen2VLProcessor:
             blocks = np.asarray(frame).reshape(rows // merge, merge, size, columns // merge, merge, size, 3)
             blocks = blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, 3, size * size)
             self._normalisation.into(patches[:, :, number], blocks, axis=1)
-        return patches.reshape(rows * columns, -1)
+        return patches.reshape(rows * columns, patch_values(size, len(frames)))
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
         """See `Processor.layout`. Positions follow Qwen2-VL's M-RoPE (arXiv 2409.12191, section 2.1): text moves all axes
@@ -231,7 +190,7 @@ class Qwen2VLProcessor:
         advances[placeholders] = [max(visual.grids[0]) for visual in visuals]
         ends = np.cumsum(advances)
         expanded_ids = np.repeat(input_ids, counts)
-        position_ids = np.tile(np.repeat(ends - advances, counts), (_POSITION_AXES, 1))
+        position_ids = np.tile(np.repeat(ends - advances, counts), (POSITION_AXES, 1))
         visual_indices = np.flatnonzero(self._is_visual(expanded_ids))
         if visuals:
             position_ids[:, visual_indices] += np.concatenate([np.indices(v.grids[0]).reshape(3, -1) for v in visuals], axis=1)
@@ -276,9 +235,3 @@ def smart_resize(height: int, width: int, constants: Qwen2VLConstants, min_pixel
         grow = math.sqrt(min_pixels / (height * width))
         rows, columns = math.ceil(height * grow / factor), math.ceil(width * grow / factor)
     return rows * factor, columns * factor
-
-
-def _patch_positions(rows: int, columns: int, merge: int) -> np.ndarray:
-    """`[patches, 2]` int64: row and column of each patch, the patches of one token in a row."""
-    positions = np.indices((rows, columns)).reshape(2, rows // merge, merge, columns // merge, merge)
-    return np.ascontiguousarray(positions.transpose(1, 3, 2, 4, 0).reshape(-1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,9 @@ QUESTIONS = 8
 
 
 @pytest.fixture(scope="module", params=list(WORLDS))
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Reference, foveate.Pipeline]:
+def case(request: pytest.FixtureRequest, trained_bundle: Callable[[str], Path]) -> tuple[str, Reference, foveate.Pipeline]:
     name: str = request.param
-    checkpoint = MODELS / name
-    bundle = tmp_path_factory.mktemp(name) / "x.bundle"
-    foveate.export(checkpoint, bundle, foveate.ExportOptions(scorer=checkpoint / "scorer.safetensors"))
-    return name, REFERENCES[name](checkpoint), foveate.load(bundle)
+    return name, REFERENCES[name](MODELS / name), foveate.load(trained_bundle(name))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -121,7 +121,7 @@ def test_the_other_name_of_the_image_token_wins(copy: Path, other: bool) -> None
 def test_constants_and_prompt(folder: Path) -> None:
     family = read(folder)
     constants, prompt = family.processor(), family.prompt()
-    assert (constants["image_size"], constants["patch_size"]) == (IMAGE_SIZE, PATCH_SIZE)
+    assert (constants.image_size, constants.patch_size) == (IMAGE_SIZE, PATCH_SIZE)
     assert (prompt.image_token, prompt.video_token) == ("<image>", None)
     assert family.checkpoint.token(prompt.eos_token_ids[0]) == "<|im_end|>"
 

@@ -240,12 +240,12 @@ def test_a_placeholder_token_has_a_row_in_the_table(copy: Path) -> None:
 
 def test_processor_constants(vicuna_folder: Path, copy: Path) -> None:
     constants = read(vicuna_folder).processor()
-    assert (constants["image_size"], constants["patch_size"], constants["image_token_id"]) == (72, 14, 0)
-    assert constants["image_mean"] == [0.5, 0.45, 0.5]
+    assert (constants.image_size, constants.patch_size, constants.image_token_id) == (72, 14, 0)
+    assert constants.image_mean == (0.5, 0.45, 0.5)
     tokenizer = Tokenizer.from_file(str(vicuna_folder / "llm" / "tokenizer.json"))
-    assert [tokenizer.id_to_token(token) for token in constants["frame_separator_ids"]] == ["▁", "<0x0A>"]
+    assert [tokenizer.id_to_token(token) for token in constants.frame_separator_ids] == ["▁", "<0x0A>"]
     (copy / "vision_tower" / "preprocessor_config.json").unlink()
-    assert read(copy).processor()["image_mean"] == [0.5, 0.5, 0.5]
+    assert read(copy).processor().image_mean == (0.5, 0.5, 0.5)
 
 
 # What can be missing or different.

@@ -142,16 +142,18 @@ def test_defaults_are_those_of_transformers(copy: Path) -> None:
     change(copy, image_grid_pinpoints=None, vision_config={**config["vision_config"], "image_size": 384})
     (copy / "preprocessor_config.json").unlink()
     constants, images = read(copy).processor(), LlavaOnevisionImageProcessorPil()
-    assert constants["image_grid_pinpoints"] == LlavaOnevisionConfig().image_grid_pinpoints == images.image_grid_pinpoints
+    pinpoints = LlavaOnevisionConfig().image_grid_pinpoints
+    assert constants.image_grid_pinpoints == tuple(map(tuple, pinpoints))
+    assert pinpoints == images.image_grid_pinpoints
     for name in ("image_mean", "image_std", "rescale_factor"):
-        assert constants[name] == pytest.approx(getattr(images, name))
+        assert getattr(constants, name) == pytest.approx(getattr(images, name))
 
 
 def test_constants_and_prompt(folder: Path) -> None:
     family = read(folder)
     constants, prompt = family.processor(), family.prompt()
-    assert (constants["image_size"], constants["patch_size"], constants["max_crops"]) == (IMAGE_SIZE, PATCH_SIZE, 4)
-    assert constants["image_grid_pinpoints"] == PINPOINTS
+    assert (constants.image_size, constants.patch_size, constants.max_crops) == (IMAGE_SIZE, PATCH_SIZE, 4)
+    assert constants.image_grid_pinpoints == tuple(map(tuple, PINPOINTS))
     assert (prompt.image_token, prompt.video_token) == ("<image>", "<video>")
     assert family.checkpoint.token(prompt.eos_token_ids[0]) == "<|im_end|>"
 

@@ -14,6 +14,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.vision_utils import get_vision_position_ids
 
 from foveate.engines import ExportError
+from foveate.engines.format.processors.qwen2_vl import patch_positions
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.families.qwen2_vl import Qwen2VL
@@ -132,16 +133,16 @@ def test_pixel_limits_from_each_of_their_places(file: str, content: dict[str, An
     (checkpoint_copy / "preprocessor_config.json").unlink()
     (checkpoint_copy / file).write_text(json.dumps(content))
     constants = read(checkpoint_copy).processor()
-    assert (constants["min_pixels"], constants["max_pixels"]) == (100, 2000)
+    assert (constants.min_pixels, constants.max_pixels) == (100, 2000)
 
 
 def test_processor_defaults_are_those_of_transformers(checkpoint_copy: Path) -> None:
     (checkpoint_copy / "preprocessor_config.json").unlink()
     constants, reference = read(checkpoint_copy).processor(), Qwen2VLImageProcessorPil()
-    assert constants["min_pixels"] == reference.size["shortest_edge"]
-    assert constants["max_pixels"] == reference.size["longest_edge"]
+    assert constants.min_pixels == reference.size["shortest_edge"]
+    assert constants.max_pixels == reference.size["longest_edge"]
     for name in ("image_mean", "image_std", "rescale_factor", "patch_size", "temporal_patch_size", "merge_size"):
-        assert constants[name] == pytest.approx(getattr(reference, name))
+        assert getattr(constants, name) == pytest.approx(getattr(reference, name))
 
 
 @pytest.mark.parametrize(
@@ -157,14 +158,14 @@ def test_limits_of_frames_from_each_of_their_places(file: str, content: dict[str
     (checkpoint_copy / "video_preprocessor_config.json").unlink(missing_ok=True)
     (checkpoint_copy / file).write_text(json.dumps(content))
     constants = read(checkpoint_copy).processor()
-    assert (constants["video_min_pixels"], constants["video_max_pixels"]) == (100, 2000)
-    assert (constants["min_pixels"], constants["max_pixels"]) == (images["min_pixels"], images["max_pixels"])
+    assert (constants.video_min_pixels, constants.video_max_pixels) == (100, 2000)
+    assert (constants.min_pixels, constants.max_pixels) == (images.min_pixels, images.max_pixels)
 
 
 def test_limits_of_frames_without_a_config_of_videos(checkpoint_copy: Path) -> None:
     (checkpoint_copy / "video_preprocessor_config.json").unlink(missing_ok=True)
     constants = read(checkpoint_copy).processor()
-    assert (constants["video_min_pixels"], constants["video_max_pixels"]) == (128 * 28 * 28, 768 * 28 * 28)
+    assert (constants.video_min_pixels, constants.video_max_pixels) == (128 * 28 * 28, 768 * 28 * 28)
 
 
 def test_frames_normalised_unlike_images_are_refused(checkpoint_copy: Path) -> None:
@@ -174,6 +175,6 @@ def test_frames_normalised_unlike_images_are_refused(checkpoint_copy: Path) -> N
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 2), (4, 6), (10, 2)])
-def test_patch_positions_are_those_of_transformers(height: int, width: int, checkpoint_folder: Path) -> None:
+def test_patch_positions_are_those_of_transformers(height: int, width: int) -> None:
     expected = get_vision_position_ids(torch.tensor([[1, height, width]]), 2, kwargs={})
-    assert np.array_equal(read(checkpoint_folder).patch_positions(height, width), expected.numpy())
+    assert np.array_equal(patch_positions(height, width, merge_size=2), expected.numpy())

@@ -13,7 +13,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from foveate.engines import PromptEntry, SessionOptions
+from foveate.engines.format.processors import read_constants
 from foveate.runtime import Pipeline, load
+from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor
 from foveate.runtime.prompt import PromptEncoder
 from models.scenes.checkpoint import (
@@ -65,7 +67,9 @@ def constants(tokenizer: Tokenizer) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def processor(constants: dict[str, Any]) -> Qwen2VLProcessor:
-    return Qwen2VLProcessor(constants)
+    opened = open_processor("qwen2_vl", read_constants("qwen2_vl", constants))
+    assert isinstance(opened, Qwen2VLProcessor)
+    return opened
 
 
 @pytest.fixture(scope="session")

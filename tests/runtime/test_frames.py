@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from foveate.engines.format.processors.llava_llama import LlavaLlamaConstants
 from foveate.runtime import FRAME_RULES, open_video
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.processors.llava_llama import LlavaLlamaProcessor
@@ -72,5 +74,9 @@ def test_families_take_the_frames_that_their_authors_take() -> None:
         "image_token_id": 5,
         "frame_separator_ids": [1],
     }
-    assert LlavaLlamaProcessor(constants).frame_defaults == FrameDefaults("uniform", max_frames=8)
-    assert LlavaLlamaProcessor({**constants, "num_video_frames": 6}).frame_defaults.max_frames == 6
+    eight, six = (
+        LlavaLlamaProcessor(msgspec.convert(constants | changes, LlavaLlamaConstants))
+        for changes in ({}, {"num_video_frames": 6})
+    )
+    assert eight.frame_defaults == FrameDefaults("uniform", max_frames=8)
+    assert six.frame_defaults.max_frames == 6

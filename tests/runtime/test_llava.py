@@ -18,11 +18,12 @@ from transformers import LlavaForConditionalGeneration, Qwen2TokenizerFast
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from foveate.engines import BundleError, RequestError, SessionOptions, VisionShape
+from foveate.engines.format.processors import read_constants
 from foveate.runtime import Pipeline, Request, load
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava import LlavaProcessor
 from tests.generation_cases import GENERATION_CASES, follow
-from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR, save_tiny
+from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PREPROCESSOR
 
 NEW_TOKENS = 6
 QUESTION = "What colour is the circle on the left?"
@@ -38,9 +39,15 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+def opened(constants: dict[str, Any]) -> LlavaProcessor:
+    processor = open_processor("llava", read_constants("llava", constants))
+    assert isinstance(processor, LlavaProcessor)
+    return processor
+
+
 @pytest.fixture(scope="module")
 def processor() -> LlavaProcessor:
-    return LlavaProcessor(CONSTANTS)
+    return opened(CONSTANTS)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,7 @@ def test_patches_are_those_of_transformers_bit_for_bit(
 
 
 def test_shapes_are_known_without_pixels() -> None:
-    published = LlavaProcessor({**CONSTANTS, "image_size": 336})
+    published = opened({**CONSTANTS, "image_size": 336})
     assert published.vision_shape(1000, 20) == VisionShape(1, 576, 576)
     assert published.vision_shape_of_tokens(577) == VisionShape(2, 576, 577)
 
@@ -76,8 +83,7 @@ def test_shapes_are_known_without_pixels() -> None:
 def test_unknown_and_missing_constants_are_bundle_errors() -> None:
     for broken in ({**CONSTANTS, "colour": 1}, {k: v for k, v in CONSTANTS.items() if k != "patch_size"}):
         with pytest.raises(BundleError, match=r"LLaVA-1.5's.*Export the bundle again"):
-            LlavaProcessor(broken)
-    assert isinstance(open_processor("llava", CONSTANTS), LlavaProcessor)
+            opened(broken)
 
 
 class Reference:
@@ -110,13 +116,8 @@ class Reference:
 
 
 @pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, Reference]:
-    exporter = pytest.importorskip("foveate.exporter")
-    checkpoint = save_tiny(tmp_path_factory.mktemp("llava") / "checkpoint", seed=1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's own; the exporter's tests look at them
-        result = exporter.export(checkpoint, checkpoint.parent / "tiny.bundle", exporter.ExportOptions(check=False))
-    return load(result.bundle, options=SessionOptions(threads=1)), Reference(checkpoint)
+def both(tiny_llava_bundle: Path) -> tuple[Pipeline, Reference]:
+    return load(tiny_llava_bundle, options=SessionOptions(threads=1)), Reference(tiny_llava_bundle.parent / "checkpoint")
 
 
 def chat(images: int) -> list[dict[str, Any]]:

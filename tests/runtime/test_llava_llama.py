@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from foveate.engines import BundleError, Manifest, RequestError, SessionOptions, VisionShape
+from foveate.engines.format.processors import read_constants
 from foveate.exporter import ExportOptions, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
@@ -46,9 +47,15 @@ CONSTANTS: dict[str, Any] = {
 PUBLISHED = CONSTANTS | {"image_size": 384}
 
 
+def opened(constants: dict[str, Any]) -> LlavaLlamaProcessor:
+    processor = open_processor("llava_llama", read_constants("llava_llama", constants))
+    assert isinstance(processor, LlavaLlamaProcessor)
+    return processor
+
+
 @pytest.fixture(scope="module")
 def processor() -> LlavaLlamaProcessor:
-    return LlavaLlamaProcessor(CONSTANTS)
+    return opened(CONSTANTS)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +116,7 @@ def test_a_picture_is_as_large_as_its_tokens(processor: LlavaLlamaProcessor) -> 
 
 
 def test_shapes_are_known_without_pixels() -> None:
-    published = LlavaLlamaProcessor(PUBLISHED)
+    published = opened(PUBLISHED)
     assert published.vision_shape(1000, 20) == VisionShape(1, 729, 196)
     assert published.vision_shape_of_tokens(1) == VisionShape(1, 729, 1)
     assert published.vision_shape_of_tokens(8 * 196) == VisionShape(8, 729, 1568)
@@ -139,8 +146,7 @@ def test_placeholders_and_visuals_must_agree(processor: LlavaLlamaProcessor) -> 
 def test_unknown_and_missing_constants_are_bundle_errors() -> None:
     for broken in (CONSTANTS | {"colour": 1}, {k: v for k, v in CONSTANTS.items() if k != "merge_size"}):
         with pytest.raises(BundleError, match="Export the bundle again"):
-            LlavaLlamaProcessor(broken)
-    assert isinstance(open_processor("llava_llama", CONSTANTS), LlavaLlamaProcessor)
+            opened(broken)
 
 
 # From pixels to tokens, for both conversation templates.
@@ -293,7 +299,7 @@ def test_a_real_llama_3_vocabulary(tmp_path: Path) -> None:
     prompt = family.prompt()
     assert prompt.image_token == "<|reserved_special_token_0|>"
     assert prompt.eos_token_ids[:2] == (128009, 128001)
-    assert family.processor()["frame_separator_ids"] == [198]
+    assert family.processor().frame_separator_ids == (198,)
     ids = PromptEncoder(prompt, tokenizer).encode([{"role": "user", "content": [IMAGE, IMAGE, text("What?")]}]).input_ids
     pieces = (SYSTEM["llama_3"] + TURN["llama_3"].format("<image>\n<image>\nWhat?")).split("<image>")
     expected = [[128002, *tokenizer.encode(piece, add_special_tokens=False).ids] for piece in pieces[1:]]

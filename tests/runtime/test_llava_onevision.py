@@ -19,6 +19,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from foveate.engines import BundleError, RequestError, SessionOptions
+from foveate.engines.format.processors import read_constants
 from foveate.runtime import Pipeline, Request, Visual, load
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.interpolate import bilinear, single
@@ -63,11 +64,15 @@ def constants(pipe: Pipeline) -> dict[str, Any]:
     return dict(pipe.manifest.processor)
 
 
+def opened(constants: dict[str, Any]) -> LlavaOnevisionProcessor:
+    processor = open_processor("llava_onevision", read_constants("llava_onevision", constants))
+    assert isinstance(processor, LlavaOnevisionProcessor)
+    return processor
+
+
 @pytest.fixture(scope="module")
 def processor(constants: dict[str, Any]) -> LlavaOnevisionProcessor:
-    opened = open_processor("llava_onevision", constants)
-    assert isinstance(opened, LlavaOnevisionProcessor)
-    return opened
+    return opened(constants)
 
 
 @pytest.fixture(scope="module")
@@ -219,8 +224,7 @@ def test_published_canvases_give_the_token_counts_of_transformers(constants: dic
     expected = Expected.__new__(Expected)
     expected.image_processor = LlavaOnevisionImageProcessorPil()
     expected.num_image_tokens, expected.vision_aspect_ratio = 729, "anyres_max_9"
-    opened = LlavaOnevisionProcessor(published)
-    shape = opened.vision_shape(width, height)
+    shape = opened(published).vision_shape(width, height)
     assert shape.visual_tokens == expected._get_number_of_features(height, width, 384, 384)
     assert shape.patches == 729
     if max(width, height) <= 50 * min(width, height):
@@ -344,7 +348,7 @@ def test_positions_count_every_token(processor: LlavaOnevisionProcessor) -> None
 def test_unknown_and_missing_constants_are_bundle_errors(constants: dict[str, Any]) -> None:
     for broken in ({**constants, "colour": 1}, {k: v for k, v in constants.items() if k != "max_crops"}):
         with pytest.raises(BundleError, match=r"LLaVA-OneVision's.*Export the bundle again"):
-            LlavaOnevisionProcessor(broken)
+            opened(broken)
 
 
 def test_unseen_pixels_are_cut_off_the_picture(processor: LlavaOnevisionProcessor) -> None:

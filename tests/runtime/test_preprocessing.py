@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
 from foveate.engines import BundleError, ExportError, RequestError
+from foveate.engines.format.processors import read_constants
 from foveate.runtime.processors import Processor, open_processor
 from models.scenes.checkpoint import build_config, build_model, build_tokenizer, save_checkpoint
 from tests import tiny_llava, tiny_llava_llama, tiny_llava_onevision
@@ -89,11 +91,12 @@ def constants(folder: Path) -> dict[str, Any]:
     from foveate.exporter.checkpoint import Checkpoint
     from foveate.exporter.families import read_family
 
-    return read_family(Checkpoint.open(folder)).processor()
+    written: dict[str, Any] = msgspec.to_builtins(read_family(Checkpoint.open(folder)).processor())
+    return written
 
 
 def opened(folder: Path) -> Processor:
-    return open_processor(folder.name, constants(folder))
+    return open_processor(folder.name, read_constants(folder.name, constants(folder)))
 
 
 def unfold(pictures: np.ndarray, patch: int) -> np.ndarray:
@@ -206,7 +209,7 @@ def test_processor_config_goes_before_the_older_file_as_in_transformers(family: 
         "video_processor": values | {"image_mean": [0.1, 0.2, 0.3]},
     }
     (where / "processor_config.json").write_text(json.dumps(both))
-    assert constants(folder)["image_mean"] == [0.1, 0.2, 0.3]
+    assert constants(folder)["image_mean"] == (0.1, 0.2, 0.3)
     check_pixels(folder, SIZES[:2])
 
 
@@ -226,6 +229,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen2_vl", {"temporal_patch_size": 1}, "temporal_patch_size is 1, supported is 2"),
     ("qwen2_vl", {"min_pixels": 0}, "are 0, the most"),
     ("qwen2_vl", {"max_pixels": 0}, "the most .* 0, expected"),
+    ("qwen2_vl", {"max_pixels": 1 << 41}, "constants that no processor takes"),
     ("qwen2_vl", {"min_pixels": 9000, "max_pixels": 8000}, "are 9000, the most .* 8000"),
     ("qwen2_vl", {"min_pixels": 50_000_000, "max_pixels": 10**9}, "are 50000000, the most"),
     ("qwen2_vl", {"min_pixels": None, "max_pixels": None, "size": {"min_pixels": 1, "max_pixels": 2}}, "expected both"),
@@ -303,6 +307,7 @@ HOSTILE: list[tuple[str, dict[str, Any]]] = [
     ("qwen2_vl", {"min_pixels": 5000, "max_pixels": 4000}),
     ("llava", {"size": [8193]}),
     ("llava", {"size": [56, 56, 56]}),
+    ("llava", {"do_pad": True, "image_mean": [2.0, 0.5, 0.5]}),
     ("llava_onevision", {"image_grid_pinpoints": []}),
     ("llava_onevision", {"image_grid_pinpoints": [[72, 70]]}),
     ("llava_onevision", {"image_grid_pinpoints": [[7200, 7200]]}),
@@ -318,14 +323,15 @@ def test_constants_of_a_manifest_out_of_range_are_bundle_errors(
     family: str, changes: dict[str, Any], checkpoints: dict[str, Path]
 ) -> None:
     with pytest.raises(BundleError, match=r"processor constants are not .* Export the bundle again"):
-        open_processor(family, constants(checkpoints[family]) | changes)
+        read_constants(family, constants(checkpoints[family]) | changes)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_older_bundle_without_the_new_constants_sees_the_same(family: str, checkpoints: dict[str, Path]) -> None:
     now = constants(checkpoints[family])
     new = ("do_resize", "resample", "do_rescale", "do_normalize", "size", "do_center_crop", "do_pad", "num_video_frames")
-    older = open_processor(family, {name: value for name, value in now.items() if name not in new})
+    older = {name: value for name, value in now.items() if name not in new}
     for size in SIZES:
-        pixels = [processor.image(picture(*size)).feeds["pixel_values"] for processor in (older, open_processor(family, now))]
+        processors = [open_processor(family, read_constants(family, values)) for values in (older, now)]
+        pixels = [processor.image(picture(*size)).feeds["pixel_values"] for processor in processors]
         np.testing.assert_array_equal(*pixels)

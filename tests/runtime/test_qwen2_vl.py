@@ -14,9 +14,14 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 
 from foveate.engines import BundleError, RequestError, VisionShape
+from foveate.engines.format.processors import read_constants
 from foveate.runtime import Visual
-from foveate.runtime.processors import open_processor
+from foveate.runtime.processors import Processor, open_processor
 from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor, smart_resize
+
+
+def opened(constants: dict[str, Any]) -> Processor:
+    return open_processor("qwen2_vl", read_constants("qwen2_vl", constants))
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +109,8 @@ def test_two_frames_share_their_visual_tokens(processor: Qwen2VLProcessor) -> No
 
 def test_the_limits_of_frames_are_the_bundles(constants: dict[str, Any]) -> None:
     frames = [Image.new("RGB", (280, 280))] * 2
-    assert Qwen2VLProcessor(constants).video(frames, (0.0, 1.0)).grids == ((1, 12, 12),)  # 128 tokens at least
-    small = Qwen2VLProcessor({**constants, "video_min_pixels": 28 * 28, "video_max_pixels": 16 * 28 * 28})
+    assert opened(constants).video(frames, (0.0, 1.0)).grids == ((1, 12, 12),)  # 128 tokens at least
+    small = opened({**constants, "video_min_pixels": 28 * 28, "video_max_pixels": 16 * 28 * 28})
     assert small.video(frames, (0.0, 1.0)).grids == ((1, 4, 4),)
 
 
@@ -145,8 +150,8 @@ def test_the_shape_of_an_image_is_known_without_its_pixels(processor: Qwen2VLPro
 
 
 def test_patches_of_visual_tokens(constants: dict[str, Any]) -> None:
-    assert Qwen2VLProcessor(constants).vision_shape_of_tokens(1296) == VisionShape(1, 5184, 1296)
-    assert Qwen2VLProcessor({**constants, "merge_size": 3}).vision_shape_of_tokens(7) == VisionShape(1, 63, 7)
+    assert opened(constants).vision_shape_of_tokens(1296) == VisionShape(1, 5184, 1296)
+    assert opened({**constants, "merge_size": 3}).vision_shape_of_tokens(7) == VisionShape(1, 63, 7)
 
 
 sides = st.integers(1, 9)
@@ -215,12 +220,12 @@ def test_placeholders_and_visuals_must_agree(processor: Qwen2VLProcessor) -> Non
 def test_unknown_and_missing_constants_are_bundle_errors(constants: dict[str, Any]) -> None:
     for broken in ({**constants, "colour": 1}, {k: v for k, v in constants.items() if k != "merge_size"}):
         with pytest.raises(BundleError, match="Export the bundle again"):
-            Qwen2VLProcessor(broken)
+            opened(broken)
     with pytest.raises(BundleError, match="image_mean"):
-        Qwen2VLProcessor({**constants, "image_mean": [0.5]})
+        opened({**constants, "image_mean": [0.5]})
 
 
 def test_the_registry_opens_families_by_name(constants: dict[str, Any]) -> None:
-    assert isinstance(open_processor("qwen2_vl", constants), Qwen2VLProcessor)
+    assert isinstance(opened(constants), Qwen2VLProcessor)
     with pytest.raises(BundleError, match="family 'phi3_v'"):
-        open_processor("phi3_v", constants)
+        read_constants("phi3_v", constants)

@@ -15,6 +15,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from foveate.engines import RequestError
+from foveate.engines.format.processors import read_constants
 from foveate.runtime import Pipeline, Request, Visual
 from foveate.runtime.processors import Processor, open_processor
 from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor
@@ -42,9 +43,13 @@ def picture(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
+def opened(family: str, constants: dict[str, Any]) -> Processor:
+    return open_processor(family, read_constants(family, constants))
+
+
 @pytest.fixture(scope="module")
 def onevision() -> Processor:
-    return open_processor("llava_onevision", SQUARES["llava_onevision"])
+    return opened("llava_onevision", SQUARES["llava_onevision"])
 
 
 sides = st.integers(1, 500)
@@ -119,13 +124,13 @@ def test_a_smaller_canvas_is_that_of_transformers(onevision: Processor, tokens: 
 
 
 def tokens_on(pinpoint: list[int], size: tuple[int, int]) -> int:
-    alone = open_processor("llava_onevision", {**SQUARES["llava_onevision"], "image_grid_pinpoints": [pinpoint]})
+    alone = opened("llava_onevision", {**SQUARES["llava_onevision"], "image_grid_pinpoints": [pinpoint]})
     return alone.image(picture(*size)).num_tokens
 
 
 @pytest.mark.parametrize("family", SQUARES)
 def test_fixed_sizes_are_refused_by_name(family: str) -> None:
-    processor = open_processor(family, SQUARES[family])
+    processor = opened(family, SQUARES[family])
     fewest = FEWEST[family]
     assert processor.image(picture(60, 40), alone=False, resolution=Resolution(fewest)).num_tokens == fewest
     with pytest.raises(
@@ -140,7 +145,7 @@ def test_fixed_sizes_are_refused_by_name(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llava_llama", "llava_onevision"])
 def test_frames_of_fixed_sizes_are_refused_by_name(family: str) -> None:
-    processor = open_processor(family, SQUARES[family])
+    processor = opened(family, SQUARES[family])
     frames = [picture(60, 40)] * 3
     tokens = processor.video(frames, range(3)).num_tokens
     assert processor.video(iter(frames), range(3), Resolution(tokens)).num_tokens == tokens

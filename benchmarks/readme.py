@@ -13,6 +13,8 @@ from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import click
+
 from benchmarks.pages import read_table, table, write_between
 from benchmarks.peers.results import MARK
 from benchmarks.retention.asking import DEFAULT
@@ -110,10 +112,15 @@ def _number(row: dict[str, str], figure: Figure) -> Decimal:
     return Decimal(row[figure.name].partition(" ")[0])
 
 
-def main() -> None:
+def write_readme() -> None:
     """Writes both tables into README.md."""
     write_between(README, ANSWERS, list(answers(RETENTION.read_text())))
     write_between(README, TIMES, list(times(BENCHMARKS.read_text())))
+
+
+@click.command(help=__doc__)
+def main() -> None:
+    write_readme()
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import click
 
-from benchmarks import readme
 from benchmarks.pages import write_between
 from benchmarks.peers.peers import PEERS, cases
 from benchmarks.peers.results import MARK, Line, Record, Results, draw, lines, settings_table, table
 from benchmarks.peers.workplace import Workplace, commands
+from benchmarks.readme import write_readme
 
 PAGE = Path("docs/benchmarks.md")
 
@@ -81,7 +81,7 @@ def main(work: Path, names: Sequence[str], repeats: int, threads: int, new_token
     measured = list(lines(results.records))
     if page:
         write_page(measured, results.records, place, threads, new_tokens)
-        readme.main()
+        write_readme()
     for row in table(measured):
         click.echo(row)
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import click
 
-from benchmarks import readme
 from benchmarks.pages import write_between
+from benchmarks.readme import write_readme
 from benchmarks.retention.asking import KINDS, Case
 from benchmarks.retention.chart import draw
 from benchmarks.retention.tables import STUDIES, Found
@@ -38,7 +38,7 @@ def write_page(name: str, found: Found, seeds: Sequence[int]) -> None:
     write_between(PAGE, MARK.format(name), list(STUDIES[name].sections(found, _behind(found, seeds))))
     if name == "families":
         draw(found, CHART)
-        readme.main()
+        write_readme()
 
 
 def _behind(found: Found, seeds: Sequence[int]) -> str:

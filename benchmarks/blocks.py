@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from foveate.exporter import quantise
-from tests.downloads import SMOLLM2, pip_folder
+from models.downloads import SMOLLM2, pip_folder
 
 ROOT = Path(__file__).parents[1]
 TEXTS = (Path("/usr/share/common-licenses/GPL-3"), *sorted(ROOT.glob("docs/*.md")), ROOT / "README.md")

@@ -4,22 +4,25 @@
 
 After the second layer the visual tokens with the highest attention from the last prompt token (mean over heads) stay, and the
 later layers see only them. Here dropped tokens are masked, which gives the same answers; what it would save is computed from
-the layers that still run over every token.
+the layers that still run over every token. Prints what is retained, and writes which answers are right.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from rich.progress import track
 from torch import Tensor
 
+from benchmarks.pages import percent, table
+from foveate.evaluate import retained
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.scorer.label import Prompt
@@ -78,13 +81,23 @@ class FastV:
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 @click.option("--count", default=2000, show_default=True, help="The first so many samples.")
-@click.option("--keep", "keeps", multiple=True, type=float, default=(1.0, 0.5, 0.25, 0.125), show_default=True)
+@click.option("--keep", "keeps", multiple=True, type=float, default=(0.5, 0.25, 0.125), show_default=True, help="Beside 1.")
 def main(checkpoint: Path, data: Path, output: Path, count: int, keeps: tuple[float, ...]) -> None:
     samples = read_samples(data)[:count]
     model = FastV(checkpoint, samples)
-    rows = [model.right(number, keeps) for number in track(range(len(samples)), description="FastV")]
-    right = {f"{keep:g}": [row[keep] for row in rows] for keep in keeps}
-    output.write_text(json.dumps({"layers": len(model.layers), "full_layers": FULL_LAYERS, "right": right}) + "\n")
+    asked = tuple(dict.fromkeys((1.0, *keeps)))
+    rows = [model.right(number, asked) for number in track(range(len(samples)), description="FastV")]
+    right = {keep: np.array([row[keep] for row in rows]) for keep in asked}
+    layers = len(model.layers)
+    columns: dict[str, Callable[[float], str]] = {
+        "keep": lambda keep: f"{keep:g}",
+        "retained": lambda keep: percent(retained(right[1.0], right[keep])),
+        "layer work left": lambda keep: f"{(FULL_LAYERS + keep * (layers - FULL_LAYERS)) / layers:.2f}",
+    }
+    for line in table(asked[1:], columns):
+        click.echo(line)
+    answers = {f"{keep:g}": values.tolist() for keep, values in right.items()}
+    output.write_text(json.dumps({"layers": layers, "full_layers": FULL_LAYERS, "right": answers}) + "\n")
 
 
 if __name__ == "__main__":

@@ -164,15 +164,21 @@ def generate(model: Any, ids: Tensor, **inputs: Tensor) -> list[int]:
     return tokens
 
 
+def answer(
+    pipe: foveate.Pipeline, pictures: Sequence[Image.Image], kind: Kind, question: str, keep: float = 1.0
+) -> foveate.Answer:
+    """One question about images or about the frames of one video, answered greedily."""
+    visuals: dict[str, Any] = {"videos": [pictures]} if kind == "video" else {"images": pictures}
+    return pipe.generate(foveate.Request.ask(question, **visuals, keep=keep, max_new_tokens=MAX_NEW_TOKENS))
+
+
 def differing(name: str, reference: Reference, pipe: foveate.Pipeline, kind: Kind, count: int) -> list[tuple[Any, ...]]:
     """What the two answer differently, of `count` held-out tasks of a kind."""
     different = []
     for index in track(range(count), description=f"{name}, {kind}"):
         task = sample_task(WORLDS[name], "heldout", 0, index, kind, 1)
         pictures, question = task.pictures(), task.questions[0].text
-        visuals: dict[str, Any] = {"videos": [pictures]} if kind == "video" else {"images": pictures}
-        request = foveate.Request.ask(question, **visuals, keep=1.0, max_new_tokens=MAX_NEW_TOKENS)
-        ours, theirs = list(pipe.generate(request).tokens), reference.tokens(pictures, kind, question)
+        ours, theirs = list(answer(pipe, pictures, kind, question).tokens), reference.tokens(pictures, kind, question)
         if ours != theirs:
             different.append((kind, index, question, ours, theirs))
     return different
@@ -183,9 +189,9 @@ def differing_scenes(reference: Reference, pipe: foveate.Pipeline, split: str, c
     different = []
     for index in track(range(count), description=split):
         scene, (question,) = sample(split, 0, index)
-        image = render(scene)
-        request = foveate.Request.ask(question.text, [image], keep=1.0, max_new_tokens=MAX_NEW_TOKENS)
-        ours, theirs = list(pipe.generate(request).tokens), reference.tokens([image], "image", question.text)
+        pictures = [render(scene)]
+        ours = list(answer(pipe, pictures, "image", question.text).tokens)
+        theirs = reference.tokens(pictures, "image", question.text)
         if ours != theirs:
             different.append((split, index, question.text, ours, theirs))
     return different

@@ -1,32 +1,54 @@
-"""Tables that benchmarks write into the pages of docs/."""
+"""Tables that benchmarks write into Markdown pages, and read from them."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from foveate.evaluate import Estimate, Group, Row
+from foveate.evaluate import Estimate
 
 END = "<!-- end of what it writes -->"
 
-
-def run(*arguments: object) -> None:
-    """A step that is a command of its own."""
-    subprocess.run([sys.executable, *map(str, arguments)], check=True)
+_Row = TypeVar("_Row")
 
 
-def percent(estimate: Estimate | None, digits: int = 1) -> str:
+def table(rows: Iterable[_Row], columns: Mapping[str, Callable[[_Row], str]]) -> Iterator[str]:
+    """The lines of a table: each column has a heading, and says what its cell of a row is."""
+    yield _line(columns)
+    yield "|---" * len(columns) + "|"
+    for row in rows:
+        yield _line(cell(row) for cell in columns.values())
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)
+
+
+def read_table(text: str, above: str) -> list[dict[str, str]]:
+    """The first table below a line of a page: the cells of each row by their headings.
+
+    Raises:
+        ValueError: the page lacks the line, or a table below it.
+    """
+    _, found, below = text.partition(f"\n{above}\n")
+    rows: list[list[str]] = []
+    for line in below.splitlines():
+        if line.startswith("|"):
+            rows.append([cell.strip() for cell in line.strip("|").split("|")])
+        elif rows:
+            break
+    if not found or not rows:
+        raise ValueError(f"there is no table below '{above}', expected one. Write the page anew.")
+    heads, _, *cells = rows
+    return [dict(zip(heads, row, strict=True)) for row in cells]
+
+
+def percent(estimate: Estimate | None) -> str:
     """In per cent, with its interval."""
     if estimate is None:
         return "-"
-    return f"{100 * estimate.value:.{digits}f} ({100 * estimate.low:.{digits}f} - {100 * estimate.high:.{digits}f})"
-
-
-def row_of(group: Group, selector: str, keep: float) -> Row:
-    """What a selector did at a keep ratio."""
-    return next(row for row in group.rows if (row.selector, row.keep) == (selector, keep))
+    return f"{100 * estimate.value:.1f} ({100 * estimate.low:.1f} - {100 * estimate.high:.1f})"
 
 
 def write_between(page: Path, begin: str, lines: Sequence[str]) -> None:

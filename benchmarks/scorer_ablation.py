@@ -10,13 +10,16 @@ beside it by their number.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 import foveate
+from benchmarks import pages
 from foveate.evaluate import evaluate
 from foveate.exporter.scorer import NetworkConfig, TrainOptions, train
 from foveate.samples import Sample, read_samples
@@ -106,14 +109,12 @@ def main(
         (work / "ablation.md").write_text(table(rows))
 
 
-def table(rows: dict[str, dict[str, Any]]) -> str:
+def table(rows: Mapping[str, dict[str, Any]]) -> str:
     """The figures in markdown."""
-    head = ["variant", "weights", *(f"keep {keep:g}" for keep in KEEPS), *(f"count, {keep:g}" for keep in KEEPS)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    for name, row in rows.items():
-        shares = [f"{100 * row[f'{group} {keep:g}']:.1f}" for group in ("all", "count") for keep in KEEPS]
-        lines.append("| " + " | ".join([name, f"{row['weights']:,}", *shares]) + " |")
-    return "\n".join(lines) + "\n"
+    names = {f"keep {keep:g}": f"all {keep:g}" for keep in KEEPS} | {f"count, {keep:g}": f"count {keep:g}" for keep in KEEPS}
+    columns: dict[str, Callable[[str], str]] = {"variant": str, "weights": lambda name: f"{rows[name]['weights']:,}"}
+    columns |= {head: partial(lambda key, name: f"{100 * rows[name][key]:.1f}", key) for head, key in names.items()}
+    return "\n".join(pages.table(rows, columns)) + "\n"
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ import click
 
 from benchmarks.pages import write_between
 from benchmarks.peers.peers import PEERS, cases
-from benchmarks.peers.results import Line, Record, Results, draw, lines, settings_table, table
+from benchmarks.peers.results import MARK, Line, Record, Results, draw, lines, settings_table, table
 from benchmarks.peers.workplace import Workplace, commands
+from benchmarks.readme import write_readme
 
 PAGE = Path("docs/benchmarks.md")
-_BEGIN = "<!-- benchmarks/peers writes what follows -->"
 
 
 def measure(place: Workplace, results: Results, names: Sequence[str], rounds: int, threads: int, new_tokens: int) -> None:
@@ -60,7 +60,7 @@ def write_page(measured: Sequence[Line], records: Sequence[Record], place: Workp
         "\n".join(f"    {command}" for command in commands(names)),
     ]
     draw(measured, PAGE.with_suffix(".png"))
-    write_between(PAGE, _BEGIN, sections)
+    write_between(PAGE, MARK, sections)
 
 
 @click.command(help=__doc__)
@@ -70,7 +70,7 @@ def write_page(measured: Sequence[Line], records: Sequence[Record], place: Workp
 @click.option("--threads", default=os.cpu_count(), show_default="all", help="CPU threads of each tool.")
 @click.option("--new-tokens", default=32, show_default=True)
 @click.option("--layers", type=int, help="Of the decoder and of the tower, for a quick try.")
-@click.option("--page/--no-page", default=True, show_default=True, help="Whether to write docs/benchmarks.md.")
+@click.option("--page/--no-page", default=True, show_default=True, help="Whether to write docs/benchmarks.md and README.md.")
 def main(work: Path, names: Sequence[str], repeats: int, threads: int, new_tokens: int, layers: int | None, page: bool) -> None:
     place = Workplace(work, layers)
     results = Results(place.shape / f"results-{threads}-threads-{new_tokens}-tokens.json")
@@ -81,6 +81,7 @@ def main(work: Path, names: Sequence[str], repeats: int, threads: int, new_token
     measured = list(lines(results.records))
     if page:
         write_page(measured, results.records, place, threads, new_tokens)
+        write_readme()
     for row in table(measured):
         click.echo(row)
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.pages import table as markdown
 from benchmarks.peers.peers import PEERS
 from foveate.engines import replace_file
 
+MARK = "<!-- benchmarks/peers writes what follows -->"
+"""On docs/benchmarks.md, above the table."""
 Record = dict[str, Any]
 """`peer`, `precision`, `round`, `date` and what `worker.work` prints."""
 
@@ -85,29 +88,46 @@ def _line(peer: str, precision: str, keep: float, records: Sequence[Record], run
 
 
 def table(measured: Sequence[Line]) -> Iterator[str]:
-    """Rows of a Markdown table."""
-    yield "| tool | precision | keep | prompt tokens | vision s | prefill s | TTFT s | decode tokens/s | peak RSS GiB |"
-    yield "|---" * 9 + "|"
-    for line in measured:
-        vision = "-" if line.vision_s is None else f"{line.vision_s:.2f}"
-        low_high = line.ttft_range_s if line.ttft_range_s and line.rounds > 1 else ()
-        between = f" ({' - '.join(f'{end:.2f}' for end in low_high)})" if low_high else ""
-        ttft = "-" if line.ttft_s is None else f"{line.ttft_s:.2f}{between}"
-        yield (
-            f"| {PEERS[line.peer].title} | {line.precision} | {line.keep:g} | {line.prompt_tokens} | {vision} | "
-            f"{line.prefill_s:.2f} | {ttft} | {line.decode_tokens_per_s:.1f} | {line.peak_rss_bytes / 2**30:.1f} |"
-        )
+    """A row for each line."""
+    return markdown(
+        measured,
+        {
+            "tool": lambda line: PEERS[line.peer].title,
+            "precision": lambda line: line.precision,
+            "keep": lambda line: f"{line.keep:g}",
+            "prompt tokens": lambda line: str(line.prompt_tokens),
+            "vision s": lambda line: _seconds(line.vision_s),
+            "prefill s": lambda line: _seconds(line.prefill_s),
+            "TTFT s": lambda line: _seconds(line.ttft_s) + _range(line),
+            "decode tokens/s": lambda line: f"{line.decode_tokens_per_s:.1f}",
+            "peak RSS GiB": lambda line: f"{line.peak_rss_bytes / 2**30:.1f}",
+        },
+    )
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _range(line: Line) -> str:
+    ends = line.ttft_range_s if line.ttft_range_s and line.rounds > 1 else ()
+    return f" ({' - '.join(map(_seconds, ends))})" if ends else ""
 
 
 def settings_table(records: Sequence[Record]) -> Iterator[str]:
     """Versions of each tool, and what it says of how it runs; of the last process that ran."""
-    yield "| tool | versions | settings |"
-    yield "|---|---|---|"
-    for name, record in {record["peer"]: record for record in records}.items():
-        versions, settings = (
-            ", ".join(f"{key} {value}" for key, value in record[kind].items()) for kind in ("versions", "settings")
-        )
-        yield f"| {PEERS[name].title} | {versions} | {settings or '-'} |"
+
+    def listed(facts: Mapping[str, Any]) -> str:
+        return ", ".join(f"{name} {value}" for name, value in facts.items())
+
+    return markdown(
+        {record["peer"]: record for record in records}.values(),
+        {
+            "tool": lambda record: PEERS[record["peer"]].title,
+            "versions": lambda record: listed(record["versions"]),
+            "settings": lambda record: listed(record["settings"]) or "-",
+        },
+    )
 
 
 def draw(measured: Sequence[Line], path: Path) -> None:

@@ -45,7 +45,7 @@ class Workplace:
     def checkpoint(self) -> Path:
         """Folder with `vlm` and `text`."""
         layers = () if self.layers is None else ("--layers", self.layers)
-        command = (sys.executable, "-m", "benchmarks.peers.checkpoint")
+        command = (sys.executable, "-m", "models.true_shapes.published")
         return _once(self.shape / "checkpoint", lambda folder: self._run("checkpoint", *command, folder, *layers))
 
     def model(self, name: str, precision: str) -> Path:

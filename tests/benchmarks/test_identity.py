@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import foveate
-from benchmarks.identity import REFERENCES, Reference, differing
+from benchmarks.identity import REFERENCES, Reference, answer, differing
 from models.scenes.tasks import KINDS, Kind, sample_task
 from models.scenes.worlds import WORLDS
 
@@ -35,7 +35,6 @@ def test_most_answers_are_right(case: tuple[str, Reference, foveate.Pipeline], k
     right = 0
     for index in range(QUESTIONS):
         task = sample_task(WORLDS[name], "validation", 0, index, kind, 1)
-        visuals = {"videos": [task.pictures()]} if kind == "video" else {"images": task.pictures()}
-        answer = pipe.generate(foveate.Request.ask(task.questions[0].text, **visuals, keep=keep, max_new_tokens=8))
-        right += answer.text.strip() == task.questions[0].answer
+        question = task.questions[0]
+        right += answer(pipe, task.pictures(), kind, question.text, keep).text.strip() == question.answer
     assert right >= QUESTIONS - 2

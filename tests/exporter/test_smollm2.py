@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 from foveate.engines import Bundle, PromptEntry
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.runtime.prompt import PromptEncoder
-from tests.downloads import SMOLLM2, pip_folder
+from models.downloads import SMOLLM2
+from tests.downloads import pip_folder
 from tests.exporter.text_only import DECODERS, TextAnswers, export_text
 
 pytestmark = pytest.mark.slow

@@ -29,7 +29,8 @@ from foveate.runtime import Pipeline, Request, Visual, load
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava_llama import LlavaLlamaProcessor
 from foveate.runtime.prompt import PromptEncoder
-from tests.downloads import LLAMA_3, npm_file
+from models.downloads import LLAMA_3
+from tests.downloads import npm_file
 from tests.generation_cases import GENERATION_CASES, follow
 from tests.tiny_llava_llama import PREPROCESSOR, TOKENIZERS, save_tiny, vicuna_tokenizer
 

@@ -24,8 +24,9 @@ from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.runtime import Preparer, Request
 from foveate.runtime.prompt import PromptEncoder
+from models.downloads import LLAMA_2, LLAMA_3, QWEN, NpmFile
 from tests import tiny_llava, tiny_llava_onevision
-from tests.downloads import LLAMA_2, LLAMA_3, QWEN, NpmFile, npm_file
+from tests.downloads import npm_file
 
 VISION_TOKENS = ["<image>", "<video>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 VOCABULARIES: dict[str, tuple[NpmFile, str | None, str]] = {

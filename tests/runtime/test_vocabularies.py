@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from foveate.engines import PromptEntry
 from foveate.runtime.prompt import PromptEncoder
 from foveate.runtime.text import TextStream
+from models.downloads import LLAMA_2, LLAMA_3, LLAMA_3_CONFIG, QWEN, QWEN_CONFIG, NpmFile
 from models.scenes.checkpoint import CHAT_TEMPLATE
-from tests.downloads import LLAMA_2, LLAMA_3, LLAMA_3_CONFIG, QWEN, QWEN_CONFIG, NpmFile, npm_file
+from tests.downloads import npm_file
 
 # As Meta publishes the prompt format of Llama 3, with a placeholder for images.
 LLAMA_3_TEMPLATE = (

@@ -174,8 +174,13 @@ def test_a_command_in_a_message_is_one(text: str) -> None:
 def documented() -> list[str]:
     """Every command of foveate in the code blocks of the pages."""
     pages = [ROOT / "README.md", ROOT / "models" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    lines = [line for page in pages for line in page.read_text().replace("\\\n", " ").splitlines()]
-    return sorted({line.strip().partition(" | ")[0] for line in lines if re.match(r" {4,}foveate [a-z]", line)})
+    blocks = [block for page in pages for block in re.findall(r"^ *```bash\n(.*?)^ *```", page.read_text(), re.S | re.M)]
+    lines = [line.strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return sorted({line.partition(" | ")[0] for line in lines if re.match(r"foveate [a-z]", line)})
+
+
+def test_pages_have_their_commands_in_blocks() -> None:
+    assert len(documented()) > 30
 
 
 @pytest.mark.parametrize("text", documented())

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Protocol
 
 import numpy as np
@@ -43,8 +44,15 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the backend holds; the session can't run afterwards."""
+        """Frees what the backend holds; the session can't run afterwards. Another call does nothing."""
         ...
+
+
+def close_all(sessions: Iterable[Session]) -> None:
+    """Closes sessions, each whatever the others raise."""
+    with ExitStack() as stack:
+        for session in sessions:
+            stack.callback(session.close)
 
 
 class FakeSession:

@@ -19,10 +19,11 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
+from rich.console import Console
+from rich.table import Table
 
 import foveate
 from foveate.cli.progress import Bar
-from foveate.cli.tables import make_table, open_console
 from foveate.engines import Array, Bundle, GraphSpec, HostMemory, Session, make_placement
 from foveate.engines.backends.onnxruntime.session import OnnxRuntimeSession
 from foveate.engines.backends.opening import graphs_of
@@ -85,7 +86,7 @@ def ask(pipe: Pipeline, sample: Sample, keep: float) -> Any:
 @click.option("--count", default=200)
 def main(path: Path, data: Path, precision: str, count: int) -> None:
     bundle, samples = Bundle.open(path), read_samples(data)[:count]
-    table = make_table("keep", "right fp32", f"right {precision}", "same answers", "same kept tokens")
+    table = Table("keep", "right fp32", f"right {precision}", "same answers", "same kept tokens")
     with (
         TemporaryDirectory() as folder,
         foveate.load(path) as reference,
@@ -103,7 +104,7 @@ def main(path: Path, data: Path, precision: str, count: int) -> None:
                 bar.show(step * len(samples) + number + 1, len(KEEPS) * len(samples))
             shares = (f"{100 * value / len(samples):.1f} %" for value in (*right, same, overlap))
             table.add_row(f"{keep:g}", *shares)
-    open_console().print(table)
+    Console().print(table)
 
 
 if __name__ == "__main__":

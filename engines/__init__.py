@@ -3,10 +3,10 @@
 from foveate.engines.backends.environment import describe_environment
 from foveate.engines.backends.feeds import check_buffers, check_feeds
 from foveate.engines.backends.memory import Array, HostMemory, Memory
-from foveate.engines.backends.opening import open_session, open_sessions
+from foveate.engines.backends.opening import close_all, open_session, open_sessions
 from foveate.engines.backends.options import SessionOptions
 from foveate.engines.backends.placement import Place, Placement, make_placement
-from foveate.engines.backends.session import FakeSession, Session, close_all
+from foveate.engines.backends.session import FakeSession, Session
 from foveate.engines.builds.latencies import Environment, LatencyEntry, LatencyPoint, read_latencies, save_latencies
 from foveate.engines.builds.ranges import GraphProfile, Range, ShapeProfile, VisionShape
 from foveate.engines.errors import (

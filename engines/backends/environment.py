@@ -36,4 +36,4 @@ def describe_environment(placement: Placement, memory: Memory) -> Environment:
 def _version(backend: str) -> str:
     """Of the library that is loaded."""
     loaded = (sys.modules.get(library) for library in BACKENDS[backend].libraries)
-    return next((str(library.__version__) for library in loaded if library is not None), "")
+    return next((version for library in loaded if (version := getattr(library, "__version__", ""))), "")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import ExitStack
+
 from foveate.engines.backends.options import BackendOptions, SessionOptions
 from foveate.engines.backends.placement import PARTS, Placement, make_placement
-from foveate.engines.backends.session import Session, close_all
+from foveate.engines.backends.session import Session
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD, VISION, VISION_STANDARD
 from foveate.engines.registry import find_backend
@@ -73,3 +76,10 @@ def open_session(
     with record.loaded(record.session) as open_it:
         session: Session = open_it(bundle, graph, own)
     return session
+
+
+def close_all(sessions: Iterable[Session]) -> None:
+    """Closes sessions, each whatever the others raise."""
+    with ExitStack() as stack:
+        for session in sessions:
+            stack.callback(session.close)

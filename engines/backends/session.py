@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -46,13 +45,6 @@ class Session(Protocol):
     def close(self) -> None:
         """Frees what the backend holds; the session can't run afterwards. Another call does nothing."""
         ...
-
-
-def close_all(sessions: Iterable[Session]) -> None:
-    """Closes sessions, each whatever the others raise."""
-    with ExitStack() as stack:
-        for session in sessions:
-            stack.callback(session.close)
 
 
 class FakeSession:

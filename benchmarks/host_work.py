@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 import foveate
-from foveate.engines import DECODER_PREFILL, Bundle, Session, open_session
+from foveate.engines import Bundle, Session, open_sessions
 from foveate.engines.backends.session import Arrays
 from foveate.runtime import Pipeline
-from foveate.runtime.pipeline import GRAPHS
+from foveate.runtime.pipeline import open_tokenizer
 
 QUESTION = "What colour is the object above the red circle with the word cat on it, and how many of them are there?"
 
@@ -48,13 +48,9 @@ class Timed:
 
 def open_timed(path: Path) -> tuple[Pipeline, dict[str, Timed]]:
     """A pipeline without a vision cache, and its sessions."""
-    from tokenizers import Tokenizer
-
     bundle = Bundle.open(path, verify=False)
-    names = [name for name in (*GRAPHS, "decoder", DECODER_PREFILL) if name in bundle.manifest.graphs]
-    sessions = {name: Timed(open_session(bundle, name)) for name in names}
-    tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer/tokenizer.json")))
-    return Pipeline(bundle.manifest, tokenizer, sessions, vision_cache_bytes=0), sessions
+    sessions = {name: Timed(session) for name, session in open_sessions(bundle).items()}
+    return Pipeline(bundle.manifest, open_tokenizer(bundle), sessions, vision_cache_bytes=0), sessions
 
 
 def take_seconds(sessions: Mapping[str, Timed]) -> float:
@@ -87,23 +83,24 @@ def main(bundle: Path, image_size: str, keeps: tuple[float, ...], repeats: int, 
         return answer, first, inside, perf_counter() - start, take_seconds(sessions)
 
     table = Table("keep", "visual tokens", "first token ms", "in graphs ms", "host ms", "host %", "step ms", "host ms a step")
-    for keep in keeps:
-        found = [run(keep) for _ in range(repeats + 1)][1:]
-        first, inside, steps, steps_inside = (median(figures[place] for figures in found) for place in range(1, 5))
-        selection, count = found[0][0].selection, new_tokens - 1
-        table.add_row(
-            f"{keep:g}",
-            f"{len(selection.keep_indices)} of {selection.num_visual_tokens}",
-            *(f"{1e3 * seconds:,.1f}" for seconds in (first, inside, first - inside)),
-            f"{100 * (first - inside) / first:.2f}",
-            f"{1e3 * steps / count:.2f}",
-            f"{1e3 * (steps - steps_inside) / count:.3f}",
-        )
-    Console(width=140).print(table)
-    if profile:
-        profiler = cProfile.Profile()
-        profiler.runcall(run, keeps[-1])
-        pstats.Stats(profiler).sort_stats("tottime").print_stats(15)
+    with pipe:
+        for keep in keeps:
+            found = [run(keep) for _ in range(repeats + 1)][1:]
+            first, inside, steps, steps_inside = (median(figures[place] for figures in found) for place in range(1, 5))
+            selection, count = found[0][0].selection, new_tokens - 1
+            table.add_row(
+                f"{keep:g}",
+                f"{len(selection.keep_indices)} of {selection.num_visual_tokens}",
+                *(f"{1e3 * seconds:,.1f}" for seconds in (first, inside, first - inside)),
+                f"{100 * (first - inside) / first:.2f}",
+                f"{1e3 * steps / count:.2f}",
+                f"{1e3 * (steps - steps_inside) / count:.3f}",
+            )
+        Console(width=140).print(table)
+        if profile:
+            profiler = cProfile.Profile()
+            profiler.runcall(run, keeps[-1])
+            pstats.Stats(profiler).sort_stats("tottime").print_stats(15)
 
 
 if __name__ == "__main__":

@@ -204,13 +204,14 @@ def differing_scenes(reference: Reference, pipe: foveate.Pipeline, split: str, c
 @click.option("--split", type=click.Choice(list(SPLITS)), help="These scenes instead.")
 def main(checkpoint: Path, bundle: Path, count: int, split: str | None) -> None:
     name = checkpoint.resolve().name
-    reference, pipe = REFERENCES[name](checkpoint), foveate.load(bundle)
+    reference = REFERENCES[name](checkpoint)
     kinds: Sequence[Any] = [split] if split else KINDS
     different = []
-    for kind in kinds:
-        found = differing_scenes(reference, pipe, kind, count) if split else differing(name, reference, pipe, kind, count)
-        click.echo(f"{kind}: {count - len(found)} of {count} prompts give identical greedy tokens")
-        different += found
+    with foveate.load(bundle) as pipe:
+        for kind in kinds:
+            found = differing_scenes(reference, pipe, kind, count) if split else differing(name, reference, pipe, kind, count)
+            click.echo(f"{kind}: {count - len(found)} of {count} prompts give identical greedy tokens")
+            different += found
     for row in different:
         click.echo(f"different: {row}")
     if different:

@@ -19,20 +19,20 @@ import numpy as np
 import onnx
 import onnxruntime
 from onnx.reference import ReferenceEvaluator
-from tokenizers import Tokenizer
+from rich.console import Console
+from rich.table import Table
 
 import foveate
 from foveate.cli.progress import Bar
-from foveate.cli.tables import make_table, open_console
-from foveate.engines import Array, Bundle, GraphSpec, HostMemory, Session
+from foveate.engines import Array, Bundle, GraphSpec, HostMemory, Session, make_placement
 from foveate.engines.backends.onnxruntime.session import OnnxRuntimeSession
+from foveate.engines.backends.opening import graphs_of
 from foveate.engines.backends.tensorrt.network import lower
 from foveate.engines.backends.tensorrt.precision import typed_spec
 from foveate.runtime import Pipeline
-from foveate.runtime.pipeline import TOKENIZER
+from foveate.runtime.pipeline import open_tokenizer
 from foveate.samples import Sample, read_samples
 
-GRAPHS = {"vision": "vision_standard", "score": "score", "embed": "embed", "decoder": "decoder_standard"}
 KEEPS = (1.0, 0.5, 0.25)
 _KV_CAPACITY = 2048
 _NEW_TOKENS = 8
@@ -54,7 +54,7 @@ class ReferenceSession:
         return outputs
 
     def close(self) -> None:
-        del self._inner
+        self._inner = None
 
 
 def open_graph(bundle: Bundle, graph: str, precision: str, folder: Path) -> Session:
@@ -70,8 +70,9 @@ def open_graph(bundle: Bundle, graph: str, precision: str, folder: Path) -> Sess
 
 def open_pipeline(bundle: Bundle, precision: str, folder: Path) -> Pipeline:
     """The bundle in a precision."""
-    sessions = {name: open_graph(bundle, graph, precision, folder) for name, graph in GRAPHS.items()}
-    return Pipeline(bundle.manifest, Tokenizer.from_file(str(bundle.file(TOKENIZER))), sessions)
+    graphs = graphs_of(bundle, make_placement("tensorrt-rtx"))
+    sessions = {name: open_graph(bundle, graph, precision, folder) for name, graph in graphs.items()}
+    return Pipeline(bundle.manifest, open_tokenizer(bundle), sessions)
 
 
 def ask(pipe: Pipeline, sample: Sample, keep: float) -> Any:
@@ -85,10 +86,13 @@ def ask(pipe: Pipeline, sample: Sample, keep: float) -> Any:
 @click.option("--count", default=200)
 def main(path: Path, data: Path, precision: str, count: int) -> None:
     bundle, samples = Bundle.open(path), read_samples(data)[:count]
-    reference = foveate.load(path)
-    table = make_table("keep", "right fp32", f"right {precision}", "same answers", "same kept tokens")
-    with TemporaryDirectory() as folder, Bar("Asking") as bar:
-        pipe = open_pipeline(bundle, precision, Path(folder))
+    table = Table("keep", "right fp32", f"right {precision}", "same answers", "same kept tokens")
+    with (
+        TemporaryDirectory() as folder,
+        foveate.load(path) as reference,
+        open_pipeline(bundle, precision, Path(folder)) as pipe,
+        Bar("Asking") as bar,
+    ):
         for step, keep in enumerate(KEEPS):
             right, same, overlap = np.zeros(2, int), 0, 0.0
             for number, sample in enumerate(samples):
@@ -100,7 +104,7 @@ def main(path: Path, data: Path, precision: str, count: int) -> None:
                 bar.show(step * len(samples) + number + 1, len(KEEPS) * len(samples))
             shares = (f"{100 * value / len(samples):.1f} %" for value in (*right, same, overlap))
             table.add_row(f"{keep:g}", *shares)
-    open_console().print(table)
+    Console().print(table)
 
 
 if __name__ == "__main__":

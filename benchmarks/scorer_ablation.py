@@ -65,7 +65,8 @@ def run(
     bundle = scorer.with_name("variant.bundle")
     result = train(labels, scorer, TrainOptions(network=NetworkConfig(**variant.network), **options))
     foveate.export(checkpoint, bundle, foveate.ExportOptions(overwrite=True, check=False, scorer=scorer))
-    results = evaluate(foveate.load(bundle, verify=False), samples, KEEPS, ["learned"], max_new_tokens=8)
+    with foveate.load(bundle, verify=False) as pipe:
+        results = evaluate(pipe, samples, KEEPS, ["learned"], max_new_tokens=8)
     groups = {group.type: {row.keep: row for row in group.rows} for group in (results.overall, *results.types)}
     return {
         "weights": sum(parameter.numel() for parameter in result.scorer.parameters()),

@@ -3,8 +3,9 @@
 from foveate.engines.backends.environment import describe_environment
 from foveate.engines.backends.feeds import check_buffers, check_feeds
 from foveate.engines.backends.memory import Array, HostMemory, Memory
-from foveate.engines.backends.opening import BACKENDS, decoder_graph, open_session, vision_graph
+from foveate.engines.backends.opening import close_all, open_session, open_sessions
 from foveate.engines.backends.options import SessionOptions
+from foveate.engines.backends.placement import Place, Placement, make_placement
 from foveate.engines.backends.session import Session
 from foveate.engines.builds.latencies import Environment, LatencyEntry, LatencyPoint, read_latencies, save_latencies
 from foveate.engines.builds.ranges import GraphProfile, Range, ShapeProfile, VisionShape
@@ -38,6 +39,7 @@ from foveate.engines.format.manifest import (
 from foveate.engines.format.names import DECODER_PREFILL
 from foveate.engines.format.neighbours import NEIGHBOURS, Grid, find_neighbours
 from foveate.engines.format.spec import GraphSpec, TensorSpec
+from foveate.engines.registry import BACKENDS
 from foveate.engines.system.cpu import usable_cpus
 from foveate.engines.system.files import replace_file
 from foveate.engines.system.packages import install_remedy, missing_package, needed_package
@@ -72,6 +74,8 @@ __all__ = [
     "MissingPackageError",
     "OptionError",
     "ParityError",
+    "Place",
+    "Placement",
     "PromptEntry",
     "Range",
     "RequestError",
@@ -86,22 +90,23 @@ __all__ = [
     "VisionShape",
     "check_buffers",
     "check_feeds",
-    "decoder_graph",
+    "close_all",
     "describe_environment",
     "find_neighbours",
     "hash_file",
     "install_remedy",
     "list_files",
+    "make_placement",
     "missing_package",
     "needed_package",
     "new_folder",
     "open_session",
+    "open_sessions",
     "read_latencies",
     "replace_file",
     "reset_peak",
     "resident_bytes",
     "save_latencies",
     "usable_cpus",
-    "vision_graph",
     "write_manifest",
 ]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ParityError,
         RequestError,
         ScorerError,
+        SessionOptions,
     )
     from foveate.exporter import ExportOptions, export
     from foveate.runtime import Answer, Budget, Chunk, ImageLimits, Pipeline, Request, Sampling, Selection, Timings, load
@@ -47,6 +48,7 @@ _ROOMS = {
         "ParityError",
         "RequestError",
         "ScorerError",
+        "SessionOptions",
     ),
     "foveate.exporter": ("ExportOptions", "export"),
     "foveate.runtime": (
@@ -87,6 +89,7 @@ __all__ = [
     "Sampling",
     "ScorerError",
     "Selection",
+    "SessionOptions",
     "Timings",
     "export",
     "load",

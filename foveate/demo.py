@@ -35,8 +35,15 @@ class Outcome:
 
 def run(bundle: Path, samples: Sequence[Sample], output: Path, progress: Callable[[str], None]) -> list[Outcome]:
     """Answers every sample at each keep ratio; one picture per sample and `answers.json` go to `output`."""
-    pipe = load(bundle, vision_cache_bytes=0)  # the table shows what a new image costs
     output.mkdir(parents=True, exist_ok=True)
+    with load(bundle, vision_cache_bytes=0) as pipe:  # the table shows what a new image costs
+        outcomes = _ask_all(pipe, samples, output, progress)
+    facts = [{**msgspec.to_builtins(o.sample), "answers": {k: a.to_dict() for k, a in o.answers.items()}} for o in outcomes]
+    (output / "answers.json").write_text(json.dumps(facts, indent=1) + "\n")
+    return outcomes
+
+
+def _ask_all(pipe: Pipeline, samples: Sequence[Sample], output: Path, progress: Callable[[str], None]) -> list[Outcome]:
     for keep in KEEPS:  # the first run of a graph allocates, which would make the first row of the table look slow
         _ask(pipe, samples[0], keep)
     outcomes = []
@@ -47,8 +54,6 @@ def run(bundle: Path, samples: Sequence[Sample], output: Path, progress: Callabl
         picture = output / f"{number:02d}.png"
         _draw(sample, answers, seen).save(picture)
         outcomes.append(Outcome(sample, answers, picture))
-    facts = [{**msgspec.to_builtins(o.sample), "answers": {k: a.to_dict() for k, a in o.answers.items()}} for o in outcomes]
-    (output / "answers.json").write_text(json.dumps(facts, indent=1) + "\n")
     return outcomes
 
 

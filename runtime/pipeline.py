@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from numbers import Integral
+from typing import Self
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,13 +25,14 @@ from foveate.engines import (
     RequestError,
     Session,
     SessionOptions,
-    decoder_graph,
+    close_all,
     describe_environment,
     find_neighbours,
-    open_session,
-    vision_graph,
+    make_placement,
+    open_sessions,
 )
 from foveate.engines.errors import shown
+from foveate.engines.format.names import EMBED
 from foveate.engines.format.processors import read_constants
 from foveate.engines.system.steady import steadily
 from foveate.runtime.batch import pad, prune
@@ -52,8 +54,6 @@ from foveate.runtime.vision_cache import DEFAULT_BYTES, VisionCache
 
 SCORES = frozenset({"scores", "attention"})
 """What the score graph gives."""
-GRAPHS = ("vision", "score", "embed")
-"""What every pipeline runs beside a decoder; `vision`, as the decoder, has a graph for each kind of backend."""
 TOKENIZER = "tokenizer/tokenizer.json"
 
 
@@ -74,47 +74,43 @@ def load(
     Args:
         path: the bundle's folder.
         backend: what runs the graphs.
-        options: how the backend runs them: threads, provider, precision of the engines.
+        options: how: threads, provider, precision of the engines. Both backends take those that they have.
         kv_capacity_tokens: most tokens of one request, pruned prompt and answer together; None takes the model's limit.
         limits: which images are too large.
         verify: compare every file with its hash first.
         video_limits: which videos are too large.
         vision_cache_bytes: most memory for the visual tokens of images and videos that were seen before, so that another
             question about them does not run the vision graph; 0 for none.
-        vision_backend: what runs the vision graph, where another backend is faster at it, with as many threads; None for the
-            same.
+        vision_backend: what runs the vision graph, where another backend is faster at it; None for the same.
 
     Raises:
         BundleError: the bundle can't be read or trusted.
         BackendError: the backend is missing or refuses a graph.
-        OptionError: `kv_capacity_tokens` is not within what the model takes.
+        OptionError: there is no such backend, no backend has an option that is set, or `kv_capacity_tokens` is not within what
+            the model takes.
     """
-    bundle = Bundle.open(path, verify=verify)
-    tokenizer = _load_tokenizer(bundle)
     options = options or SessionOptions()
-    graphs = {name: name for name in GRAPHS}
-    graphs |= {"vision": vision_graph(backend, options), "decoder": decoder_graph(backend, options)}
-    if graphs["decoder"] == "decoder" and DECODER_PREFILL in bundle.manifest.graphs:
-        graphs[DECODER_PREFILL] = DECODER_PREFILL
-    chosen = dict.fromkeys(graphs, (backend, options))
-    if vision_backend is not None:
-        chosen["vision"] = vision_backend, SessionOptions(threads=options.threads)
-        graphs["vision"] = vision_graph(*chosen["vision"])
-    sessions = {name: open_session(bundle, graph, *chosen[name]) for name, graph in graphs.items()}
-    environment = describe_environment(backend, options, sessions["embed"].memory)
-    latency = find_model(bundle, options.engines, environment)
-    return Pipeline(bundle.manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes, latency)
+    placement = make_placement(backend, options, vision_backend)
+    bundle = Bundle.open(path, verify=verify)
+    tokenizer = open_tokenizer(bundle)
+    sessions = open_sessions(bundle, placement)
+    try:
+        latency = find_model(bundle, options.engines, describe_environment(placement, sessions[EMBED].memory))
+        manifest = bundle.manifest
+        return Pipeline(manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes, latency)
+    except BaseException:
+        close_all(sessions.values())
+        raise
 
 
 class Pipeline:
-    """A loaded bundle. Threads may share it, but for `close`: every method may be called at any time, and an answer is the same
-    as if it were the only one. A stream is for one thread at a time.
+    """A loaded bundle; `with` closes it. Threads may share it, but for `close`: every method may be called at any time, and an
+    answer is the same as if it were the only one. A stream is for one thread at a time.
 
     Args:
         manifest: the bundle's manifest.
         tokenizer: the bundle's tokenizer.
-        sessions: its graphs by name: `vision`, `score`, `embed` and, for either kind of decoder, `decoder`;
-            `decoder_prefill` where the bundle has one.
+        sessions: what `open_sessions` gives; the pipeline closes them.
         kv_capacity_tokens: see `load`.
         limits: see `load`.
         video_limits: see `load`.
@@ -186,10 +182,15 @@ class Pipeline:
         return self._start(requests, [None] * len(requests)).answers() if requests else []
 
     def close(self) -> None:
-        """Frees the graphs; the pipeline can't answer afterwards. No other thread may be in it."""
+        """Frees the graphs; the pipeline can't answer afterwards. No other thread may be in it. Another call does nothing."""
         self.vision_cache.clear()
-        for session in self._sessions.values():
-            session.close()
+        close_all(self._sessions.values())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     @enough_memory()
     def encode(self, request: Request, visual_embeds: Array | None = None) -> Encoded:
@@ -402,7 +403,12 @@ class Pipeline:
         return token if token is not None and not self._tokenizer.decode([token], skip_special_tokens=True) else None
 
 
-def _load_tokenizer(bundle: Bundle) -> Tokenizer:
+def open_tokenizer(bundle: Bundle) -> Tokenizer:
+    """The tokenizer of a bundle.
+
+    Raises:
+        BundleError: it can't be read.
+    """
     path = bundle.file(TOKENIZER)
     try:
         return Tokenizer.from_file(str(path))

@@ -1,75 +1,69 @@
-"""What can run a graph. Each backend is one module, loaded when it is asked for."""
+"""Opens graphs: one of a bundle, or those of all its parts."""
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields
-from importlib import import_module
+from collections.abc import Iterable
+from contextlib import ExitStack
 
-from foveate.engines.backends.options import SessionOptions
+from foveate.engines.backends.options import BackendOptions, SessionOptions
+from foveate.engines.backends.placement import PARTS, Placement, make_placement
 from foveate.engines.backends.session import Session
-from foveate.engines.errors import OptionError
 from foveate.engines.format.bundle import Bundle
-from foveate.engines.format.names import STANDARD
-from foveate.engines.system.packages import EXTRAS, needed_package
+from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD, VISION, VISION_STANDARD
+from foveate.engines.registry import find_backend
 
-BACKENDS = {
-    "onnxruntime": "foveate.engines.backends.onnxruntime.session:open_session",
-    "openvino": "foveate.engines.backends.openvino:open_session",
-    "tensorrt": "foveate.engines.backends.tensorrt.open:open_tensorrt",
-    "tensorrt-rtx": "foveate.engines.backends.tensorrt.open:open_tensorrt_rtx",
-}
-"""Name of a backend -> `module:function`; the function is called with (bundle, graph name, options)."""
-
-_OF_ONNX_RUNTIME = frozenset({"threads", "provider", "provider_options", "engines"})
-_OF_ENGINES = frozenset({"precision", "engines", "device", "cuda_graphs"})
-_OF_OPENVINO = frozenset({"threads", "precision"})
-OPTIONS = {
-    "onnxruntime": _OF_ONNX_RUNTIME,
-    "openvino": _OF_OPENVINO,
-    "tensorrt": _OF_ENGINES,
-    "tensorrt-rtx": _OF_ENGINES,
-}
-"""Name of a backend -> the fields of `SessionOptions` that it heeds."""
+_STANDARD = {VISION: VISION_STANDARD, DECODER: DECODER_STANDARD}
+"""Part with two graphs -> the one that every backend can run."""
 
 
-FUSED = {
-    ("onnxruntime", "cpu"): frozenset({"vision", "decoder"}),
-    ("onnxruntime", "CPUExecutionProvider"): frozenset({"vision", "decoder"}),
-    ("openvino", "cpu"): frozenset({"vision"}),
-}
-"""Backend and provider -> the graphs with operators of ONNX Runtime that it runs. Its attention never holds the scores of all
-pairs of tokens, and exists in float32 on the CPU only."""
+def open_sessions(bundle: Bundle, placement: Placement | None = None) -> dict[str, Session]:
+    """Loads what answers a request.
+
+    Args:
+        bundle: an opened bundle.
+        placement: what runs each part; None is ONNX Runtime on the CPU.
+
+    Returns:
+        A session for each of `PARTS`, and `decoder_prefill` where the decoder has a graph of its own for it.
+
+    Raises:
+        BackendError, BundleError, OptionError, MissingPackageError: what `open_session` raises; nothing stays open then.
+    """
+    placement = placement or make_placement()
+    sessions: dict[str, Session] = {}
+    try:
+        for name, graph in graphs_of(bundle, placement).items():
+            backend, options = placement[DECODER if name == DECODER_PREFILL else name]
+            sessions[name] = open_session(bundle, graph, backend, options)
+    except BaseException:
+        close_all(sessions.values())
+        raise
+    return sessions
 
 
-def _check_heeded(backend: str, options: SessionOptions) -> None:
-    """Refuses what the backend would ignore."""
-    for field_ in fields(SessionOptions):
-        default = field_.default if field_.default is not MISSING else {}
-        heeded = OPTIONS.get(backend)
-        if heeded is not None and field_.name not in heeded and getattr(options, field_.name) != default:
-            raise OptionError(
-                f"backend '{backend}' has no option '{field_.name}', it has {', '.join(sorted(heeded))}. Leave it out.",
-                options=(field_.name,),
-            )
+def graphs_of(bundle: Bundle, placement: Placement) -> dict[str, str]:
+    """Name of a session -> the graph that it runs."""
+    graphs = {part: graph_of(part, placement[part].options) for part in PARTS}
+    if graphs[DECODER] == DECODER and DECODER_PREFILL in bundle.manifest.graphs:
+        graphs[DECODER_PREFILL] = DECODER_PREFILL
+    return graphs
 
 
-def vision_graph(backend: str, options: SessionOptions | None = None) -> str:
-    """The name of the vision graph that a backend runs with these options."""
-    return _graph_of("vision", backend, options)
+def graph_of(part: str, options: BackendOptions) -> str:
+    """The graph that is a part of a bundle where it runs with these options."""
+    return part if part in options.fused else _STANDARD.get(part, part)
 
 
-def decoder_graph(backend: str, options: SessionOptions | None = None) -> str:
-    """The name of the decoder graph that a backend runs with these options."""
-    return _graph_of("decoder", backend, options)
-
-
-def _graph_of(part: str, backend: str, options: SessionOptions | None) -> str:
-    provider = (options or SessionOptions()).provider
-    return part if part in FUSED.get((backend, provider), ()) else part + STANDARD
-
-
-def open_session(bundle: Bundle, graph: str, backend: str = "onnxruntime", options: SessionOptions | None = None) -> Session:
+def open_session(
+    bundle: Bundle, graph: str, backend: str = "onnxruntime", options: SessionOptions | BackendOptions | None = None
+) -> Session:
     """Loads one graph of a bundle with a backend.
+
+    Args:
+        bundle: an opened bundle.
+        graph: of it.
+        backend: its name.
+        options: the backend's own, or those of any backend.
 
     Raises:
         BackendError: the backend can't load the graph.
@@ -77,11 +71,15 @@ def open_session(bundle: Bundle, graph: str, backend: str = "onnxruntime", optio
         OptionError: there is no such backend, or it has no such option.
         MissingPackageError: its library is not installed.
     """
-    if backend not in BACKENDS:
-        raise OptionError(f"there is no backend '{backend}'. Choose one of {', '.join(BACKENDS)}.", options=("backend",))
-    options = options or SessionOptions()
-    _check_heeded(backend, options)
-    module, _, function = BACKENDS[backend].partition(":")
-    with needed_package(f"the backend '{backend}' needs it", EXTRAS.get(backend, backend)):
-        session: Session = getattr(import_module(module), function)(bundle, graph, options)
+    record = find_backend(backend)
+    own = options if isinstance(options, BackendOptions) else (options or SessionOptions()).of(backend)[backend]
+    with record.loaded(record.session) as open_it:
+        session: Session = open_it(bundle, graph, own)
     return session
+
+
+def close_all(sessions: Iterable[Session]) -> None:
+    """Closes sessions, each whatever the others raise."""
+    with ExitStack() as stack:
+        for session in sessions:
+            stack.callback(session.close)

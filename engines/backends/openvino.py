@@ -7,16 +7,18 @@ that is the larger part. It reads the graphs of a bundle as they are, the quanti
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from foveate.engines.backends.feeds import check_buffers, check_feeds
 from foveate.engines.backends.memory import Array, HostMemory
-from foveate.engines.backends.options import SessionOptions
+from foveate.engines.backends.options import BackendOptions, check_threads
 from foveate.engines.backends.session import Arrays
 from foveate.engines.errors import BackendError, OptionError
 from foveate.engines.format.bundle import Bundle
+from foveate.engines.format.names import VISION
 from foveate.engines.format.spec import GraphSpec, TensorSpec, check_interface
 from foveate.engines.system.packages import needed_package
 
@@ -28,23 +30,51 @@ in integers: four layers of Qwen2-VL-2B's tower over 3,456 patches then take 2.1
 stands for a whole token elsewhere in OpenVINO, takes 2.5 s."""
 
 
-def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OpenVinoSession:
+@dataclass(frozen=True)
+class OpenVinoOptions(BackendOptions):
+    """See `SessionOptions`.
+
+    Attributes:
+        threads: of the CPU.
+        precision: of the arithmetic: `fp32`, `bf16` or `fp16`; None leaves it to OpenVINO.
+
+    Raises:
+        OptionError: there is no such precision; see `SessionOptions` too.
+    """
+
+    threads: int = 0
+    precision: str | None = None
+
+    def __post_init__(self) -> None:
+        check_threads(self.threads)
+        if self.precision not in (None, *_PRECISIONS):
+            known = ", ".join(_PRECISIONS)
+            raise OptionError(
+                f"backend 'openvino' has no precision '{self.precision}'. Choose one of {known}.", options=("precision",)
+            )
+
+    @property
+    def fused(self) -> frozenset[str]:
+        """See `BackendOptions.fused`."""
+        return frozenset({VISION})
+
+    @property
+    def arithmetic(self) -> str:
+        """See `BackendOptions.arithmetic`."""
+        return self.precision or ""
+
+
+def open_session(bundle: Bundle, graph: str, options: OpenVinoOptions) -> OpenVinoSession:
     """Loads a graph of a bundle.
 
     Raises:
         BackendError: openvino can't read the graph.
         BundleError: the graph is another one than the manifest describes.
-        OptionError: it has no such precision.
         MissingPackageError: openvino is not installed.
     """
     spec = bundle.graph(graph)
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP}
     if options.precision is not None:
-        if options.precision not in _PRECISIONS:
-            known = ", ".join(_PRECISIONS)
-            raise OptionError(
-                f"backend 'openvino' has no precision '{options.precision}'. Choose one of {known}.", options=("precision",)
-            )
         settings["INFERENCE_PRECISION_HINT"] = _PRECISIONS[options.precision]
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = options.threads

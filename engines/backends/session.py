@@ -39,5 +39,5 @@ class Session(Protocol):
         ...
 
     def close(self) -> None:
-        """Frees what the backend holds; the session can't run afterwards."""
+        """Frees what the backend holds; the session can't run afterwards. Another call does nothing."""
         ...

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,15 +16,11 @@ from foveate.engines.errors import OptionError
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.names import DECODER_PREFILL
 from foveate.engines.format.spec import GraphSpec
-from foveate.engines.system.packages import EXTRAS, needed_package
+from foveate.engines.registry import BACKENDS
 from foveate.engines.system.resident import reset_peak, resident_bytes
 
-BUILDERS = {
-    "onnxruntime": "foveate.engines.backends.onnxruntime.packer:OnnxRuntimeBuilder",
-    "tensorrt": "foveate.engines.backends.tensorrt.builder:TensorRTBuilder",
-    "tensorrt-rtx": "foveate.engines.backends.tensorrt.builder:TensorRTBuilder",
-}
-"""Name of a backend that builds engines -> `module:class`, made with the `BuildOptions`."""
+BUILDERS = tuple(backend.name for backend in BACKENDS.values() if backend.builder)
+"""Names of the backends that build engines."""
 
 Progress = Callable[[str, str, int, int], None]
 """Told graph and target, the phase of its build, and how many of the phase's steps are done."""
@@ -56,7 +51,7 @@ class BuildOptions:
 
 
 class Builder(Protocol):
-    """A backend's way to build; see `BUILDERS`."""
+    """A backend's way to build, made with the `BuildOptions`."""
 
     version: str
     graphs: tuple[str, ...]
@@ -135,12 +130,12 @@ def open_builder(options: BuildOptions) -> Builder:
         OptionError: no backend of this name builds engines, or it has no such option.
         MissingPackageError: its library is not installed.
     """
-    if options.backend not in BUILDERS:
+    record = BACKENDS.get(options.backend)
+    if record is None or record.builder is None:
         builders = ", ".join(BUILDERS)
         raise OptionError(f"backend '{options.backend}' builds no engines. Choose one of {builders}.", options=("backend",))
-    module, _, name = BUILDERS[options.backend].partition(":")
-    with needed_package(f"the backend '{options.backend}' needs it", EXTRAS.get(options.backend, options.backend)):
-        builder: Builder = getattr(import_module(module), name)(options)
+    with record.loaded(record.builder) as made:
+        builder: Builder = made(options)
     return builder
 
 

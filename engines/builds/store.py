@@ -35,10 +35,10 @@ from foveate.engines.builds.record import (
 )
 from foveate.engines.errors import BackendError, MachineError, OptionError
 from foveate.engines.format.bundle import hash_file
+from foveate.engines.registry import BACKENDS
 from foveate.engines.system.locks import acquire_lock, is_locked
 
 __all__ = [
-    "AS_THEY_ARE",
     "ENGINE",
     "ENGINES",
     "LOG",
@@ -51,9 +51,6 @@ __all__ = [
 
 ENGINES = "engines"
 """Of a bundle, where its engines lie if nothing else is said."""
-
-AS_THEY_ARE = frozenset({"onnxruntime"})
-"""Backends whose engines are the graphs as they are, for every shape and the CPU at hand: there is nothing to choose."""
 
 _DIGEST = re.compile(r"[0-9a-f]{32}")
 _LEFTOVER = re.compile(r"\.([0-9a-f]{32})\.(?:tmp|lock)")
@@ -108,16 +105,13 @@ class EngineStore:
         _touch(entry)
         return entry
 
-    def find(
-        self, wanted: EngineKey, bundle: Path, display_name: str, hints: Mapping[str, Any] = MappingProxyType({})
-    ) -> Entry:
+    def find(self, wanted: EngineKey, bundle: Path, hints: Mapping[str, Any] = MappingProxyType({})) -> Entry:
         """The most recently built engine that fits.
 
         Args:
             wanted: what the engine has to be; of its options only those that are named have to be equal. An engine
                 without weights fits all weights.
             bundle: for the command that the error tells to run.
-            display_name: how errors call the backend: `TensorRT-RTX`.
             hints: options that the command names beside those of `wanted`.
 
         Raises:
@@ -125,7 +119,7 @@ class EngineStore:
                 command that builds it.
         """
         entries, damaged = self._scan()
-        found = choose(entries, wanted, display_name)
+        found = choose(entries, wanted, BACKENDS[wanted.backend].title)
         if isinstance(found, str):
             skipped = f" ({len(damaged)} damaged left out)" if damaged else ""
             raise BackendError(f"{found}{skipped}. Run: {shlex.join(self.command(wanted, bundle, hints))}")
@@ -316,7 +310,7 @@ class EngineStore:
     def command(self, wanted: EngineKey, bundle: Path, hints: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
         """The words of the command that builds the engine: options are called like the flags of `foveate build`."""
         words = ["foveate", "build", str(bundle), "--backend", wanted.backend]
-        if wanted.backend not in AS_THEY_ARE:  # those are built for the device at hand
+        if BACKENDS[wanted.backend].compiles:
             words += ["--target", wanted.target]
         for name, value in {**hints, **wanted.options}.items():
             flag = f"--{name.replace('_', '-')}"

@@ -10,9 +10,6 @@ from importlib.metadata import PackageNotFoundError, requires
 
 from foveate.engines.errors import MissingPackageError
 
-EXTRAS = {"onnxruntime": "cpu"}
-"""Name of a backend -> the extra of foveate that brings its packages, where that has another name."""
-
 _EXTRA = re.compile(r"""extra\s*==\s*["']([\w.-]+)["']""")
 _NAME = re.compile(r"[\w.-]+")
 

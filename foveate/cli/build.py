@@ -11,16 +11,17 @@ from foveate.cli.command import Need, always, command, when
 from foveate.cli.options import PATH, json_option
 from foveate.cli.output import Output
 from foveate.cli.tables import Table
-from foveate.engines import Bundle, Range
+from foveate.engines import BACKENDS, Bundle, Range
 from foveate.engines.builds.build import BUILDERS, BuildOptions, Built, build
-from foveate.engines.builds.store import AS_THEY_ARE, ENGINES, EngineStore
+from foveate.engines.builds.store import ENGINES, EngineStore
 from foveate.runtime.shapes import parse_image_sizes, plan_shapes
 
 _RANGE = "MIN:OPT:MAX"
-_COMPILERS = [name for name in BUILDERS if name not in AS_THEY_ARE]
+_COMPILERS = [name for name in BUILDERS if BACKENDS[name].compiles]
+_AS_THEY_ARE = set(BUILDERS) - set(_COMPILERS)
 
 COMPILED = Need(
-    lambda given: given["backend"] not in AS_THEY_ARE,
+    lambda given: given["backend"] not in _AS_THEY_ARE,
     "backend '{backend}' builds graphs as they are, for every shape",
     f"Use it with --backend {' or '.join(_COMPILERS)}",
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 import click
@@ -56,8 +55,8 @@ def check_command(
     check_sources(images)
     requests = _requests(question, images, data, count, max_new_tokens)
     with (
-        closing(load(bundle)) as reference,
-        closing(load(bundle, session.backend, session.options, verify=False)) as other,
+        load(bundle) as reference,
+        load(bundle, session.backend, session.options, verify=False) as other,
         Bar("checking") as bar,
     ):
         report = check(reference, other, requests, progress=bar.show)

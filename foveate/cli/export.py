@@ -101,8 +101,8 @@ def calibration(data: Path) -> Callable[[Path], list[RetentionPoint]]:
     samples = read_samples(data)
 
     def measure(bundle: Path) -> list[RetentionPoint]:
-        pipe = load(bundle, verify=False)
-        selector = pipe.selector().name
-        return retention_curve(evaluate(pipe, samples, CALIBRATION_KEEPS, [selector]), selector)
+        with load(bundle, verify=False) as pipe:
+            selector = pipe.selector().name
+            return retention_curve(evaluate(pipe, samples, CALIBRATION_KEEPS, [selector]), selector)
 
     return measure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from contextlib import closing
 from pathlib import Path
 from typing import TypedDict
 
@@ -167,15 +166,14 @@ def generate_command(
         stop=stop or None,
         max_visual_tokens=max_visual_tokens,
     )
-    opened = load(
+    with load(
         bundle,
         session.backend,
         session.options,
         kv_capacity_tokens,
         vision_backend=session.vision_backend,
         **_limits(max_pixels),
-    )
-    with closing(opened) as pipe:
+    ) as pipe:
         answer = pipe.generate(request) if json_file == STDOUT else _print_stream(pipe, request, output)
     if explain is not None:
         _write_picture(answer, explain)

@@ -12,7 +12,7 @@ import click
 
 from foveate.cli.command import Given, Need, always, when
 from foveate.engines import BACKENDS, OptionError, SessionOptions
-from foveate.engines.backends.opening import OPTIONS
+from foveate.engines.backends.options import option_names, options_class
 
 PATH = click.Path(path_type=Path)
 JSON_HELP = "Print the results as JSON alone, or write them to FILE (docs/json.md)."
@@ -27,25 +27,20 @@ class SessionChoice:
     vision_backend: str | None
 
 
-def _heeds(*names: str) -> Need:
-    """A backend that looks at one of these fields of `SessionOptions`."""
-    takers = [backend for backend, heeded in OPTIONS.items() if not heeded.isdisjoint(names)]
+def _heeds(name: str) -> Need:
+    """A backend that looks at this field of `SessionOptions`."""
+    takers = [backend for backend in BACKENDS if name in option_names(options_class(backend))]
 
     def holds(given: Given) -> bool:
-        # Of these options a vision backend of its own gets the threads alone; an unknown backend is another error.
-        vision = given.get("vision_backend") if "threads" in names else None
-        return any(backend in takers or backend not in (None, *OPTIONS) for backend in (given["backend"], vision))
+        chosen = {given["backend"], given.get("vision_backend")} - {None}
+        return not chosen.isdisjoint(takers) or not chosen <= BACKENDS.keys()  # an unknown backend is another error
 
     return Need(holds, "backend '{backend}' does not look at it", f"Use it with --backend {' or '.join(takers)}")
 
 
-def _differs(given: Given) -> bool:
-    """Whether the vision graph would run in another way than the rest, which runs with these options."""
-    own = ("provider_options", "precision", "engines", "device")
-    return given["vision_backend"] != given["backend"] or given["provider"] != "cpu" or any(given[name] for name in own)
-
-
-OTHER_BACKEND = Need(_differs, "'{backend}' runs all graphs already", "Name another backend")
+OTHER_BACKEND = Need(
+    lambda given: given["vision_backend"] != given["backend"], "'{backend}' runs all graphs already", "Name another backend"
+)
 
 
 def session_options(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 
-from foveate.engines import Bundle, SessionOptions
+from foveate.engines import Bundle, Placement, SessionOptions, make_placement
 from foveate.engines.errors import OptionError
+from foveate.engines.format.names import DECODER, VISION
 from foveate.evaluate.ask import Labels, Plan, Progress, ask
 from foveate.evaluate.folder import Run, append_answers, read_answers
 from foveate.evaluate.labels import labels_for
@@ -100,11 +100,10 @@ def evaluate_bundle(
     source = Bundle.open(bundle, verify=False).manifest.source
     oracle = None if labels is None else labels_for(data, source, labels)
     plan = Plan.make(keeps, selectors, oracle=oracle, max_new_tokens=max_new_tokens)
-    options = options or SessionOptions()
-    run = Run.of(bundle, data, plan, _runner(backend, options, vision_backend))
+    run = Run.of(bundle, data, plan, _runner(make_placement(backend, options, vision_backend)))
     records = [] if force else read_answers(output, run)
     if len(records) < len(samples):
-        with closing(load(bundle, backend, options, vision_backend=vision_backend)) as pipe:
+        with load(bundle, backend, options, vision_backend=vision_backend) as pipe:
             fresh = ask(pipe, samples, plan, len(records), progress)
             records = [*records, *append_answers(fresh, records, run, output)]
     results = summarise(samples, records, plan)
@@ -112,8 +111,7 @@ def evaluate_bundle(
     return results
 
 
-def _runner(backend: str, options: SessionOptions, vision_backend: str | None) -> str:
+def _runner(placement: Placement) -> str:
     """What ran the graphs, for the report: answers of another provider or precision are not those of this run."""
-    provider = options.provider if options.provider != SessionOptions.provider else None
-    vision = f"vision {vision_backend}" if vision_backend else None
-    return " ".join(filter(None, (backend, provider, options.precision, vision)))
+    rest, vision = placement[DECODER], placement[VISION]
+    return str(rest) if vision == rest else f"{rest} vision {vision}"

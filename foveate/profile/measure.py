@@ -6,7 +6,6 @@ import io
 import platform
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import date
 from functools import partial
@@ -28,9 +27,11 @@ from foveate.engines import (
     SessionOptions,
     describe_environment,
     hash_file,
+    make_placement,
     usable_cpus,
 )
 from foveate.engines.format.bundle import MANIFEST
+from foveate.engines.format.names import VISION
 from foveate.profile.memory import Footprint, Task, measure_footprint
 from foveate.profile.results import KeepRun, LoadRun, Profile, Setting, first_token
 from foveate.runtime import Answer, ImageLimits, Pipeline, Request, load
@@ -122,13 +123,14 @@ def profile_bundle(
         RequestError: the image is too large for the model.
     """
     options = options or SessionOptions()
+    placement = make_placement(backend, options, vision_backend)
     retention = list(Bundle.open(bundle).manifest.scorer.retention)
     step, image = _counter(plan.steps, progress), _noise(plan.image_size)
     # First, so that two copies of the bundle are never in memory together.
     task = Task(bundle, backend, options, vision_backend, _png(image), QUESTION, plan.new_tokens)
     footprints = {keep: step(partial(measure_footprint, task, keep)) for keep in plan.ratios if plan.memory}
     start = perf_counter()
-    with closing(load(bundle, backend, options, verify=False, vision_backend=vision_backend)) as pipe:
+    with load(bundle, backend, options, verify=False, vision_backend=vision_backend) as pipe:
         load_seconds = perf_counter() - start
         pipe.latency = None  # what was measured earlier shall decide nothing
         subject = _Subject(pipe, plan, image, step)
@@ -137,8 +139,9 @@ def profile_bundle(
         second_question = subject.ask_again()
         sizes = subject.shrink()
         load_runs = [subject.serve(clients, keep) for keep in plan.load_keeps for clients in plan.clients]
-        environment = describe_environment(backend, options, pipe.memory)
-        setting = _setting(bundle, pipe, plan, encoded[-1], environment, options, vision_backend)
+        environment = describe_environment(placement, pipe.memory)
+        vision = str(placement[VISION]) if vision_backend else None
+        setting = _setting(bundle, pipe, plan, encoded[-1], environment, options, vision)
     keeps = [_keep_run(keep, answers[keep], encoded, footprints.get(keep)) for keep in plan.ratios]
     whole, measured = footprints.get(1.0), [*chain.from_iterable(answers.values()), *sizes]
     return Profile(

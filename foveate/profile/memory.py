@@ -46,10 +46,10 @@ def measure_footprint(task: Task, keep: float) -> Footprint:
 
 def _answer(task: Task, keep: float) -> Footprint:
     start = perf_counter()
-    pipe = load(task.bundle, task.backend, task.options, verify=False, vision_backend=task.vision_backend)
-    seconds = perf_counter() - start
-    pipe.latency = None  # what was measured earlier shall decide nothing
-    loaded = resident_bytes().now
-    image = np.asarray(Image.open(io.BytesIO(task.image)))
-    pipe.generate(Request.ask(task.question, image, keep=keep, max_new_tokens=task.new_tokens, ignore_eos=True))
-    return Footprint(loaded, resident_bytes().peak, seconds)
+    with load(task.bundle, task.backend, task.options, verify=False, vision_backend=task.vision_backend) as pipe:
+        seconds = perf_counter() - start
+        pipe.latency = None  # what was measured earlier shall decide nothing
+        loaded = resident_bytes().now
+        image = np.asarray(Image.open(io.BytesIO(task.image)))
+        pipe.generate(Request.ask(task.question, image, keep=keep, max_new_tokens=task.new_tokens, ignore_eos=True))
+        return Footprint(loaded, resident_bytes().peak, seconds)

@@ -209,7 +209,7 @@ def test_the_command_of_an_error_works_when_typed(
     monkeypatch.setattr("foveate.cli.build.build", lambda bundle, options, store, show: asked.append(options) or [])
     command = EngineStore(engines).command(key, reference_bundle, hints)
     with pytest.raises(BackendError, match="Run: foveate build") as caught:
-        EngineStore(engines).find(key, reference_bundle, "It", hints)
+        EngineStore(engines).find(key, reference_bundle, hints)
     assert str(caught.value).endswith(shlex.join(command))
     result = run(*command[1:])
     assert result.exit_code == 0, result.stderr

@@ -138,6 +138,23 @@ def test_what_has_no_effect_is_refused_by_name(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("--precision bf16 --threads 1", ""),
+        (f"{COMPILER} --threads 1", ""),
+        ("--provider cuda", ""),
+        ("--device 1", "--device"),
+        (f"{COMPILER} --provider cuda", "--provider"),
+    ],
+)
+def test_an_option_is_for_either_backend(run: Run, words: str, refused: str) -> None:
+    """One of two backends is enough to look at it."""
+    found = run("generate", "no.bundle", "Hello", "--vision-backend", "openvino", *words.split())
+    assert re.findall(r"(--[a-z-]+) has no effect", found.stderr) == [refused][: bool(refused)]
+    assert_one_clear_line(found, refused or "no.bundle")
+
+
 FOLDERS = ("engines", "exporter", "foveate", "runtime")
 
 

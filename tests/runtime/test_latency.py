@@ -25,6 +25,7 @@ from foveate.engines import (
     RequestError,
     SessionOptions,
     describe_environment,
+    make_placement,
     save_latencies,
 )
 from foveate.runtime import Budget, Request, load
@@ -146,9 +147,13 @@ def test_another_environment_or_bundle_has_no_model(reference_bundle: Path, tmp_
 
 def test_options_that_change_nothing_are_the_same_environment(reference_bundle: Path) -> None:
     with closing(load(reference_bundle)) as pipe:
-        plain = describe_environment("onnxruntime", SessionOptions(), pipe.memory)
-        assert describe_environment("onnxruntime", SessionOptions(engines=Path("x")), pipe.memory) == plain
-        assert describe_environment("onnxruntime", SessionOptions(threads=1), pipe.memory).options == {"threads": "1"}
+        plain = describe_environment(make_placement(), pipe.memory)
+
+        def described(**options: Any) -> Environment:
+            return describe_environment(make_placement("onnxruntime", SessionOptions(**options), "openvino"), pipe.memory)
+
+        assert described() == described(engines=Path("x")) == described(precision="bf16") == plain
+        assert described(threads=1).options == {"threads": "1"}
         assert plain.device
         assert plain.backend.startswith("onnxruntime 1.")
 
@@ -159,7 +164,7 @@ def measured(reference_bundle: Path, tmp_path: Path) -> Path:
     bundle = tmp_path / "tiny.bundle"
     shutil.copytree(reference_bundle, bundle)
     with closing(load(bundle)) as pipe:
-        environment = describe_environment("onnxruntime", SessionOptions(), pipe.memory)
+        environment = describe_environment(make_placement(), pipe.memory)
     latency = entry({1: 5.0, 1000: 5.0}, {1: 1.0, 1000: 1000.0}, environment)
     save_latencies(bundle / "engines", Bundle.open(bundle).sha256, latency)
     return bundle

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from foveate.engines import BundleError, OptionError, RequestError, SessionOptions
+from foveate.engines import BackendError, BundleError, OptionError, RequestError, SessionOptions, open_sessions
 from foveate.runtime import Answer, Budget, Pipeline, Relevance, Request, Sampling, load
 
 QUESTION = "What colour is the circle on the left?"
@@ -155,3 +156,31 @@ def test_a_broken_tokenizer_is_a_bundle_error(bundle: Path, monkeypatch: pytest.
     monkeypatch.setattr("foveate.runtime.pipeline.TOKENIZER", "manifest.json")
     with pytest.raises(BundleError):
         load(bundle, verify=False)
+
+
+def test_a_with_block_closes_the_graphs(bundle: Path) -> None:
+    request = ask([picture(224, 224)], keep=0.5)
+    with pytest.raises(RequestError, match="needs a trained scorer"), load(bundle, verify=False) as pipe:
+        pipe.generate(replace(request, select="learned"))  # which the bundle has not
+    with pytest.raises(BackendError, match="is closed"):
+        pipe.generate(request)
+    pipe.close()
+
+
+def test_nothing_stays_open_where_loading_fails(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: dict[str, Any] = {}
+
+    def remember(*arguments: Any) -> dict[str, Any]:
+        opened.update(open_sessions(*arguments))
+        return opened
+
+    monkeypatch.setattr("foveate.runtime.pipeline.open_sessions", remember)
+    with pytest.raises(OptionError, match="kv_capacity_tokens is 0"):
+        load(bundle, kv_capacity_tokens=0, verify=False)
+    assert set(opened) == {"vision", "score", "embed", "decoder"}
+    assert all(session._inner is None for session in opened.values())
+
+
+def test_an_option_that_nothing_uses_is_refused_before_the_bundle_is_read() -> None:
+    with pytest.raises(OptionError, match="backend 'openvino' has no option 'device'"):
+        load("no.bundle", options=SessionOptions(device=1), vision_backend="openvino")

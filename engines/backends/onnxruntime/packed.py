@@ -37,7 +37,7 @@ def find_packed(bundle: Bundle, graph: str, version: str, engines: Path | None) 
         return None
     key = engine_key(bundle, {}, graph, _BACKEND, version, cpu_target())
     if engines is not None:
-        return EngineStore(engines).find(key, bundle.path, "ONNX Runtime").folder / GRAPH
+        return EngineStore(engines).find(key, bundle.path).folder / GRAPH
     store = EngineStore(bundle.path / ENGINES)
     entry = store.get(key)
     # Reading all weights in every process is what mapping is there to avoid: once does.

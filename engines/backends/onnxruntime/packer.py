@@ -7,9 +7,9 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
+from foveate.engines.backends.onnxruntime.options import OnnxRuntimeOptions
 from foveate.engines.backends.onnxruntime.packed import GRAPH, PACKED_GRAPHS
 from foveate.engines.backends.onnxruntime.session import load_library, session_settings
-from foveate.engines.backends.options import SessionOptions
 from foveate.engines.builds.build import BuildOptions
 from foveate.engines.builds.store import ENGINE
 from foveate.engines.errors import BackendError, OptionError
@@ -47,7 +47,7 @@ class OnnxRuntimeBuilder:
         self, bundle: Bundle, spec: GraphSpec, target: str, folder: Path, progress: Callable[[str, int, int], None]
     ) -> dict[str, Any]:
         progress("packing", 0, 1)
-        settings = session_settings(self._ort, SessionOptions())
+        settings = session_settings(self._ort, OnnxRuntimeOptions())
         settings.optimized_model_filepath = str(folder / GRAPH)
         for name, value in {
             "optimized_model_external_initializers_file_name": ENGINE,

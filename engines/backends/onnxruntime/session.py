@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,55 +18,19 @@ import numpy as np
 from foveate.engines.backends.device import CudaMemory, DeviceArray, gpu_memory
 from foveate.engines.backends.feeds import check_buffers, check_feeds
 from foveate.engines.backends.memory import Array, HostMemory, Memory
+from foveate.engines.backends.onnxruntime.options import CPU, PROVIDERS, OnnxRuntimeOptions, Provider, find_provider
 from foveate.engines.backends.onnxruntime.packed import find_packed
-from foveate.engines.backends.options import Option, SessionOptions
+from foveate.engines.backends.options import Option
 from foveate.engines.backends.session import Arrays
 from foveate.engines.errors import BackendError, MissingPackageError, OptionError
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.names import HOST_OUTPUTS
 from foveate.engines.format.spec import GraphSpec, TensorSpec, check_interface
 from foveate.engines.system.edges import translate
-from foveate.engines.system.packages import install_remedy, needed_package
-
-
-@dataclass(frozen=True)
-class Provider:
-    """An execution provider.
-
-    Attributes:
-        name: ONNX Runtime's name of it.
-        remedy: what to do where it is missing.
-        extra: of foveate, which brings it.
-        device: ONNX Runtime's name of the GPU memory that it works on; None where it takes the host's arrays.
-        helpers: providers that take the nodes it leaves, before the CPU does, where they are there.
-        takes_options: ONNX Runtime ignores the options of a provider that has none.
-    """
-
-    name: str
-    remedy: str = ""
-    extra: str | None = None
-    device: str | None = None
-    helpers: tuple[str, ...] = ()
-    takes_options: bool = True
-
-    def how_to_get(self) -> str:
-        return self.remedy if self.extra is None else f"{self.remedy} {install_remedy(self.extra)}".lstrip()
-
+from foveate.engines.system.packages import needed_package
 
 _ERROR, _FATAL = 3, 4
 """From which severity on ONNX Runtime writes a log to standard error."""
-_CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
-_GPU_WHEEL = "First run 'pip uninstall onnxruntime': both packages own the same import name."
-_OWN_BUILD = "Build ONNX Runtime with it, or use the backend 'tensorrt-rtx'."
-
-PROVIDERS = {
-    "cpu": Provider(_CPU, extra="cpu", takes_options=False),
-    "cuda": Provider(_CUDA, _GPU_WHEEL, "gpu", "cuda"),
-    "tensorrt": Provider("TensorrtExecutionProvider", _GPU_WHEEL, "gpu", "cuda", helpers=(_CUDA,)),
-    "nv-tensorrt-rtx": Provider("NvTensorRTRTXExecutionProvider", _OWN_BUILD, device="cuda", helpers=(_CUDA,)),
-}
-"""Short name of a provider -> what is known about it. Others go by ONNX Runtime's name and take the host's arrays."""
 
 _DTYPES = {
     "tensor(bool)": "bool",
@@ -85,14 +48,7 @@ _GRAPH_CAPTURE = frozenset({"enable_cuda_graph", "trt_cuda_graph_enable"})
 """Options that replay a run on the addresses of an earlier one, which a session here does not keep."""
 
 
-def find_provider(name: str) -> Provider:
-    """The provider of a short name or of ONNX Runtime's name."""
-    known = {provider.name: provider for provider in PROVIDERS.values()} | PROVIDERS
-    remedy = f"Choose one of {', '.join(PROVIDERS)}, or install a build of ONNX Runtime that has it."
-    return known.get(name) or Provider(name, remedy)
-
-
-def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRuntimeSession:
+def open_session(bundle: Bundle, graph: str, options: OnnxRuntimeOptions) -> OnnxRuntimeSession:
     """Loads a graph of a bundle.
 
     Raises:
@@ -108,11 +64,11 @@ def open_session(bundle: Bundle, graph: str, options: SessionOptions) -> OnnxRun
     _check_options(provider, options.provider_options)
     memory: Memory = HostMemory() if provider.device is None else gpu_memory(_device_index(options.provider_options))
     where = f"graph '{graph}' of {bundle.path}"
-    if options.engines is not None and provider.name != _CPU:
+    if options.engines is not None and provider.name != CPU:
         raise OptionError(
             f"{provider.name} runs graphs as they are, without engines: leave out {options.engines}.", options=("engines",)
         )
-    packed = find_packed(bundle, graph, ort.__version__, options.engines) if provider.name == _CPU else None
+    packed = find_packed(bundle, graph, ort.__version__, options.engines) if provider.name == CPU else None
     with nullcontext(packed) if packed else bundle.plain_file(spec.file) as path:
         inner = _load(ort, path, where, provider, options, optimise=packed is None)
     check_interface(spec, _tensors(inner.get_inputs()), _tensors(inner.get_outputs()), packed or bundle.file(spec.file))
@@ -221,12 +177,12 @@ def load_library(provider: Provider = PROVIDERS["cpu"]) -> Any:
     return onnxruntime
 
 
-def session_settings(ort: Any, options: SessionOptions) -> Any:
+def session_settings(ort: Any, options: OnnxRuntimeOptions) -> Any:
     """ONNX Runtime's settings of a session."""
     settings = ort.SessionOptions()
     settings.intra_op_num_threads = options.threads
     # On a GPU its log names what is missing; elsewhere the error says everything.
-    settings.log_severity_level = _FATAL if find_provider(options.provider).name == _CPU else _ERROR
+    settings.log_severity_level = _FATAL if find_provider(options.provider).name == CPU else _ERROR
     # Graphs run one after the other: threads that spin after a run of one take the cores from the next.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     return settings
@@ -261,7 +217,7 @@ def _device_index(options: Mapping[str, Option]) -> int:
     return int(index)
 
 
-def _load(ort: Any, path: Path, where: str, provider: Provider, options: SessionOptions, optimise: bool) -> Any:
+def _load(ort: Any, path: Path, where: str, provider: Provider, options: OnnxRuntimeOptions, optimise: bool) -> Any:
     settings = session_settings(ort, options)
     if not optimise:  # it is already, and would be packed anew
         settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -298,13 +254,13 @@ def _preload(ort: Any) -> None:
         ort.preload_dlls()
 
 
-def _placement(ort: Any, provider: Provider, options: SessionOptions) -> list[tuple[str, dict[str, str]]]:
+def _placement(ort: Any, provider: Provider, options: OnnxRuntimeOptions) -> list[tuple[str, dict[str, str]]]:
     """Providers in the order in which they are offered each node, with their options."""
     chosen = {name: str(value) for name, value in options.provider_options.items()}
     shared = {name: value for name, value in chosen.items() if name == "device_id"}
     available = ort.get_available_providers()
     helpers = {name: shared for name in provider.helpers if name in available}
-    return list({provider.name: chosen, **helpers, _CPU: {}}.items())
+    return list({provider.name: chosen, **helpers, CPU: {}}.items())
 
 
 def _line(error: Exception) -> str:

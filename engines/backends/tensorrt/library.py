@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 from foveate.engines.errors import BackendError
+from foveate.engines.registry import BACKENDS
 from foveate.engines.system.packages import install_remedy, missing_package
 
 
@@ -17,28 +18,25 @@ class Flavour:
     """What sets a library apart.
 
     Attributes:
-        backend: its name on the command line.
-        title: its name in messages.
-        modules: import names, the first that is installed counts.
+        backend: its name in `BACKENDS`, which has its title and import names.
         ahead_of_time: builds for a target without a GPU of that kind; the other builds for the GPU at hand only.
         timing_cache: measures kernels during the build, and can keep what it measured.
     """
 
     backend: str
-    title: str
-    modules: tuple[str, ...]
     ahead_of_time: bool
     timing_cache: bool
+
+    @property
+    def title(self) -> str:
+        return BACKENDS[self.backend].title
 
 
 FLAVOURS = {
     flavour.backend: flavour
     for flavour in (
-        Flavour("tensorrt", "TensorRT", ("tensorrt",), ahead_of_time=False, timing_cache=True),
-        # The meta package and its bindings have different import names.
-        Flavour(
-            "tensorrt-rtx", "TensorRT-RTX", ("tensorrt_rtx", "tensorrt_rtx_bindings"), ahead_of_time=True, timing_cache=False
-        ),
+        Flavour("tensorrt", ahead_of_time=False, timing_cache=True),
+        Flavour("tensorrt-rtx", ahead_of_time=True, timing_cache=False),
     )
 }
 
@@ -50,7 +48,8 @@ def load_library(flavour: Flavour) -> Any:
         BackendError: its shared libraries can't be loaded.
         MissingPackageError: it is not installed.
     """
-    for name in flavour.modules:
+    record = BACKENDS[flavour.backend]
+    for name in record.libraries:
         try:
             return import_module(name)
         except ModuleNotFoundError as error:
@@ -58,11 +57,11 @@ def load_library(flavour: Flavour) -> Any:
                 raise BackendError(_broken(flavour, error)) from error
         except (ImportError, OSError) as error:
             raise BackendError(_broken(flavour, error)) from error
-    raise missing_package(flavour.modules[0], f"it is the backend '{flavour.backend}'", flavour.backend)
+    raise missing_package(record.libraries[0], f"it is the backend '{flavour.backend}'", record.extra)
 
 
 def _broken(flavour: Flavour, error: Exception) -> str:
-    return f"{flavour.title} can't be loaded: {error}. {install_remedy(flavour.backend, again=True)}"
+    return f"{flavour.title} can't be loaded: {error}. {install_remedy(BACKENDS[flavour.backend].extra, again=True)}"
 
 
 def make_logger(trt: Any, write: Callable[[str], object] | None = None, keep: int = 8) -> Any:

@@ -12,10 +12,10 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from foveate.engines.backends.device import gpu_memory
-from foveate.engines.backends.options import SessionOptions
 from foveate.engines.backends.tensorrt.context import TensorRTRuntime
 from foveate.engines.backends.tensorrt.kernels import KernelCache
 from foveate.engines.backends.tensorrt.library import FLAVOURS, Flavour, load_library
+from foveate.engines.backends.tensorrt.options import TensorRTOptions
 from foveate.engines.backends.tensorrt.precision import PRECISIONS, computes_in_bf16, typed_spec
 from foveate.engines.backends.tensorrt.session import TensorRTSession
 from foveate.engines.builds.build import engine_key
@@ -32,17 +32,17 @@ _runtimes: WeakValueDictionary[tuple[str, int, bool], TensorRTRuntime] = WeakVal
 """One for all sessions of a library on a GPU, as long as there are any."""
 
 
-def open_tensorrt(bundle: Bundle, graph: str, options: SessionOptions) -> TensorRTSession:
+def open_tensorrt(bundle: Bundle, graph: str, options: TensorRTOptions) -> TensorRTSession:
     """`open_engine` with TensorRT."""
     return open_engine(FLAVOURS["tensorrt"], bundle, graph, options)
 
 
-def open_tensorrt_rtx(bundle: Bundle, graph: str, options: SessionOptions) -> TensorRTSession:
+def open_tensorrt_rtx(bundle: Bundle, graph: str, options: TensorRTOptions) -> TensorRTSession:
     """`open_engine` with TensorRT-RTX."""
     return open_engine(FLAVOURS["tensorrt-rtx"], bundle, graph, options)
 
 
-def open_engine(flavour: Flavour, bundle: Bundle, graph: str, options: SessionOptions) -> TensorRTSession:
+def open_engine(flavour: Flavour, bundle: Bundle, graph: str, options: TensorRTOptions) -> TensorRTSession:
     """Loads the engine of a graph that was built for this GPU and this version of the library.
 
     Raises:
@@ -54,7 +54,7 @@ def open_engine(flavour: Flavour, bundle: Bundle, graph: str, options: SessionOp
     wanted = {} if options.precision is None else {"precision": options.precision}
     key = engine_key(bundle, wanted, graph, flavour.backend, runtime.trt.__version__, target)
     hints = {} if computes_in_bf16(target) else {"precision": "fp16"}
-    entry = EngineStore(options.engines or bundle.path / ENGINES).find(key, bundle.path, flavour.title, hints)
+    entry = EngineStore(options.engines or bundle.path / ENGINES).find(key, bundle.path, hints)
     return open_entry(runtime, bundle, entry)
 
 
@@ -82,7 +82,7 @@ def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> Tensor
     return TensorRTSession(runtime, loaded, spec, _chooser(bundle, entry, profiles, shapes), HOST_OUTPUTS, kernels)
 
 
-def _open_runtime(flavour: Flavour, options: SessionOptions) -> TensorRTRuntime:
+def _open_runtime(flavour: Flavour, options: TensorRTOptions) -> TensorRTRuntime:
     trt = load_library(flavour)
     cuda = gpu_memory(options.device).cuda
     name = (flavour.backend, options.device, options.cuda_graphs)

@@ -1,11 +1,13 @@
-"""The options of a session: which decoder graph goes with them, and how ONNX Runtime's providers are chosen."""
+"""What runs which part of a bundle, with which options, and how ONNX Runtime's providers are chosen."""
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from time import sleep
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -18,27 +20,36 @@ from foveate.engines import (
     BACKENDS,
     BackendError,
     Bundle,
+    FakeSession,
     HostMemory,
     Manifest,
     MissingPackageError,
     OptionError,
     SessionOptions,
     list_files,
+    make_placement,
     open_session,
+    open_sessions,
     usable_cpus,
     write_manifest,
 )
 from foveate.engines.backends.device import CudaMemory
 from foveate.engines.backends.onnxruntime import session as backend
-from foveate.engines.backends.onnxruntime.session import PROVIDERS
-from foveate.engines.backends.opening import decoder_graph, vision_graph
-from foveate.engines.backends.options import THREADS_PER_CPU
+from foveate.engines.backends.onnxruntime.options import PROVIDERS, OnnxRuntimeOptions
+from foveate.engines.backends.opening import graph_of
+from foveate.engines.backends.openvino import OpenVinoOptions
+from foveate.engines.backends.options import THREADS_PER_CPU, BackendOptions
+from foveate.engines.backends.placement import PARTS, Place
+from foveate.engines.backends.tensorrt.options import TensorRTOptions
+from foveate.engines.registry import Backend
 
 Asked = list[list[tuple[str, dict[str, str]]]]
 
 
-def graphs(backend: str, options: SessionOptions | None = None) -> tuple[str, str]:
-    return vision_graph(backend, options), decoder_graph(backend, options)
+def graphs(backend: str, options: SessionOptions | None = None) -> tuple[str, ...]:
+    own = (options or SessionOptions()).of(backend)[backend]
+    assert [graph_of(part, own) for part in ("score", "embed")] == ["score", "embed"]
+    return tuple(graph_of(part, own) for part in ("vision", "decoder"))
 
 
 def test_onnxruntime_on_the_cpu_runs_its_own_graphs() -> None:
@@ -55,7 +66,7 @@ def test_other_providers_run_the_standard_graphs(provider: str) -> None:
 @pytest.mark.parametrize("backend", sorted({*BACKENDS, "tensorrt", "tensorrt-rtx"} - {"onnxruntime"}))
 def test_other_backends_run_the_standard_graphs(backend: str) -> None:
     vision = "vision" if backend == "openvino" else "vision_standard"  # it reads that graph too
-    assert graphs(backend) == graphs(backend, SessionOptions(threads=2)) == (vision, "decoder_standard")
+    assert graphs(backend) == graphs(backend, SessionOptions(precision="fp16")) == (vision, "decoder_standard")
 
 
 def test_options_are_values() -> None:
@@ -237,8 +248,115 @@ def test_one_memory_for_all_sessions_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -
         ("tensorrt", SessionOptions(threads=2), "threads"),
         ("tensorrt-rtx", SessionOptions(provider="cuda"), "provider"),
         ("tensorrt-rtx", SessionOptions(provider_options={"device_id": 1}), "provider_options"),
+        ("openvino", SessionOptions(engines=Path("x")), "engines"),
     ],
 )
 def test_an_option_that_a_backend_would_ignore(bundle: Bundle, name: str, options: SessionOptions, ignored: str) -> None:
-    with pytest.raises(OptionError, match=f"backend '{name}' has no option '{ignored}', it has .*Leave it out"):
+    with pytest.raises(OptionError, match=f"backend '{name}' has no option '{ignored}', it has .*Leave it out") as caught:
         open_session(bundle, "double", name, options)
+    assert caught.value.options == (ignored,)
+
+
+def test_each_backend_of_a_placement_takes_the_options_that_it_has() -> None:
+    options = SessionOptions(threads=1, precision="bf16", engines=Path("x"))
+    placement = make_placement("onnxruntime", options, "openvino")
+    rest = Place("onnxruntime", OnnxRuntimeOptions(threads=1, engines=Path("x")))
+    vision = Place("openvino", OpenVinoOptions(threads=1, precision="bf16"))
+    assert placement == {"vision": vision, "score": rest, "embed": rest, "decoder": rest}
+    assert (str(vision), str(rest)) == ("openvino bf16", "onnxruntime")
+    engines = Place("tensorrt", TensorRTOptions(precision="fp16", device=1))
+    placement = make_placement("tensorrt", SessionOptions(precision="fp16", device=1, threads=2), "openvino")
+    assert placement == dict.fromkeys(PARTS, engines) | {"vision": Place("openvino", OpenVinoOptions(2, "fp16"))}
+    cuda = SessionOptions(provider="cuda")
+    assert make_placement("onnxruntime", cuda, "onnxruntime") == make_placement("onnxruntime", cuda)
+
+
+def test_an_option_that_no_backend_of_a_placement_has() -> None:
+    with pytest.raises(OptionError) as caught:
+        make_placement("onnxruntime", SessionOptions(threads=1, device=1), "openvino")
+    assert str(caught.value) == (
+        "backend 'onnxruntime' has no option 'device', it has engines, provider, provider_options, threads; "
+        "backend 'openvino' has no option 'device', it has precision, threads. Leave it out."
+    )
+    with pytest.raises(OptionError, match=r"backend 'openvino' has no precision 'int3'\. Choose one of"):
+        make_placement("tensorrt", SessionOptions(precision="int3"), "openvino")
+    with pytest.raises(OptionError, match=r"there is no backend 'abacus'\. Choose one of onnxruntime"):
+        make_placement("onnxruntime", None, "abacus")
+
+
+@pytest.mark.parametrize("own", [OnnxRuntimeOptions, OpenVinoOptions])
+def test_a_backends_own_options_are_checked_too(own: Any) -> None:
+    with pytest.raises(OptionError, match="threads is -1"):
+        own(threads=-1)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'device'"):
+        own(device=0)
+
+
+@dataclass(frozen=True)
+class Abacus(BackendOptions):
+    beads: int = 10
+    fused = frozenset({"vision", "decoder"})
+
+
+@dataclass(frozen=True)
+class Quipu(BackendOptions):
+    """Runs graphs of standard operators."""
+
+
+class Opened(list[tuple[str, BackendOptions]]):
+    """Graphs that were opened, with their options, and the sessions."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.sessions: list[FakeSession] = []
+        self.failing = ""
+        self._spec = manifest.graphs["double"]
+
+    def open_session(self, bundle: Bundle, graph: str, options: BackendOptions) -> FakeSession:
+        if graph == self.failing:
+            raise BackendError(f"{graph} is too large")
+        self.append((graph, options))
+        self.sessions.append(FakeSession(self._spec, dict))
+        return self.sessions[-1]
+
+
+@pytest.fixture
+def opened(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """There are the backends `abacus` and `quipu`, which open graphs without looking at them."""
+    module: Any = ModuleType("counting")
+    found = Opened(manifest)
+    module.open_session, module.Abacus, module.Quipu = found.open_session, Abacus, Quipu
+    monkeypatch.setitem(sys.modules, "counting", module)
+    for name in ("abacus", "quipu"):
+        entry = Backend(name, name, "counting:open_session", f"counting:{name.title()}", libraries=(), extra="counting")
+        monkeypatch.setitem(BACKENDS, name, entry)
+    return found
+
+
+def with_graphs(bundle: Bundle, *names: str) -> Bundle:
+    """The bundle as if it had these graphs too."""
+    graphs = dict.fromkeys(names, bundle.manifest.graphs["double"])
+    return Bundle(bundle.path, msgspec.structs.replace(bundle.manifest, graphs=bundle.manifest.graphs | graphs))
+
+
+def test_each_part_is_opened_where_it_is_placed(bundle: Bundle, opened: Opened) -> None:
+    left, right = Place("abacus", Abacus(3)), Place("quipu", Quipu())
+    sessions = open_sessions(bundle, {"vision": right, "score": left, "embed": right, "decoder": left})
+    assert opened == [("vision_standard", Quipu()), ("score", Abacus(3)), ("embed", Quipu()), ("decoder", Abacus(3))]
+    assert list(sessions.values()) == opened.sessions
+    assert tuple(sessions) == PARTS
+
+
+def test_the_decoders_prefill_goes_with_it(bundle: Bundle, opened: Opened) -> None:
+    left, right = Place("abacus", Abacus(3)), Place("quipu", Quipu())
+    bundle = with_graphs(bundle, "decoder_prefill")
+    sessions = open_sessions(bundle, dict.fromkeys(PARTS, right) | {"decoder": left})
+    assert tuple(sessions) == (*PARTS, "decoder_prefill")
+    assert opened[-2:] == [("decoder", Abacus(3)), ("decoder_prefill", Abacus(3))]
+    assert tuple(open_sessions(bundle, dict.fromkeys(PARTS, right))) == PARTS  # the standard decoder prefills itself
+
+
+def test_nothing_stays_open_where_one_fails(bundle: Bundle, opened: Opened) -> None:
+    opened.failing = "embed"
+    with pytest.raises(BackendError, match="embed is too large"):
+        open_sessions(bundle, dict.fromkeys(PARTS, Place("abacus", Abacus())))
+    assert [session.closed for session in opened.sessions] == [True, True]

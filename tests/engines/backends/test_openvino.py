@@ -5,12 +5,23 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import foveate
-from foveate.engines import BackendError, Bundle, OptionError, Session, SessionOptions, open_session
+from foveate.engines import (
+    BackendError,
+    Bundle,
+    OptionError,
+    Session,
+    SessionOptions,
+    close_all,
+    make_placement,
+    open_session,
+    open_sessions,
+)
 from foveate.runtime import Request, load
 from foveate.samples import read_samples
 
@@ -124,3 +135,10 @@ def test_a_pipeline_with_its_vision_graph_in_openvino(reference_bundle: Path) ->
         assert right >= len(samples) - 1
         text = pipe.generate(Request.ask("What is this?", max_new_tokens=2))  # without an image
         assert text.tokens
+
+
+def test_both_backends_of_a_pipeline_take_the_threads(bundle: Bundle) -> None:
+    sessions: dict[str, Any] = open_sessions(bundle, make_placement("onnxruntime", SessionOptions(threads=1), "openvino"))
+    assert sessions["vision"]._compiled.get_property("INFERENCE_NUM_THREADS") == 1
+    assert {s._inner.get_session_options().intra_op_num_threads for n, s in sessions.items() if n != "vision"} == {1}
+    close_all(sessions.values())

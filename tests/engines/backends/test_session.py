@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -18,8 +19,11 @@ from foveate.engines import (
     OptionError,
     Session,
     SessionOptions,
+    close_all,
     open_session,
 )
+from foveate.engines.backends.options import BackendOptions
+from foveate.engines.registry import Backend
 from tests.fake_session import FakeSession
 
 
@@ -63,16 +67,35 @@ def test_fake_does_not_run_after_close(fake: FakeSession) -> None:
         fake.run({"x": np.ones((3, 2), np.float32)})
 
 
-def test_a_backend_is_loaded_by_its_name(folder: Path, fake: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_are_closed_where_one_fails(manifest: Manifest) -> None:
+    class Failing(FakeSession):
+        def close(self) -> None:
+            raise BackendError("no")
+
+    sessions = [kind(manifest.graphs["double"], dict) for kind in (FakeSession, Failing, FakeSession)]
+    with pytest.raises(BackendError, match="no"):
+        close_all(sessions)
+    assert [session.closed for session in sessions] == [True, False, True]
+
+
+@dataclass(frozen=True)
+class FakeOptions(BackendOptions):
+    threads: int = 0
+
+
+def test_a_backend_is_one_module_and_one_entry(folder: Path, fake: FakeSession, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     module = ModuleType("fake_backend")
     module.open_session = lambda *args: asked.append(args) or fake  # type: ignore[attr-defined]
+    module.Options = FakeOptions  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "fake_backend", module)
-    monkeypatch.setitem(BACKENDS, "fake", "fake_backend:open_session")
+    entry = Backend("fake", "Fake", "fake_backend:open_session", "fake_backend:Options", libraries=(), extra="fake")
+    monkeypatch.setitem(BACKENDS, "fake", entry)
     bundle = Bundle.open(folder)
     assert open_session(bundle, "double", "fake") is fake
     assert open_session(bundle, "double", "fake", SessionOptions(threads=2)) is fake
-    assert asked == [(bundle, "double", SessionOptions()), (bundle, "double", SessionOptions(threads=2))]
+    assert open_session(bundle, "double", "fake", FakeOptions(3)) is fake
+    assert asked == [(bundle, "double", FakeOptions(threads)) for threads in (0, 2, 3)]
 
 
 def test_unknown_backend(folder: Path) -> None:

@@ -86,7 +86,7 @@ MISMATCHES = {
     ),
     "backend": (
         {"backend": "tensorrt"},
-        "the engine of graph 'decoder_standard' was built with tensorrt-rtx, not with TensorRT-RTX",
+        "the engine of graph 'decoder_standard' was built with tensorrt-rtx, not with TensorRT",
     ),
     "backend_version": (
         {"backend_version": "1.8.0"},
@@ -105,7 +105,7 @@ MISMATCHES = {
 
 
 def find(store: EngineStore, wanted: EngineKey) -> Entry:
-    return store.find(wanted, store.folder.parent, "TensorRT-RTX")
+    return store.find(wanted, store.folder.parent)
 
 
 def test_find_needs_only_the_options_that_are_named(store: EngineStore) -> None:
@@ -174,6 +174,6 @@ def test_an_engine_without_weights_fits_all_weights_but_none_other_does(store: E
 def test_the_command_can_be_pasted(tmp_path: Path) -> None:
     store = EngineStore(tmp_path / "my engines")
     with pytest.raises(BackendError) as caught:
-        store.find(other(options={"precision": "bf16", "shapes": {}}), Path("my x.bundle"), "TensorRT-RTX")
+        store.find(other(options={"precision": "bf16", "shapes": {}}), Path("my x.bundle"))
     expected = "foveate build 'my x.bundle' --backend tensorrt-rtx --target sm89 --precision bf16"
     assert str(caught.value).endswith(f"Run: {expected} --engines '{store.folder}'")

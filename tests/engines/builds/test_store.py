@@ -143,7 +143,7 @@ if os.getuid() == 0:
     os.setuid(65534)  # the superuser may write everywhere
 key = msgspec.json.decode(sys.argv[2], type=EngineKey)
 store = EngineStore(Path("engines"), max_bytes=1)
-entry = store.find(key, Path("."), "TensorRT-RTX")
+entry = store.find(key, Path("."))
 entry.verify()
 assert store.entries() == [store.put(key, None)] == [entry]
 assert store.damaged() == [] and store.prune() == []
@@ -262,7 +262,7 @@ def test_damage_is_listed_left_out_and_built_again(store: EngineStore, case: str
     assert message in reason
     assert store.get(KEY) is None
     with pytest.raises(BackendError, match=r"\(1 damaged left out\)\. Run"):
-        store.find(KEY, store.folder.parent, "TensorRT-RTX")
+        store.find(KEY, store.folder.parent)
     entry = store.put(KEY, builds(b"again"))
     assert entry.engine.read_bytes() == b"again"
     assert store.damaged() == []
@@ -321,7 +321,7 @@ def test_the_least_recently_used_go(store: EngineStore, use: str) -> None:
     first, second, third = filled(store)
     {
         "get": lambda: store.get(first.record.key),
-        "find": lambda: store.find(first.record.key, Path("x.bundle"), "TensorRT-RTX"),
+        "find": lambda: store.find(first.record.key, Path("x.bundle")),
         "put": lambda: store.put(first.record.key, must_not_build),
     }[use]()
     store.max_bytes = 3 * size(first) + 100

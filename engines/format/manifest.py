@@ -8,8 +8,9 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from foveate.engines.errors import BundleError
+from foveate.engines.format.dtypes import DType
 from foveate.engines.format.seal import seal, unseal
-from foveate.engines.format.spec import DType, GraphSpec, Size
+from foveate.engines.format.spec import GraphSpec, Size
 
 SCHEMA_VERSION = 5
 _REMEDY = "Export the bundle again with this version of foveate."

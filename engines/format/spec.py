@@ -4,23 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from foveate.engines.errors import BundleError
+from foveate.engines.format.dtypes import DType
 
-DType = Annotated[str, msgspec.Meta(pattern="^(bool|uint8|int8|int32|int64|float16|bfloat16|float32)$")]
-"""numpy's name of a dtype; or `bfloat16`."""
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One input or output. A dimension is a number or the name of a symbol that is equal across all graphs."""
 
     name: str
     dtype: DType
     shape: tuple[Size | Annotated[str, msgspec.Meta(min_length=1)], ...]
+    location: Literal["host", "device"] = "host"
+    """`host`: the host makes this input, or reads this output, in every run. `device`: it stays on the GPU where one runs the
+    graphs: another graph takes it, or the host on demand."""
+    narrowable: bool = False
+    """Whether an engine of half precision takes or gives it in that; what is not stays float32."""
 
 
 class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -89,7 +89,7 @@ def build_engine(
         KeyboardInterrupt: the build was interrupted.
     """
     trt = load_library(flavour)
-    lower(model, options.precision, fixed, folder / _LOWERED)
+    lower(model, graph, options.precision, fixed, folder / _LOWERED)
     with (folder / LOG).open("w", encoding="utf-8") as log:
         builder = _Builder(trt, flavour, graph, options, make_logger(trt, log.write), progress or (lambda *_: None))
         timing_file = folder.parent / f".{flavour.backend}-{trt.__version__}.timing"
@@ -100,10 +100,10 @@ def build_engine(
     return BuiltNetwork(layers, max(map(int, scratch), default=0))
 
 
-def lower(model: Path, precision: str, fixed: Mapping[str, int], path: Path) -> None:
+def lower(model: Path, graph: GraphSpec, precision: str, fixed: Mapping[str, int], path: Path) -> None:
     """Writes the graph as the network wants it: in one precision, with fixed dimensions and the weights beside it."""
     lowered = ir.load(model)
-    to_precision(lowered, precision)
+    to_precision(lowered, graph, precision)
     for value in (*lowered.graph.inputs, *lowered.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape([fixed.get(str(size), size) for size in value.shape])

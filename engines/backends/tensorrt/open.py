@@ -23,7 +23,7 @@ from foveate.engines.builds.ranges import GraphProfile, ShapeProfile, choose, re
 from foveate.engines.builds.store import ENGINES, EngineStore, Entry
 from foveate.engines.errors import BackendError, OptionError
 from foveate.engines.format.bundle import Bundle
-from foveate.engines.format.names import HOST_OUTPUTS
+from foveate.engines.format.spec import GraphSpec
 
 KERNELS = "kernels.bin"
 """Beside an engine: what was compiled of it on this GPU."""
@@ -74,12 +74,13 @@ def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> Tensor
     fixed = {"kv_capacity": shapes.kv_capacity}
     with entry.engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as engine:
         loaded = runtime.load(engine, str(entry.engine))
+    graph = bundle.graph(key.graph)
     if stripped:
-        with bundle.plain_file(bundle.graph(key.graph).file) as model:
-            _refit(runtime, loaded, model, precision, fixed)
-    spec = typed_spec(bundle.graph(key.graph), precision, fixed)
+        with bundle.plain_file(graph.file) as model:
+            _refit(runtime, loaded, graph, model, precision, fixed)
     kernels = KernelCache(entry.folder / KERNELS)
-    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, entry, profiles, shapes), HOST_OUTPUTS, kernels)
+    spec = typed_spec(graph, precision, fixed)
+    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, entry, profiles, shapes), kernels)
 
 
 def _open_runtime(flavour: Flavour, options: SessionOptions) -> TensorRTRuntime:
@@ -108,14 +109,16 @@ def _chooser(
     return pick
 
 
-def _refit(runtime: TensorRTRuntime, engine: Any, model: Path, precision: str, fixed: Mapping[str, int]) -> None:
+def _refit(
+    runtime: TensorRTRuntime, engine: Any, graph: GraphSpec, model: Path, precision: str, fixed: Mapping[str, int]
+) -> None:
     """Puts the bundle's weights into an engine that was built without."""
     from foveate.engines.backends.tensorrt.network import lower
 
     trt = runtime.trt
     with TemporaryDirectory(prefix="foveate-refit-") as folder:
         lowered = Path(folder) / "network.onnx"
-        lower(model, precision, fixed, lowered)
+        lower(model, graph, precision, fixed, lowered)
         refitter = trt.Refitter(engine, runtime.logger)
         parsed = trt.OnnxParserRefitter(refitter, runtime.logger).refit_from_file(str(lowered))
         if not (parsed and refitter.refit_cuda_engine()):

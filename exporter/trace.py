@@ -20,8 +20,6 @@ from foveate.exporter.graphs import GraphModule
 from foveate.exporter.quiet import quiet
 from foveate.exporter.safetensors import StoredTensor
 
-_DATA_TYPES = {"F32": ir.DataType.FLOAT, "I8": ir.DataType.INT8, "U8": ir.DataType.UINT8}
-
 
 def trace_graph(graph: GraphModule, weights: Set[str]) -> ir.Model:
     """A graph as ONNX, whose `weights`, named like the parameters of its module, have no values yet."""
@@ -97,7 +95,7 @@ def _external(tensor: StoredTensor) -> ir.ExternalTensor:
         tensor.file.name,
         offset=tensor.offset,
         length=tensor.size_bytes,
-        dtype=_DATA_TYPES[tensor.dtype],
+        dtype=ir.DataType.from_short_name(tensor.dtype.lower()),
         shape=ir.Shape(tensor.shape),
         name=tensor.name,
         base_dir=tensor.file.parent,

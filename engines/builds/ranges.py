@@ -16,6 +16,7 @@ import msgspec
 from msgspec.structs import replace
 
 from foveate.engines.errors import BundleError, OptionError, RequestError
+from foveate.engines.format import names
 from foveate.engines.format.spec import GraphSpec, TensorSpec
 from foveate.engines.format.symbols import find_symbol
 
@@ -273,7 +274,7 @@ def _vision_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
     # From one token on: several images may share those of a prompt.
     visual = Range(1, shapes.visual_tokens.opt, shapes.visual_tokens.max)
     ranges = {"frames": shapes.frames, "patches": shapes.patches, **dict(shapes.others), "visual_tokens": visual}
-    return (GraphProfile("vision", ranges),)
+    return (GraphProfile(names.VISION, ranges),)
 
 
 def _score_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
@@ -282,7 +283,7 @@ def _score_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
         "instruction_tokens": Range(1, shapes.text_tokens.opt, shapes.text_tokens.max),
         "total_tokens": shapes.total_tokens,
     }
-    return (GraphProfile("score", ranges),)
+    return (GraphProfile(names.SCORE, ranges),)
 
 
 def _embed_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
@@ -312,10 +313,10 @@ def _decoder_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
 
 
 _GRAPHS: dict[str, Callable[[ShapeProfile], tuple[GraphProfile, ...]]] = {
-    "vision_standard": _vision_profiles,
-    "score": _score_profiles,
-    "embed": _embed_profiles,
-    "decoder_standard": _decoder_profiles,
+    names.VISION_STANDARD: _vision_profiles,
+    names.SCORE: _score_profiles,
+    names.EMBED: _embed_profiles,
+    names.DECODER_STANDARD: _decoder_profiles,
 }
 
 

@@ -8,11 +8,12 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from foveate.engines.errors import BundleError
+from foveate.engines.format import names, precisions
 from foveate.engines.format.dtypes import DType
 from foveate.engines.format.seal import seal, unseal
 from foveate.engines.format.spec import GraphSpec, Size
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 _REMEDY = "Export the bundle again with this version of foveate."
 _Kind = TypeVar("_Kind")
 
@@ -39,7 +40,6 @@ class SourceEntry(_Strict, frozen=True):
     """The checkpoint that a bundle was made from; `sha256` is over its config and weights."""
 
     name: str
-    model_type: str
     sha256: Sha256
 
 
@@ -103,17 +103,15 @@ class RetentionPoint(_Strict, frozen=True):
     """Of its 95 % interval, like `high`."""
     high: NonNegative
     questions: Size
-    stay: NonNegative | None = None
-    """Of the answers right at keep 1 the share that is right here too; None in bundles older than this entry."""
-    stay_low: NonNegative | None = None
+    stay: NonNegative
+    """Of the answers right at keep 1 the share that is right here too."""
+    stay_low: NonNegative
     """Of its 95 % interval, like `stay_high`."""
-    stay_high: NonNegative | None = None
+    stay_high: NonNegative
 
     @property
     def share(self) -> tuple[float, float, float]:
-        """What stays right with its interval; in older bundles what is retained."""
-        if self.stay is None or self.stay_low is None or self.stay_high is None:
-            return self.retained, self.low, self.high
+        """What stays right with its interval."""
         return self.stay, self.stay_low, self.stay_high
 
 
@@ -123,28 +121,20 @@ class ScorerEntry(_Strict, frozen=True):
     kind: str = "attention"
     """`attention`, or `trained` for a network."""
     sha256: Sha256 | None = None
-    """Of the network's file."""
-    training: dict[str, Any] = {}
-    """Facts about the network's training, as its file has them."""
+    """Of the network's file, which says how it was trained."""
+    default_selector: str = "attention"
+    """What chooses by the scores where a request names nothing."""
     retention: tuple[RetentionPoint, ...] = ()
     """Measured at export, with `default_selector`."""
-    selector: str = ""
-    """What chooses by the scores where a request names nothing; empty in bundles older than this entry."""
-
-    @property
-    def default_selector(self) -> str:
-        """`selector`, or what there was before it had an entry."""
-        return self.selector or ("attention" if self.kind == "attention" else "learned")
 
 
-class Manifest(_Strict, frozen=True, omit_defaults=True):
+class Manifest(_Strict, frozen=True):
     """The whole of `manifest.json`. Paths in `graphs` and `files` are relative to the bundle and use `/`."""
 
     schema_version: int
     foveate_version: str
     family: str
     source: SourceEntry
-    precision: str
     graphs: dict[str, GraphSpec]
     decoder: DecoderEntry
     prompt: PromptEntry
@@ -152,6 +142,12 @@ class Manifest(_Strict, frozen=True, omit_defaults=True):
     """Constants of the family's processor; the processor checks its own keys."""
     scorer: ScorerEntry
     files: dict[str, FileEntry]
+
+    @property
+    def precision(self) -> str:
+        """For people: that of the vision graph and the decoder, which are chosen apart."""
+        graphs = [name for name in (names.VISION, names.DECODER) if name in self.graphs] or self.graphs
+        return precisions.describe({name: self.graphs[name].precision for name in graphs})
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

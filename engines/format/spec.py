@@ -10,6 +10,7 @@ import msgspec
 
 from foveate.engines.errors import BundleError
 from foveate.engines.format.dtypes import DType
+from foveate.engines.format.precisions import FP32, GraphPrecision
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
@@ -34,6 +35,8 @@ class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    precision: GraphPrecision = FP32
+    """Of its matrices."""
 
 
 def check_interface(spec: GraphSpec, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], file: Path) -> None:

@@ -17,6 +17,7 @@ from foveate.engines.backends.tensorrt.typed import to_precision
 from foveate.engines.builds.ranges import GraphProfile, tensor_shapes
 from foveate.engines.builds.store import ENGINE, LOG
 from foveate.engines.errors import BackendError
+from foveate.engines.format.precisions import BF16, FP32
 from foveate.engines.format.spec import GraphSpec
 from foveate.engines.system.files import replace_file
 
@@ -36,7 +37,7 @@ class NetworkOptions:
         optimization_level: 0 (fast build) to 5; None leaves it to the library.
     """
 
-    precision: str = "bf16"
+    precision: str = BF16
     target: str | None = None
     strip_weights: bool = False
     optimization_level: int | None = None
@@ -135,7 +136,7 @@ class _Builder:
         self._configure(builder, config, profiles)
         timings = _TimingCache(config, timing_file) if self._flavour.timing_cache else None
         layers = [network.get_layer(index) for index in range(network.num_layers)]
-        if self._options.precision == "fp32":
+        if self._options.precision == FP32:
             # Fused attention kernels are of half precision only.
             self._allow_decomposed_attention(layers)
         with engine.open("wb") as file, held_interrupts(self._monitor):

@@ -16,13 +16,14 @@ from foveate.engines.backends.options import SessionOptions
 from foveate.engines.backends.tensorrt.context import TensorRTRuntime
 from foveate.engines.backends.tensorrt.kernels import KernelCache
 from foveate.engines.backends.tensorrt.library import FLAVOURS, Flavour, load_library
-from foveate.engines.backends.tensorrt.precision import PRECISIONS, computes_in_bf16, typed_spec
+from foveate.engines.backends.tensorrt.precision import computes_in_bf16, typed_spec
 from foveate.engines.backends.tensorrt.session import TensorRTSession
 from foveate.engines.builds.build import engine_key
 from foveate.engines.builds.ranges import GraphProfile, ShapeProfile, choose, refusal
 from foveate.engines.builds.store import ENGINES, EngineStore, Entry
 from foveate.engines.errors import BackendError, OptionError
 from foveate.engines.format.bundle import Bundle
+from foveate.engines.format.precisions import COMPUTED, FP16
 from foveate.engines.format.spec import GraphSpec
 
 KERNELS = "kernels.bin"
@@ -53,7 +54,7 @@ def open_engine(flavour: Flavour, bundle: Bundle, graph: str, options: SessionOp
     target = runtime.cuda.info().target
     wanted = {} if options.precision is None else {"precision": options.precision}
     key = engine_key(bundle, wanted, graph, flavour.backend, runtime.trt.__version__, target)
-    hints = {} if computes_in_bf16(target) else {"precision": "fp16"}
+    hints = {} if computes_in_bf16(target) else {"precision": FP16}
     entry = EngineStore(options.engines or bundle.path / ENGINES).find(key, bundle.path, flavour.title, hints)
     return open_entry(runtime, bundle, entry)
 
@@ -68,7 +69,7 @@ def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> Tensor
     try:
         shapes = msgspec.convert(entry.record.details["shapes"], ShapeProfile)
         profiles = msgspec.convert(key.options["profiles"], tuple[GraphProfile, ...])
-        precision, stripped = PRECISIONS[key.options["precision"]] and key.options["precision"], key.options["strip_weights"]
+        precision, stripped = COMPUTED[key.options["precision"]] and key.options["precision"], key.options["strip_weights"]
     except (KeyError, TypeError, msgspec.ValidationError, OptionError) as error:
         raise BackendError(f"{entry.folder} has a record without the facts of an engine ({error}). Delete it.") from error
     fixed = {"kv_capacity": shapes.kv_capacity}

@@ -6,10 +6,8 @@ from collections.abc import Mapping
 
 from msgspec.structs import replace
 
+from foveate.engines.format.precisions import COMPUTED
 from foveate.engines.format.spec import GraphSpec, TensorSpec
-
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Name of a precision -> numpy's name of its dtype."""
 
 _FIRST_BF16 = 80
 """Compute capability, times ten, from which on a GPU computes in bf16."""
@@ -22,7 +20,7 @@ def computes_in_bf16(target: str) -> bool:
 
 def typed_spec(spec: GraphSpec, precision: str, fixed: Mapping[str, int]) -> GraphSpec:
     """The spec of an engine: tensors that pass between graphs in half precision, and symbols that are a number in it."""
-    half = PRECISIONS[precision]
+    half = COMPUTED[precision]
 
     def typed(tensor: TensorSpec) -> TensorSpec:
         dtype = half if tensor.narrowable and tensor.dtype == "float32" else tensor.dtype

@@ -19,8 +19,11 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
     """One input or output. A dimension is a number or the name of a symbol that is equal across all graphs."""
 
     name: str
+    """As in the graph's file."""
     dtype: DType
+    """numpy's name of it, or `bfloat16`."""
     shape: tuple[Size | Annotated[str, msgspec.Meta(min_length=1)], ...]
+    """A number is fixed, a symbol is up to the request; empty for a scalar."""
     location: Literal["host", "device"] = "host"
     """`host`: the host makes this input, or reads this output, in every run. `device`: it stays on the GPU where one runs the
     graphs: another graph takes it, or the host on demand."""
@@ -29,14 +32,18 @@ class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_d
 
 
 class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One ONNX graph of a bundle; `file` is relative to the bundle."""
+    """One ONNX graph of a bundle."""
 
     name: str
+    """Its key in `graphs`."""
     file: str
+    """Its ONNX file; the weights lie in the same folder."""
     inputs: tuple[TensorSpec, ...]
+    """All of them are fed in every run."""
     outputs: tuple[TensorSpec, ...]
+    """In the order of the file."""
     precision: GraphPrecision = FP32
-    """Of its matrices."""
+    """Of its matrices: `fp32`, `int8` or `int4`."""
 
 
 def check_interface(spec: GraphSpec, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], file: Path) -> None:

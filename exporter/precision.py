@@ -6,12 +6,10 @@ from collections.abc import Mapping
 
 from foveate.engines import OptionError
 from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD, EMBED, SCORE, VISION, VISION_STANDARD
-from foveate.engines.format.precisions import COMPUTED, EXPORTED, FP32, INT4, INT8, either
+from foveate.engines.format.precisions import EXPORTED, FP32, HALVES, INT4, INT8, PARTS, either
 
 PRECISIONS = EXPORTED
 """Of a bundle. Others are those of engines, which `foveate build` chooses: ONNX Runtime's CPU computes in none of them."""
-PARTS = {VISION: (FP32, INT8), DECODER: PRECISIONS}
-"""Parts of a model whose precision can be chosen on its own, and the choices."""
 
 
 def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
@@ -31,7 +29,7 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
     if precision not in PRECISIONS:
         raise OptionError(
             f"precision '{precision}' is not one of a bundle, choose one of {', '.join(PRECISIONS)}. For engines in "
-            f"{either(name for name in COMPUTED if name != FP32)} export in {FP32} and build them in that precision.",
+            f"{either(HALVES)} export in {FP32} and build them in that precision.",
             options=("precision",),
         )
     for part, chosen in parts.items():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 
 from foveate.engines.errors import BundleError
-from foveate.engines.format import names, precisions
+from foveate.engines.format import precisions
 from foveate.engines.format.dtypes import DType
 from foveate.engines.format.seal import seal, unseal
 from foveate.engines.format.spec import GraphSpec, Size
@@ -185,8 +185,8 @@ class Manifest(_Strict, frozen=True):
 
     @property
     def precision(self) -> str:
-        """For people: that of the vision graph and the decoder, which are chosen apart."""
-        graphs = [name for name in (names.VISION, names.DECODER) if name in self.graphs] or self.graphs
+        """For people: that of the parts, where they differ each one's."""
+        graphs = [name for name in precisions.PARTS if name in self.graphs] or self.graphs
         return precisions.describe({name: self.graphs[name].precision for name in graphs})
 
 

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import msgspec
 
+from foveate.engines.format.names import DECODER, VISION
+
 FP32 = "fp32"
 """Floats of 32 bits throughout: the reference, and what engines are built of."""
 INT8 = "int8"
@@ -24,6 +26,10 @@ EXPORTED = (FP32, INT8, INT4)
 """Of a graph in a bundle."""
 COMPUTED: Mapping[str, str] = {FP32: "float32", FP16: "float16", BF16: "bfloat16"}
 """Of the arithmetic of a graph in `fp32`, chosen when an engine is built or a session opened -> its dtype."""
+HALVES = (FP16, BF16)
+"""Those of `COMPUTED` with half the bits."""
+PARTS: Mapping[str, tuple[str, ...]] = {VISION: (FP32, INT8), DECODER: EXPORTED}
+"""Parts of a model whose precision in a bundle can be chosen on its own, and the choices."""
 
 GraphPrecision = Annotated[str, msgspec.Meta(pattern=f"^({'|'.join(EXPORTED)})$", description="fp32, int8 or int4")]
 

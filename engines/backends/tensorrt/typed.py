@@ -12,10 +12,10 @@ from collections.abc import Iterator, Set
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from foveate.engines.format.precisions import BF16, FP16
+from foveate.engines.format import precisions
 from foveate.engines.format.spec import GraphSpec
 
-HALVES = {FP16: ir.DataType.FLOAT16, BF16: ir.DataType.BFLOAT16}
+HALVES = {name: ir.DataType[precisions.COMPUTED[name].upper()] for name in precisions.HALVES}
 
 _PRODUCTS = frozenset({"Attention", "Conv", "Gemm", "MatMul", "TensorScatter"})
 _EXACT = frozenset(

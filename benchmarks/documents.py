@@ -39,7 +39,7 @@ def main() -> None:
 def lines() -> list[str]:
     """A table for each document, then one for each of their parts."""
     documents = {command: find_document(command) for command in DOCUMENTS}
-    parts = dict.fromkeys(part for cls in documents.values() for part in _parts(kinds.type_info(cls)) if part is not cls)
+    parts = dict.fromkeys(part for cls in documents.values() for part in parts_of(kinds.type_info(cls)) if part is not cls)
     found = []
     for command, cls in documents.items():
         found += [f"## foveate {command} --json", *_table(cls)]
@@ -52,32 +52,34 @@ def lines() -> list[str]:
 def _table(cls: type) -> Iterator[str]:
     yield "| field | type | |"
     yield "|---|---|---|"
-    info, notes = kinds.type_info(cls), _notes(cls)
+    info, notes = kinds.type_info(cls), notes_of(cls)
     if isinstance(info, kinds.StructType) and info.tag_field:
         yield f'| `{info.tag_field}` | string | `"{info.tag}"` |'
     assert isinstance(info, kinds.StructType | kinds.DataclassType)
     for field in info.fields:
-        yield f"| `{field.encode_name}` | {_words(field.type)} | {notes.get(field.name, '')} |"
+        yield f"| `{field.encode_name}` | {words_of(field.type)} | {notes.get(field.name, '')} |"
 
 
-def _words(kind: Any) -> str:
+def words_of(kind: Any) -> str:
     """A type in words, with links to the parts."""
     if isinstance(kind, kinds.Metadata):
-        return _words(kind.type)
+        return words_of(kind.type)
     if type(kind) in _PLAIN:
         return _PLAIN[type(kind)]
+    if isinstance(kind, kinds.LiteralType):
+        return " or ".join(f'`"{value}"`' for value in kind.values)
     if isinstance(kind, kinds.UnionType):
-        return " or ".join(map(_words, kind.types))
+        return " or ".join(map(words_of, kind.types))
     if isinstance(kind, kinds.TupleType):
-        return f"[{', '.join(map(_words, kind.item_types))}]"
+        return f"[{', '.join(map(words_of, kind.item_types))}]"
     if isinstance(kind, kinds.ListType | kinds.VarTupleType):
-        return f"list of {_words(kind.item_type)}"
+        return f"list of {words_of(kind.item_type)}"
     if isinstance(kind, kinds.DictType):
-        return f"object of {_words(kind.value_type)}"
+        return f"object of {words_of(kind.value_type)}"
     return f"[{kind.cls.__name__}](#{kind.cls.__name__.lower()})"
 
 
-def _parts(kind: Any) -> Iterator[type]:
+def parts_of(kind: Any) -> Iterator[type]:
     """The classes within a type, each before its own parts."""
     if isinstance(kind, kinds.StructType | kinds.DataclassType):
         yield kind.cls
@@ -87,10 +89,10 @@ def _parts(kind: Any) -> Iterator[type]:
         inner = [getattr(kind, name) for name in names if hasattr(kind, name)]
         inner += [*getattr(kind, "types", ()), *getattr(kind, "item_types", ())]
     for part in inner:
-        yield from _parts(part)
+        yield from parts_of(part)
 
 
-def _notes(cls: type) -> dict[str, str]:
+def notes_of(cls: type) -> dict[str, str]:
     """What a class and its bases say about their fields: in the type, in the docstring, or in a string below the field."""
     notes = _in_types(cls)
     for base in (base for base in reversed(cls.__mro__) if base.__module__.startswith("foveate.")):

@@ -60,7 +60,7 @@ class ReferenceSession:
 def open_graph(bundle: Bundle, graph: str, precision: str, folder: Path) -> Session:
     """A graph lowered as for an engine."""
     fixed, file = {"kv_capacity": _KV_CAPACITY}, folder / f"{graph}.onnx"
-    lower(bundle.file(bundle.graph(graph).file), precision, fixed, file)
+    lower(bundle.file(bundle.graph(graph).file), bundle.graph(graph), precision, fixed, file)
     spec = typed_spec(bundle.graph(graph), precision, fixed)
     if precision == "bf16":
         return ReferenceSession(file, spec)

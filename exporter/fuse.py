@@ -8,9 +8,9 @@ import onnx_ir as ir
 from onnxscript import optimizer
 from onnxscript.rewriter.pattern import RewriteRule, RewriteRuleSet
 
-from foveate.engines import DECODER_PREFILL
+from foveate.engines.format.names import DECODER, DECODER_PREFILL, VISION
 
-FUSED_GRAPHS = ("vision", "decoder", DECODER_PREFILL)
+FUSED_GRAPHS = (VISION, DECODER, DECODER_PREFILL)
 """Those that only ONNX Runtime and OpenVINO run on a CPU, in every precision; others run the standard ones."""
 _CONTRIB = "com.microsoft"
 _HEADS_LAST = (0, 2, 1, 3)

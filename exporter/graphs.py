@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec import structs
 from torch import Tensor, nn
 
-from foveate.engines import DECODER_PREFILL, GraphSpec, TensorSpec
+from foveate.engines import GraphSpec, TensorSpec
+from foveate.engines.format import names
 from foveate.engines.format.contract import VISION_GRAPHS, GraphTensors, graph_tensors
 from foveate.exporter.decoder import DecoderConfig, OnnxRuntimeDecoder, OnnxRuntimePrefill, StandardDecoder, TextDecoder
 from foveate.exporter.embed import Embed
@@ -20,6 +22,10 @@ class GraphModule:
 
     spec: GraphSpec
     module: nn.Module
+
+    def in_precision(self, precision: str) -> GraphModule:
+        """The graph that will be written with its matrices in a precision; the module stays."""
+        return GraphModule(structs.replace(self.spec, precision=precision), self.module)
 
 
 class Vision(nn.Module):
@@ -43,15 +49,15 @@ def text_graphs(language_model: TextDecoder, scorer: Scorer | None) -> list[Grap
     """`score`, `embed`, both lowerings of the decoder, and what fills the cache of the first, which may have weights of another
     precision; they share the language model's weights."""
     tensors = graph_tensors(language_model.config.entry())
-    score = tensors["score"]
+    score = tensors[names.SCORE]
     on_grid = scorer is not None and scorer.on_grid
-    tensors["score"] = GraphTensors(score.inputs + (score.optional if on_grid else ()), score.outputs)
+    tensors[names.SCORE] = GraphTensors(score.inputs + (score.optional if on_grid else ()), score.outputs)
     modules = {
-        "score": Score(language_model, scorer),
-        "embed": Embed(language_model),
-        "decoder": OnnxRuntimeDecoder(language_model),
-        DECODER_PREFILL: OnnxRuntimePrefill(language_model),
-        "decoder_standard": StandardDecoder(language_model),
+        names.SCORE: Score(language_model, scorer),
+        names.EMBED: Embed(language_model),
+        names.DECODER: OnnxRuntimeDecoder(language_model),
+        names.DECODER_PREFILL: OnnxRuntimePrefill(language_model),
+        names.DECODER_STANDARD: StandardDecoder(language_model),
     }
     return [_graph(name, module, tensors[name].inputs, tensors[name].outputs) for name, module in modules.items()]
 

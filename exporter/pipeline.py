@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +29,7 @@ from foveate.engines import (
     new_folder,
     write_manifest,
 )
+from foveate.engines.format.precisions import FP32
 from foveate.engines.system.edges import translated
 from foveate.exporter.checkpoint import TOKENIZER, Checkpoint
 from foveate.exporter.decoder import TextDecoder
@@ -37,7 +38,7 @@ from foveate.exporter.family import Family
 from foveate.exporter.fuse import FUSED_GRAPHS, fuse_attention, fuse_rotation
 from foveate.exporter.graphs import GraphModule, text_graphs, vision_graphs
 from foveate.exporter.parity import ParityReport, check_parity
-from foveate.exporter.precision import FP32_GRAPHS, describe, plan_precisions
+from foveate.exporter.precision import FP32_GRAPHS, plan_precisions
 from foveate.exporter.quantise import quantise_graph
 from foveate.exporter.scorer.file import read_scorer
 from foveate.exporter.scorer.network import Scorer
@@ -64,7 +65,7 @@ class ExportOptions:
             whole checkpoint in float32.
     """
 
-    precision: str = "fp32"
+    precision: str = FP32
     parts: Mapping[str, str] = field(default_factory=dict)
     overwrite: bool = False
     check: bool = True
@@ -113,9 +114,9 @@ def export(
         scorer = None if options.scorer is None else _read_scorer(Path(options.scorer), source, family)
         graphs = build_graphs(family, scorer and scorer.network, precisions)
         weights = resolve_weights([graph.module for graph in graphs], source, family.checkpoint_keys)
-        manifest = _manifest(family, source, graphs, describe(precisions), scorer.entry if scorer else ScorerEntry())
+        manifest = _manifest(family, source, graphs, scorer.entry if scorer else ScorerEntry())
         source.load_tokenizer().save(str(_inside(folder, f"tokenizer/{TOKENIZER}")))
-        _write_graphs(graphs, weights, precisions, folder, report)
+        _write_graphs(graphs, weights, folder, report)
         report("hashing the files")
         write_manifest(folder, msgspec.structs.replace(manifest, files=list_files(folder)))
         network = scorer and scorer.network
@@ -127,11 +128,13 @@ def export(
     return ExportResult(Path(output), parity)
 
 
-def build_graphs(family: Family, scorer: Scorer | None = None, names: Collection[str] = FP32_GRAPHS) -> list[GraphModule]:
-    """The graphs of a bundle of the family, those of `names`."""
+def build_graphs(
+    family: Family, scorer: Scorer | None = None, precisions: Mapping[str, str] = FP32_GRAPHS
+) -> list[GraphModule]:
+    """The graphs of a bundle of the family, those that `precisions` names."""
     vision = vision_graphs(family.vision_tower(), family.vision_inputs, family.decoder)
     graphs = [*vision, *text_graphs(TextDecoder(family.decoder), scorer)]
-    return [graph for graph in graphs if graph.spec.name in names]
+    return [graph.in_precision(precisions[graph.spec.name]) for graph in graphs if graph.spec.name in precisions]
 
 
 class _TrainedScorer(NamedTuple):
@@ -147,8 +150,7 @@ def _read_scorer(path: Path, source: Checkpoint, family: Family) -> _TrainedScor
         raise ScorerError(f"{path} is a scorer for {facts.heads} attention heads, {source.path} has {heads}. {remedy}")
     if facts.checkpoint_sha256 != source.sha256():
         raise ScorerError(f"{path} was trained for another checkpoint, '{facts.checkpoint}', than {source.path}. {remedy}")
-    training = {"network": msgspec.to_builtins(facts.network), **facts.training}
-    return _TrainedScorer(network, ScorerEntry("trained", hash_file(path), training, selector="foveated"))
+    return _TrainedScorer(network, ScorerEntry("trained", hash_file(path), default_selector="foveated"))
 
 
 def _store_retention(folder: Path, retention: Sequence[RetentionPoint]) -> None:
@@ -160,19 +162,19 @@ def _store_retention(folder: Path, retention: Sequence[RetentionPoint]) -> None:
 def _write_graphs(
     graphs: Sequence[GraphModule],
     weights: Mapping[str, Weight],
-    precisions: Mapping[str, str],
     folder: Path,
     report: Progress,
 ) -> None:
     """The graphs, and the weights that they use in the precision in which they use them."""
     models = _trace(graphs, weights, report)
     needed: dict[str, Writable] = {}
-    for name, model in models.items():
-        if name in FUSED_GRAPHS:
+    for graph in graphs:
+        spec, model = graph.spec, models[graph.spec.name]
+        if spec.name in FUSED_GRAPHS:
             fuse_rotation(model)
             fuse_attention(model)
-        if precisions[name] != "fp32":
-            needed |= quantise_graph(model, weights, precisions[name])
+        if spec.precision != FP32:
+            needed |= quantise_graph(model, weights, spec.precision)
         needed |= {key: weights[key] for key in model.graph.initializers.keys() & weights.keys()}
     report("writing the weights")
     _check_room(needed.values(), folder)
@@ -204,14 +206,13 @@ def _trace(graphs: Sequence[GraphModule], weights: Mapping[str, Weight], report:
     return models
 
 
-def _manifest(family: Family, source: Checkpoint, graphs: list[GraphModule], precision: str, scorer: ScorerEntry) -> Manifest:
+def _manifest(family: Family, source: Checkpoint, graphs: list[GraphModule], scorer: ScorerEntry) -> Manifest:
     """Everything but the list of files."""
     return Manifest(
         schema_version=SCHEMA_VERSION,
         foveate_version=version("foveate"),
         family=family.model_type,
-        source=SourceEntry(source.path.resolve().name, family.model_type, source.sha256()),
-        precision=precision,
+        source=SourceEntry(source.path.resolve().name, source.sha256()),
         graphs={graph.spec.name: graph.spec for graph in graphs},
         decoder=family.decoder.entry(),
         prompt=family.prompt(),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from foveate.engines import DECODER_PREFILL, OptionError
+from foveate.engines import OptionError
+from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD, EMBED, SCORE, VISION, VISION_STANDARD
+from foveate.engines.format.precisions import EXPORTED, FP32, HALVES, INT4, INT8, PARTS, either
 
-PRECISIONS = ("fp32", "int8", "int4")
-"""Of a bundle. fp16 and bf16 are those of engines, which `foveate build` chooses: ONNX Runtime's CPU computes in neither."""
-PARTS = {"vision": ("fp32", "int8"), "decoder": PRECISIONS}
-"""Parts of a model whose precision can be chosen on its own, and the choices."""
+PRECISIONS = EXPORTED
+"""Of a bundle. Others are those of engines, which `foveate build` chooses: ONNX Runtime's CPU computes in none of them."""
 
 
 def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
@@ -28,8 +28,8 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
     """
     if precision not in PRECISIONS:
         raise OptionError(
-            f"precision '{precision}' is not one of a bundle, choose one of {', '.join(PRECISIONS)}. For engines in fp16 or "
-            "bf16 export in fp32 and build them in that precision.",
+            f"precision '{precision}' is not one of a bundle, choose one of {', '.join(PRECISIONS)}. For engines in "
+            f"{either(HALVES)} export in {FP32} and build them in that precision.",
             options=("precision",),
         )
     for part, chosen in parts.items():
@@ -37,24 +37,18 @@ def plan_precisions(precision: str, parts: Mapping[str, str]) -> dict[str, str]:
             choices = "; ".join(f"{name}: {', '.join(values)}" for name, values in PARTS.items())
             message = f"precision '{chosen}' of part '{part}' is not supported. Choose one of {choices}."
             raise OptionError(message, options=("parts",))
-    vision = parts.get("vision", "fp32" if precision == "fp32" else "int8")
-    decoder = parts.get("decoder", precision)
+    vision = parts.get(VISION, FP32 if precision == FP32 else INT8)
+    decoder = parts.get(DECODER, precision)
     return {
-        "vision": vision,
-        **({"vision_standard": "fp32"} if vision == "fp32" else {}),
-        "score": "fp32",
-        "embed": "fp32" if decoder == "fp32" else "int8",
-        "decoder": decoder,
-        **({"decoder_standard": "fp32"} if decoder == "fp32" else {}),
-        **({DECODER_PREFILL: "int8"} if decoder == "int4" else {}),
+        VISION: vision,
+        **({VISION_STANDARD: FP32} if vision == FP32 else {}),
+        SCORE: FP32,
+        EMBED: FP32 if decoder == FP32 else INT8,
+        DECODER: decoder,
+        **({DECODER_STANDARD: FP32} if decoder == FP32 else {}),
+        **({DECODER_PREFILL: INT8} if decoder == INT4 else {}),
     }
 
 
-FP32_GRAPHS = tuple(plan_precisions("fp32", {}))
-"""The graphs of a bundle that is not quantised."""
-
-
-def describe(plan: Mapping[str, str]) -> str:
-    """`precision` of the manifest: that of all graphs, or of vision and decoder where they differ."""
-    vision, decoder = plan["vision"], plan["decoder"]
-    return vision if vision == decoder else f"vision {vision}, decoder {decoder}"
+FP32_GRAPHS = plan_precisions(FP32, {})
+"""The graphs of a bundle that is not quantised, each with its precision."""

@@ -19,14 +19,21 @@ import torch
 
 from foveate.engines import ExportError
 
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+"""The format's name of a dtype -> torch's, of those that an export reads or writes."""
 _BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 16),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
 }
-_WRITTEN_DTYPES = {"F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
 _MAX_HEADER_BYTES = 100_000_000
 _CHUNK_BYTES = 32 * 1024 * 1024
 _PAGE_BYTES = 4096
@@ -47,7 +54,7 @@ class StoredTensor:
     @property
     def is_float(self) -> bool:
         """Whether the values are plain floats, which alone can be exported."""
-        return self.dtype in _DTYPES
+        return self.dtype in _DTYPES and _DTYPES[self.dtype].is_floating_point
 
     def rows(self) -> Iterator[torch.Tensor]:
         """The tensor in consecutive slices of its first axis, each at most about 32 MB, in the dtype of the file."""
@@ -141,7 +148,7 @@ class FilePlan:
         on 64 bytes as runtimes like for memory-mapped weights (the format allows no padding between tensors).
         """
         kinds = {name: (dtypes or {}).get(name, "F32") for name in shapes}
-        bytes_of = {name: math.prod(shapes[name]) * _WRITTEN_DTYPES[kinds[name]].itemsize for name in shapes}
+        bytes_of = {name: math.prod(shapes[name]) * _DTYPES[kinds[name]].itemsize for name in shapes}
         names = sorted(shapes, key=lambda name: (bytes_of[name] % _ALIGNED_BYTES != 0, name))
         sizes = [bytes_of[name] for name in names]
         places = {
@@ -157,7 +164,7 @@ class FilePlan:
             file.write(self.header)
             for place, chunks in zip(self.tensors.values(), tensors, strict=True):
                 for chunk in chunks:
-                    file.write(chunk.to(_WRITTEN_DTYPES[place.dtype]).contiguous().numpy().data)
+                    file.write(chunk.to(_DTYPES[place.dtype]).contiguous().numpy().data)
 
 
 def _encode_header(tensors: Mapping[str, StoredTensor]) -> bytes:

@@ -14,25 +14,11 @@ from onnxscript import optimizer
 
 from foveate.engines import GraphSpec, TensorSpec
 from foveate.engines.format.names import PAST
+from foveate.engines.format.symbols import example_sizes
 from foveate.exporter.decoder import OPSET
 from foveate.exporter.graphs import GraphModule
 from foveate.exporter.quiet import quiet
 from foveate.exporter.safetensors import StoredTensor
-
-_DATA_TYPES = {"F32": ir.DataType.FLOAT, "I8": ir.DataType.INT8, "U8": ir.DataType.UINT8}
-# Any sizes do that are above 1, differ and fit each other: no dimension may look constant, or like another one, in the trace.
-_EXAMPLE_SIZES = {
-    "batch": 2,
-    "sequence": 5,
-    "total_tokens": 11,
-    "kv_capacity": 17,
-    "cache_tokens": 13,
-    "frames": 3,
-    "patches": 16,
-    "visual_tokens": 9,
-    "kept_tokens": 4,
-    "instruction_tokens": 7,
-}
 
 
 def trace_graph(graph: GraphModule, weights: Set[str]) -> ir.Model:
@@ -68,13 +54,13 @@ def save_graph(model: ir.Model, spec: GraphSpec, stored: Mapping[str, StoredTens
 
 def _trace(graph: GraphModule) -> ir.Model:
     inputs = graph.spec.inputs
-    shapes = _grouped(inputs, [_dynamic(tensor) for tensor in inputs])
+    shapes, sizes = _grouped(inputs, [_dynamic(tensor) for tensor in inputs]), example_sizes(inputs)
     parameters = inspect.signature(graph.module.forward).parameters.values()
     if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
         shapes = (shapes,)
     program = torch.onnx.export(
         graph.module,
-        _grouped(inputs, [_example(tensor) for tensor in inputs]),
+        _grouped(inputs, [_example(tensor, sizes) for tensor in inputs]),
         dynamo=True,
         opset_version=OPSET,
         input_names=[tensor.name for tensor in inputs],
@@ -95,8 +81,8 @@ def _grouped(inputs: tuple[TensorSpec, ...], values: list[Any]) -> tuple[Any, ..
     return (*single, past) if past else tuple(single)
 
 
-def _example(tensor: TensorSpec) -> torch.Tensor:
-    shape = [_EXAMPLE_SIZES[size] if isinstance(size, str) else size for size in tensor.shape]
+def _example(tensor: TensorSpec, sizes: Mapping[str, int]) -> torch.Tensor:
+    shape = [sizes[size] if isinstance(size, str) else size for size in tensor.shape]
     return torch.zeros(shape, dtype=getattr(torch, tensor.dtype))
 
 
@@ -109,7 +95,7 @@ def _external(tensor: StoredTensor) -> ir.ExternalTensor:
         tensor.file.name,
         offset=tensor.offset,
         length=tensor.size_bytes,
-        dtype=_DATA_TYPES[tensor.dtype],
+        dtype=ir.DataType.from_short_name(tensor.dtype.lower()),
         shape=ir.Shape(tensor.shape),
         name=tensor.name,
         base_dir=tensor.file.parent,

@@ -9,6 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from foveate.engines import Manifest, OptionError, Range, ShapeProfile
+from foveate.engines.builds.ranges import vision_ranges
 from foveate.engines.format.processors import read_constants
 from foveate.runtime.processors import Processor, open_processor
 
@@ -87,14 +88,8 @@ def _from_image_sizes(
     shapes = [processor.vision_shape(width, height) for width, height in sizes]
     smallest, largest = shapes[0], shapes[-1]
     usual = shapes[1] if len(shapes) == 3 else largest
-
-    def spread(field: str) -> Range:
-        return Range(*(getattr(shape, field) for shape in (smallest, usual, largest)))
-
-    tokens = spread("visual_tokens")
-    return ShapeProfile(
-        visual_tokens=Range(tokens.min, tokens.opt, tokens.max * images * (1 if frames is None else frames.max)),
-        frames=spread("frames") if frames is None else _both(frames, spread("frames")),
-        patches=spread("patches"),
-        **options,
-    )
+    most = largest.visual_tokens * images * (1 if frames is None else frames.max)
+    vision = vision_ranges((smallest, usual, largest))
+    if frames is not None:
+        vision["frames"] = _both(frames, vision["frames"])
+    return ShapeProfile(visual_tokens=Range(smallest.visual_tokens, usual.visual_tokens, most), **vision, **options)

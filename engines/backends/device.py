@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.backends.cuda import Allocation, Cuda, on_death
-from foveate.engines.backends.memory import Array, host_dtype
+from foveate.engines.backends.memory import Array
 from foveate.engines.errors import BackendError
+from foveate.engines.format.dtypes import NAMES, host_dtype, itemsize
 from foveate.engines.system.packages import needed_package
 
 _DLPACK_CUDA = 2
-_FOREIGN_DTYPES = frozenset({"bool", "uint8", "int8", "int32", "int64", "float16", "bfloat16", "float32"})
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class DeviceDType:
     @property
     def itemsize(self) -> int:
         """Bytes of an element."""
-        return 2 if self.name == "bfloat16" else np.dtype(self.name).itemsize
+        return itemsize(self.name)
 
 
 class DeviceArray:
@@ -57,7 +57,7 @@ class DeviceArray:
         Raises:
             BackendError: the GPU is out of memory.
         """
-        memory = Allocation(cuda, math.prod(shape) * DeviceDType(dtype).itemsize)
+        memory = Allocation(cuda, math.prod(shape) * itemsize(dtype))
         return cls(cuda, memory.ptr, shape, dtype, memory)
 
     @property
@@ -210,10 +210,8 @@ def from_foreign(array: Any, cuda: Cuda) -> DeviceArray:
         raise BackendError(
             f"a {type(array).__name__} is no GPU array, expected __dlpack__ or __cuda_array_interface__. Feed a numpy array."
         )
-    if view.dtype not in _FOREIGN_DTYPES:
-        raise BackendError(
-            f"the GPU array is of dtype {view.dtype}, expected {', '.join(sorted(_FOREIGN_DTYPES))}. Cast it first."
-        )
+    if view.dtype not in NAMES:
+        raise BackendError(f"the GPU array is of dtype {view.dtype}, expected {', '.join(sorted(NAMES))}. Cast it first.")
     if view.strides is not None and not _is_contiguous(view.shape, view.strides):
         raise BackendError(
             f"the GPU array {list(view.shape)} has strides {list(view.strides)}, expected a contiguous one. Copy it first."

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from foveate.engines.system.packages import needed_package
+from foveate.engines.format.dtypes import host_dtype
 
 
 class DType(Protocol):
@@ -85,17 +85,3 @@ class HostMemory:
 
     def synchronize(self) -> None:
         """See `Memory`; on the host a run is over when it returns."""
-
-
-def host_dtype(name: str) -> np.dtype[Any]:
-    """numpy's dtype of that name; `bfloat16` is that of ml_dtypes.
-
-    Raises:
-        MissingPackageError: ml-dtypes is needed and not installed.
-    """
-    if name != "bfloat16":
-        return np.dtype(name)
-    with needed_package("it gives numpy bfloat16", "tensorrt-rtx", "ml-dtypes", alone=True):
-        import ml_dtypes
-    bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return bfloat16

@@ -19,11 +19,12 @@ from foveate.engines.backends.session import Arrays
 from foveate.engines.errors import BackendError, OptionError
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.names import VISION
+from foveate.engines.format.precisions import BF16, FP16, FP32
 from foveate.engines.format.spec import GraphSpec, TensorSpec, check_interface
 from foveate.engines.system.packages import needed_package
 
-_PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-"""Of the arithmetic; OpenVINO's own choice otherwise."""
+_HINTS = {FP32: "f32", BF16: "bf16", FP16: "f16"}
+"""A precision in OpenVINO's words; its own choice otherwise."""
 _GROUP = "128"
 """Activations that share a scale where weights are in 8 bits. Without groups they are not rounded and products are not computed
 in integers: four layers of Qwen2-VL-2B's tower over 3,456 patches then take 2.1 s in place of 1.7. The largest number, which
@@ -47,8 +48,8 @@ class OpenVinoOptions(BackendOptions):
 
     def __post_init__(self) -> None:
         check_threads(self.threads)
-        if self.precision not in (None, *_PRECISIONS):
-            known = ", ".join(_PRECISIONS)
+        if self.precision not in (None, *_HINTS):
+            known = ", ".join(_HINTS)
             raise OptionError(
                 f"backend 'openvino' has no precision '{self.precision}'. Choose one of {known}.", options=("precision",)
             )
@@ -75,7 +76,7 @@ def open_session(bundle: Bundle, graph: str, options: OpenVinoOptions) -> OpenVi
     spec = bundle.graph(graph)
     settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "DYNAMIC_QUANTIZATION_GROUP_SIZE": _GROUP}
     if options.precision is not None:
-        settings["INFERENCE_PRECISION_HINT"] = _PRECISIONS[options.precision]
+        settings["INFERENCE_PRECISION_HINT"] = _HINTS[options.precision]
     if options.threads:
         settings["INFERENCE_NUM_THREADS"] = options.threads
     ov = _library()

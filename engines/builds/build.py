@@ -15,6 +15,7 @@ from foveate.engines.builds.store import BuildFacts, EngineKey, EngineStore, Ent
 from foveate.engines.errors import OptionError
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.names import DECODER_PREFILL
+from foveate.engines.format.precisions import BF16
 from foveate.engines.format.spec import GraphSpec
 from foveate.engines.registry import BACKENDS
 from foveate.engines.system.resident import reset_peak, resident_bytes
@@ -43,7 +44,7 @@ class BuildOptions:
 
     shapes: ShapeProfile
     backend: str = "tensorrt-rtx"
-    precision: str = "bf16"
+    precision: str = BF16
     targets: tuple[str, ...] = ()
     profiles: str = "split"
     strip_weights: bool = False

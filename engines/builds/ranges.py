@@ -16,7 +16,9 @@ import msgspec
 from msgspec.structs import replace
 
 from foveate.engines.errors import BundleError, OptionError, RequestError
+from foveate.engines.format import names
 from foveate.engines.format.spec import GraphSpec, TensorSpec
+from foveate.engines.format.symbols import find_symbol
 
 MAX_ELEMENTS = 2**31 - 1
 """Most elements of one tensor, and so the largest dimension, that TensorRT takes; above it warns and builds all the same."""
@@ -85,6 +87,8 @@ class VisionShape(NamedTuple):
     patches: int
     """Of each frame."""
     visual_tokens: int
+    others: Mapping[str, int] = {}
+    """Of further symbols of the family's graph."""
 
 
 class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -105,10 +109,12 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     batch: Range = Range(1, 1, 1)
     frames: Range = Range(1, 1, 1)
     """Of one run of the `vision` graph."""
+    others: tuple[tuple[str, Range], ...] = ()
+    """Further symbols of the family's `vision` graph, in one run."""
 
     def __post_init__(self) -> None:
-        for name in ("visual_tokens", "patches", "text_tokens", "batch", "frames"):
-            sizes: Range = getattr(self, name)
+        ranges = {name: getattr(self, name) for name in ("visual_tokens", "patches", "text_tokens", "batch", "frames")}
+        for name, sizes in (*ranges.items(), *self.others):
             if sizes.min < 1:
                 raise OptionError(f"{name} is {sizes}, expected a range that starts at 1 or above. Raise its min.")
         if type(self.new_tokens) is not int or not 1 <= self.new_tokens <= MAX_ELEMENTS:
@@ -121,7 +127,7 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def from_visual_tokens(
         cls, visual_tokens: Range, shape_of_tokens: Callable[[int], VisionShape], **options: Any
     ) -> ShapeProfile:
-        """The profile whose frames and patches are those that the visual tokens take.
+        """The profile in which the vision graph takes what the visual tokens need.
 
         Args:
             visual_tokens: see the field.
@@ -130,8 +136,7 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         # From one token on: several small images may share the visual tokens of a prompt.
         shapes = [shape_of_tokens(tokens) for tokens in (1, visual_tokens.opt, visual_tokens.max)]
-        frames, patches = (Range(*sizes) for sizes in ([s.frames for s in shapes], [s.patches for s in shapes]))
-        return cls(visual_tokens=visual_tokens, patches=patches, frames=frames, **options)
+        return cls(visual_tokens=visual_tokens, **vision_ranges(shapes), **options)
 
     @property
     def total_tokens(self) -> Range:
@@ -172,6 +177,10 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 old: Range = getattr(self, symbol)
                 new = old.including(value)
                 return replace(self, **{symbol: new}, visual_tokens=_scale(self.visual_tokens, old, new))
+            case _ if symbol in (others := dict(self.others)):
+                old, new = others[symbol], others[symbol].including(value)
+                others[symbol] = new
+                return replace(self, others=tuple(others.items()), visual_tokens=_scale(self.visual_tokens, old, new))
             case "text_tokens" | "instruction_tokens":
                 return replace(self, text_tokens=self.text_tokens.including(value))
             case "batch":
@@ -192,23 +201,21 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         raise OptionError(f"'{symbol}' has no range of its own, it follows from others. Widen {', '.join(_FLAGGED)}.")
 
     def _with_visual_tokens(self, visual_tokens: Range) -> ShapeProfile:
-        return replace(self, visual_tokens=visual_tokens, patches=_scale(self.patches, self.visual_tokens, visual_tokens))
+        old = self.visual_tokens
+        others = tuple((name, _scale(sizes, old, visual_tokens)) for name, sizes in self.others)
+        return replace(self, visual_tokens=visual_tokens, patches=_scale(self.patches, old, visual_tokens), others=others)
+
+
+def vision_ranges(shapes: Sequence[VisionShape]) -> dict[str, Any]:
+    """`frames`, `patches` and `others` of the profile whose smallest, usual and largest image take these shapes."""
+    return {
+        "frames": Range(*(shape.frames for shape in shapes)),
+        "patches": Range(*(shape.patches for shape in shapes)),
+        "others": tuple((name, Range(*(shape.others[name] for shape in shapes))) for name in shapes[0].others),
+    }
 
 
 _FLAGGED = ("visual_tokens", "text_tokens", "new_tokens", "batch")
-_SYMBOLS = {
-    "frames": ("the image needs {} frames", ("visual_tokens",)),
-    "patches": ("the image needs {} patches", ("visual_tokens",)),
-    "visual_tokens": ("the request needs {} visual tokens", ("visual_tokens",)),
-    "kept_tokens": ("the request keeps {} visual tokens", ("visual_tokens",)),
-    "instruction_tokens": ("the question has {} tokens", ("text_tokens",)),
-    "total_tokens": ("the prompt has {} tokens", ("visual_tokens", "text_tokens")),
-    "sequence": ("the prompt has {} tokens", ("visual_tokens", "text_tokens")),
-    "cache_tokens": ("prompt and answer need {} tokens of KV cache", ("visual_tokens", "text_tokens", "new_tokens")),
-    "kv_capacity": ("the KV cache holds {} tokens", ("visual_tokens", "text_tokens", "new_tokens")),
-    "batch": ("the batch has {} requests", ("batch",)),
-}
-"""Of each symbol of a graph: what a request says about it, and the fields that decide how large it gets."""
 
 
 class GraphProfile(msgspec.Struct, frozen=True):
@@ -266,7 +273,8 @@ def _joined(profiles: Sequence[GraphProfile]) -> GraphProfile:
 def _vision_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
     # From one token on: several images may share those of a prompt.
     visual = Range(1, shapes.visual_tokens.opt, shapes.visual_tokens.max)
-    return (GraphProfile("vision", {"frames": shapes.frames, "patches": shapes.patches, "visual_tokens": visual}),)
+    ranges = {"frames": shapes.frames, "patches": shapes.patches, **dict(shapes.others), "visual_tokens": visual}
+    return (GraphProfile(names.VISION, ranges),)
 
 
 def _score_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
@@ -275,7 +283,7 @@ def _score_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
         "instruction_tokens": Range(1, shapes.text_tokens.opt, shapes.text_tokens.max),
         "total_tokens": shapes.total_tokens,
     }
-    return (GraphProfile("score", ranges),)
+    return (GraphProfile(names.SCORE, ranges),)
 
 
 def _embed_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
@@ -305,10 +313,10 @@ def _decoder_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
 
 
 _GRAPHS: dict[str, Callable[[ShapeProfile], tuple[GraphProfile, ...]]] = {
-    "vision_standard": _vision_profiles,
-    "score": _score_profiles,
-    "embed": _embed_profiles,
-    "decoder_standard": _decoder_profiles,
+    names.VISION_STANDARD: _vision_profiles,
+    names.SCORE: _score_profiles,
+    names.EMBED: _embed_profiles,
+    names.DECODER_STANDARD: _decoder_profiles,
 }
 
 
@@ -339,11 +347,11 @@ def _check_size(graph: str, tensor: TensorSpec, symbols: list[str], profile: Gra
     largest = tensor_shapes(tensor, profile)[2]
     if math.prod(largest) > MAX_ELEMENTS:
         symbol = max(symbols, key=lambda name: profile.ranges[name].max)
-        names = _SYMBOLS[symbol][1]
+        fields = find_symbol(symbol).decided_by
         raise OptionError(
             f"graph '{graph}' in profile '{profile.name}': tensor '{tensor.name}' grows to {list(largest)}, expected at most "
-            f"{MAX_ELEMENTS} elements. Lower the max of '{symbol}': use a smaller {' or '.join(names)}.",
-            options=names,
+            f"{MAX_ELEMENTS} elements. Lower the max of '{symbol}': use a smaller {' or '.join(fields)}.",
+            options=fields,
         )
 
 
@@ -387,7 +395,7 @@ def refusal(
     limits = nearest.ranges[symbol]
     takes = f"{limits.max}" if limits.fixed else f"{limits.min} to {limits.max}"
     return RequestError(
-        f"{_SYMBOLS[symbol][0].format(symbols[symbol])} ('{symbol}' of graph '{graph}'), the engine takes {takes}. "
+        f"{find_symbol(symbol).request.format(symbols[symbol])} ('{symbol}' of graph '{graph}'), the engine takes {takes}. "
         f"Run: {shlex.join([*command, *shapes.to_flags()])}"
     )
 

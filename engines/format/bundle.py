@@ -13,6 +13,7 @@ from pathlib import Path
 from foveate.engines.errors import BundleError
 from foveate.engines.format.contract import check_contract
 from foveate.engines.format.manifest import FileEntry, Manifest, decode_manifest, encode_manifest
+from foveate.engines.format.precisions import FP32
 from foveate.engines.format.spec import GraphSpec
 from foveate.engines.system.files import replace_file
 from foveate.engines.system.links import is_cached, plain_files
@@ -94,8 +95,9 @@ class Bundle:
             BundleError: the bundle has no such graph.
         """
         if name not in self.manifest.graphs:
-            precision = self.manifest.precision
-            remedy = "Export it again" if precision == "fp32" else f"It is {precision}, for ONNX Runtime's CPU: export in fp32"
+            quantised = any(graph.precision != FP32 for graph in self.manifest.graphs.values())
+            fact = f"It is {self.manifest.precision}, for ONNX Runtime's CPU"
+            remedy = f"{fact}: export in {FP32}" if quantised else "Export it again"
             raise BundleError(f"{self.path} has no graph '{name}', it has {', '.join(self.manifest.graphs)}. {remedy}.")
         return self.manifest.graphs[name]
 

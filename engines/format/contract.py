@@ -78,21 +78,24 @@ def _by_name(tensors: tuple[TensorSpec, ...]) -> Mapping[str, TensorSpec]:
 
 
 def _describe(tensor: TensorSpec | None) -> str:
-    return "nothing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
+    if tensor is None:
+        return "nothing"
+    narrowable = " (narrowable)" if tensor.narrowable else ""
+    return f"{tensor.dtype} {list(tensor.shape)} on the {tensor.location}{narrowable}"
 
 
 def graph_tensors(sizes: DecoderEntry) -> dict[str, GraphTensors]:
     """Of each graph that the runtime knows; see docs/bundle.md. Inputs of the vision graphs are not among them."""
     hidden = sizes.hidden_size
-    embeds = TensorSpec("inputs_embeds", "float32", ("batch", "sequence", hidden))
-    visual = TensorSpec("visual_embeds", "float32", ("visual_tokens", hidden))
+    embeds = _passed("inputs_embeds", ("batch", "sequence", hidden))
+    visual = _passed("visual_embeds", ("visual_tokens", hidden))
     tokens = (embeds, TensorSpec("position_ids", "int64", (sizes.position_axes, "batch", "sequence")))
     last = TensorSpec("last_indices", "int64", ("batch",))
     lengths = (TensorSpec("seqlens_k", "int32", ("batch",)), TensorSpec("total_sequence_length", "int32", ()))
     places = (TensorSpec("write_indices", "int64", ("batch",)), TensorSpec("cache_indices", "int64", ("cache_tokens",)))
     past, present = _cache(sizes, names.PAST), _cache(sizes, names.PRESENT)
     following = (
-        TensorSpec("logits", "float32", ("batch", sizes.vocab_size)),
+        TensorSpec("logits", "float32", ("batch", sizes.vocab_size), "device"),
         TensorSpec("likeliest_tokens", "int64", ("batch",)),
     )
     return {
@@ -113,9 +116,14 @@ def graph_tensors(sizes: DecoderEntry) -> dict[str, GraphTensors]:
     }
 
 
+def _passed(name: str, shape: tuple[int | str, ...], dtype: str = "float32") -> TensorSpec:
+    """What one graph gives and another takes: the host looks at none of it."""
+    return TensorSpec(name, dtype, shape, "device", narrowable=True)
+
+
 def _score(sizes: DecoderEntry) -> GraphTensors:
     inputs = (
-        TensorSpec("inputs_embeds", "float32", ("total_tokens", sizes.hidden_size)),
+        _passed("inputs_embeds", ("total_tokens", sizes.hidden_size)),
         TensorSpec("position_ids", "int64", (sizes.position_axes, "total_tokens")),
         TensorSpec("visual_indices", "int64", ("visual_tokens",)),
         TensorSpec("instruction_indices", "int64", ("instruction_tokens",)),
@@ -128,7 +136,7 @@ def _score(sizes: DecoderEntry) -> GraphTensors:
 def _cache(sizes: DecoderEntry, prefix: str) -> tuple[TensorSpec, ...]:
     shape = ("batch", sizes.num_key_value_heads, "kv_capacity", sizes.head_dim)
     return tuple(
-        TensorSpec(f"{prefix}{layer}.{part}", sizes.kv_dtype, shape)
+        _passed(f"{prefix}{layer}.{part}", shape, sizes.kv_dtype)
         for layer in range(sizes.num_hidden_layers)
         for part in ("key", "value")
     )

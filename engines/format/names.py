@@ -17,7 +17,3 @@ PAST = "past_key_values."
 """Starts the names of the cache's inputs: `past_key_values.0.key`."""
 PRESENT = "present."
 """Starts the names of the cache's outputs, which are bound to the arrays of its inputs."""
-
-HOST_OUTPUTS = frozenset({"scores", "attention", "likeliest_tokens"})
-"""Outputs that the host reads in every run. The others stay on the GPU where one runs the graphs: the next graph takes them,
-and logits come to the host when sampling asks for them."""

@@ -4,32 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from foveate.engines.errors import BundleError
+from foveate.engines.format.dtypes import DType
+from foveate.engines.format.precisions import FP32, GraphPrecision
 
-DType = Annotated[str, msgspec.Meta(pattern="^(bool|uint8|int8|int32|int64|float16|bfloat16|float32)$")]
-"""numpy's name of a dtype; or `bfloat16`."""
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """One input or output. A dimension is a number or the name of a symbol that is equal across all graphs."""
 
     name: str
+    """As in the graph's file."""
     dtype: DType
+    """numpy's name of it, or `bfloat16`."""
     shape: tuple[Size | Annotated[str, msgspec.Meta(min_length=1)], ...]
+    """A number is fixed, a symbol is up to the request; empty for a scalar."""
+    location: Literal["host", "device"] = "host"
+    """`host`: the host makes this input, or reads this output, in every run. `device`: it stays on the GPU where one runs the
+    graphs: another graph takes it, or the host on demand."""
+    narrowable: bool = False
+    """Whether an engine of half precision takes or gives it in that; what is not stays float32."""
 
 
 class GraphSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One ONNX graph of a bundle; `file` is relative to the bundle."""
+    """One ONNX graph of a bundle."""
 
     name: str
+    """Its key in `graphs`."""
     file: str
+    """Its ONNX file; the weights lie in the same folder."""
     inputs: tuple[TensorSpec, ...]
+    """All of them are fed in every run."""
     outputs: tuple[TensorSpec, ...]
+    """In the order of the file."""
+    precision: GraphPrecision = FP32
+    """Of its matrices: `fp32`, `int8` or `int4`."""
 
 
 def check_interface(spec: GraphSpec, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], file: Path) -> None:

@@ -14,6 +14,7 @@ from foveate.cli.tables import Table
 from foveate.engines import BACKENDS, Bundle, Range
 from foveate.engines.builds.build import BUILDERS, BuildOptions, Built, build
 from foveate.engines.builds.store import ENGINES, EngineStore
+from foveate.engines.format.precisions import BF16, FP32, HALVES
 from foveate.runtime.shapes import parse_image_sizes, plan_shapes
 
 _RANGE = "MIN:OPT:MAX"
@@ -31,7 +32,7 @@ IMAGE_SIZE = Need(lambda given: given["image_sizes"] is not None, "no size of an
 @command("build")
 @always("bundle", type=PATH)
 @always("--backend", required=True, help=f"What will run the engines: {', '.join(BUILDERS)}.")
-@when(COMPILED, "--precision", default="bf16", show_default=True, help="fp16, bf16, or fp32 for checks.")
+@when(COMPILED, "--precision", default=BF16, show_default=True, help=f"{', '.join(HALVES)}, or {FP32} for checks.")
 @when(
     COMPILED,
     "--target",

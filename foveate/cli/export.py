@@ -19,6 +19,8 @@ from foveate.cli.options import PATH, json_option
 from foveate.cli.output import Output
 from foveate.engines import RetentionPoint, needed_package
 from foveate.engines.format.folders import check_free
+from foveate.engines.format.names import DECODER, VISION
+from foveate.engines.format.precisions import EXPORTED, FP32, PARTS, either
 
 if TYPE_CHECKING:
     from foveate.exporter import ExportResult
@@ -39,9 +41,9 @@ def load_exporter(module: str = "pipeline") -> ModuleType:
 @command("export")
 @always("checkpoint", type=PATH)
 @always("-o", "--output", type=PATH, required=True, help="Folder of the bundle, e.g. x.bundle.")
-@always("--precision", default="fp32", show_default=True, help="fp32, int8 or int4, for the CPU.")
-@always("--vision", also=("parts",), help="Precision of the vision tower, where it is another: fp32 or int8.")
-@always("--decoder", also=("parts",), help="Precision of the decoder, where it is another: fp32, int8 or int4.")
+@always("--precision", default=FP32, show_default=True, help=f"{either(EXPORTED)}, for the CPU.")
+@always("--vision", also=("parts",), help=f"Precision of the vision tower, where it is another: {either(PARTS[VISION])}.")
+@always("--decoder", also=("parts",), help=f"Precision of the decoder, where it is another: {either(PARTS[DECODER])}.")
 @always("--force", "overwrite", is_flag=True, help="Replace a bundle that exists.")
 @always("--scorer", type=PATH, help="A trained scorer, from 'foveate scorer train'.")
 @always("--calibrate", type=PATH, help="Folder of questions to measure the retention curve on.")
@@ -64,7 +66,7 @@ def export_command(
     check_checkpoint(checkpoint)
     check_free(output, overwrite)
     check_exists("--scorer", scorer)
-    parts = {name: chosen for name, chosen in (("vision", vision), ("decoder", decoder)) if chosen}
+    parts = {name: chosen for name, chosen in ((VISION, vision), (DECODER, decoder)) if chosen}
     load_exporter("precision").plan_precisions(precision, parts)
     measure = None if calibrate is None else calibration(calibrate)
     exporter = load_exporter()

@@ -27,18 +27,17 @@ GRAPH = GraphSpec(
     name="double",
     file="graphs/double.onnx",
     inputs=(TensorSpec("x", "float32", ("rows", 2)),),
-    outputs=(TensorSpec("y", "float32", ("rows", 2)),),
+    outputs=(TensorSpec("y", "float32", ("rows", 2), "device", narrowable=True),),
 )
 
 
 def make_manifest(folder: Path) -> Manifest:
     """The manifest of whatever files lie in `folder`."""
     return Manifest(
-        schema_version=5,
+        schema_version=6,
         foveate_version="0.1.0",
         family="qwen2_vl",
-        source=SourceEntry(name="tiny", model_type="qwen2_vl", sha256="0" * 64),
-        precision="fp32",
+        source=SourceEntry(name="tiny", sha256="0" * 64),
         graphs={"double": GRAPH},
         decoder=DecoderEntry(
             num_hidden_layers=4,
@@ -60,9 +59,7 @@ def make_manifest(folder: Path) -> Manifest:
             generation=GenerationEntry(repetition_penalty=1.05, top_k=1),
         ),
         processor={"patch_size": 14, "image_mean": [0.5, 0.25, 0.125]},
-        scorer=ScorerEntry(
-            "trained", "1" * 64, {"epochs": 2}, (RetentionPoint(0.5, 0.99, 0.98, 1.0, 500, 0.985, 0.97, 0.993),), "foveated"
-        ),
+        scorer=ScorerEntry("trained", "1" * 64, "foveated", (RetentionPoint(0.5, 0.99, 0.98, 1.0, 500, 0.985, 0.97, 0.993),)),
         files=list_files(folder),
     )
 

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from foveate.engines import BackendError, GraphProfile, GraphSpec, Range
 from foveate.engines.backends.tensorrt.context import TensorRTRuntime
@@ -256,7 +257,8 @@ class Device:
                 raise BackendError(f"no profile takes {symbols}")
             return index
 
-        return TensorRTSession(self.runtime, engine, spec, chosen, host)
+        outputs = tuple(replace(t, location="host" if t.name in host else "device") for t in spec.outputs)
+        return TensorRTSession(self.runtime, engine, replace(spec, outputs=outputs), chosen)
 
 
 def _find_scattered(onnx_file: str) -> dict[str, str]:

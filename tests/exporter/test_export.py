@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from foveate.engines import Bundle, GraphSpec, TensorSpec, open_session, reset_peak, resident_bytes
+from foveate.engines import Bundle, GraphSpec, open_session, reset_peak, resident_bytes
 from foveate.engines.format.processors.qwen2_vl import patch_positions
 from foveate.exporter import ExportResult
 from foveate.exporter.checkpoint import Checkpoint
@@ -119,10 +120,10 @@ def symbols(graph: GraphSpec) -> set[str]:
 def test_file_has_the_shapes_of_the_spec(name: str, tiny_bundle: Bundle) -> None:
     spec, model = tiny_bundle.graph(name), load_graph(tiny_bundle, name)
 
-    def of_file(values: list[onnx.ValueInfoProto]) -> list[TensorSpec]:
+    def of_file(values: list[onnx.ValueInfoProto]) -> list[tuple[Any, ...]]:
         types = [(value.name, value.type.tensor_type) for value in values]
         return [
-            TensorSpec(
+            (
                 name,
                 onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
                 tuple(dim.dim_param or dim.dim_value for dim in kind.shape.dim),
@@ -130,8 +131,8 @@ def test_file_has_the_shapes_of_the_spec(name: str, tiny_bundle: Bundle) -> None
             for name, kind in types
         ]
 
-    assert of_file(list(model.graph.input)) == list(spec.inputs)
-    assert of_file(list(model.graph.output)) == list(spec.outputs)
+    assert of_file(list(model.graph.input)) == [(tensor.name, tensor.dtype, tensor.shape) for tensor in spec.inputs]
+    assert of_file(list(model.graph.output)) == [(tensor.name, tensor.dtype, tensor.shape) for tensor in spec.outputs]
     assert symbols(spec)
 
 

@@ -91,7 +91,7 @@ def test_half_precision_keeps_the_weights_of_sums(exported: ExportResult, folder
     _, feeds = list(read(folder).vision_cases(np.random.default_rng(0)))[-1]
     outputs = []
     for precision in ("fp32", "fp16"):
-        lower(bundle.file(graph.file), precision, {}, tmp_path / f"{precision}.onnx")
+        lower(bundle.file(graph.file), graph, precision, {}, tmp_path / f"{precision}.onnx")
         session = onnxruntime.InferenceSession(str(tmp_path / f"{precision}.onnx"), providers=["CPUExecutionProvider"])
         types = {tensor.name: tensor.type for tensor in session.get_inputs()}
         assert types["gather_weights"] == types["pixel_values"] == "tensor(float)"

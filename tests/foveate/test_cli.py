@@ -219,7 +219,8 @@ def test_the_demo_without_its_scenes(run: Run, tmp_path: Path) -> None:
 
 def _curve(*points: tuple[float, float]) -> Callable[[Path], None]:
     """Writes a retention curve into a bundle's manifest."""
-    entries = [{"keep": keep, "retained": share, "low": share, "high": share, "questions": 100} for keep, share in points]
+    shares = ("retained", "low", "high", "stay", "stay_low", "stay_high")
+    entries = [{"keep": keep, "questions": 100, **dict.fromkeys(shares, share)} for keep, share in points]
     return _edit_manifest(lambda manifest: manifest["scorer"].update(retention=entries))  # type: ignore[attr-defined]
 
 

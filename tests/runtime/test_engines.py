@@ -79,7 +79,7 @@ def install(bundle: Bundle, tmp_path: Path) -> Install:
             profiles = graph_profiles(spec, SHAPES)
             options = {"precision": precision, "profiles": msgspec.to_builtins(profiles), "strip_weights": False}
             model = tmp_path / f"{graph}.{precision}.onnx"
-            lower(bundle.file(spec.file), precision, {"kv_capacity": SHAPES.kv_capacity}, model)
+            lower(bundle.file(spec.file), spec, precision, {"kv_capacity": SHAPES.kv_capacity}, model)
             engine = fake_engine(model, [profile.ranges for profile in profiles])
 
             def build(folder: Path, engine: bytes = engine) -> BuildFacts:

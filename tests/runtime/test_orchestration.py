@@ -97,8 +97,8 @@ class FakeGraphs:
 @pytest.fixture
 def manifest(prompt_entry: PromptEntry, constants: dict[str, Any]) -> Manifest:
     decoder = DecoderEntry(LAYERS, 2, 8, HIDDEN, VOCAB, 3, 100, "float32")
-    source = SourceEntry("tiny", "qwen2_vl", "0" * 64)
-    return Manifest(3, "0", "qwen2_vl", source, "fp32", {}, decoder, prompt_entry, constants, ScorerEntry(), {})
+    source = SourceEntry("tiny", "0" * 64)
+    return Manifest(3, "0", "qwen2_vl", source, {}, decoder, prompt_entry, constants, ScorerEntry(), {})
 
 
 @pytest.fixture

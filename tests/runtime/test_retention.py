@@ -20,9 +20,9 @@ curves = st.dictionaries(st.floats(0.01, 0.99), st.floats(0, 1), min_size=1, max
 floors = st.floats(0.01, 1)
 
 
-def scorer(curve: dict[float, float], kind: str = "attention", selector: str = "") -> ScorerEntry:
-    points = [RetentionPoint(keep, retained, retained, retained, 100) for keep, retained in curve.items()]
-    return ScorerEntry(kind, retention=tuple(points), selector=selector)
+def scorer(curve: dict[float, float], kind: str = "attention", selector: str = "attention") -> ScorerEntry:
+    points = [RetentionPoint(keep, 1.0, 1.0, 1.0, 100, retained, retained, retained) for keep, retained in curve.items()]
+    return ScorerEntry(kind, default_selector=selector, retention=tuple(points))
 
 
 def keeping(kept: int, total: int, selector: str = "attention") -> Selection:
@@ -127,22 +127,18 @@ def test_a_bundle_without_a_curve_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("selector", "kind"),
-    [("random", "attention"), ("attention", "trained"), ("learned", "attention"), ("learned-dpp", "trained")],
+    ("selector", "measured"),
+    [("random", "attention"), ("attention", "foveated"), ("learned", "attention"), ("learned-dpp", "foveated")],
 )
-def test_the_curve_says_nothing_about_another_selector(selector: str, kind: str) -> None:
-    with pytest.raises(RequestError, match=f"not '{selector}'"):
-        check_floor(0.5, keeping(50, 100, selector), scorer(CURVE, kind))
+def test_the_curve_says_nothing_about_another_selector(selector: str, measured: str) -> None:
+    with pytest.raises(RequestError, match=f"'{measured}', not '{selector}'"):
+        check_floor(0.5, keeping(50, 100, selector), scorer(CURVE, selector=measured))
 
 
 def test_the_curve_of_a_trained_scorer_is_of_its_selector() -> None:
     check_floor(0.9, keeping(25, 100, "foveated"), scorer(CURVE, "trained", "foveated"))
     with pytest.raises(RequestError, match="measured with selector 'foveated', not 'learned'"):
         check_floor(0.9, keeping(25, 100, "learned"), scorer(CURVE, "trained", "foveated"))
-
-
-def test_the_curve_of_an_older_bundle_is_of_its_scores() -> None:
-    check_floor(0.9, keeping(25, 100, "learned"), scorer(CURVE, "trained"))
 
 
 def test_a_mass_counts_by_the_tokens_that_it_kept() -> None:

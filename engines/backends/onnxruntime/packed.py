@@ -11,10 +11,10 @@ from pathlib import Path
 from foveate.engines.builds.build import engine_key
 from foveate.engines.builds.store import ENGINES, EngineStore
 from foveate.engines.format.bundle import Bundle
-from foveate.engines.format.names import DECODER_PREFILL
+from foveate.engines.format.names import DECODER, DECODER_PREFILL, VISION
 from foveate.engines.system.cpu import cpu_target
 
-PACKED_GRAPHS = ("vision", DECODER_PREFILL, "decoder")
+PACKED_GRAPHS = (VISION, DECODER_PREFILL, DECODER)
 """Those with large matrices; what `embed` reads of its table it maps anyway."""
 GRAPH = "graph.onnx"
 """Of an entry, beside `engine.bin`, which holds its weights."""

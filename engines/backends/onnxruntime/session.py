@@ -23,8 +23,8 @@ from foveate.engines.backends.onnxruntime.packed import find_packed
 from foveate.engines.backends.options import Option
 from foveate.engines.backends.session import Arrays
 from foveate.engines.errors import BackendError, MissingPackageError, OptionError
+from foveate.engines.format import dtypes
 from foveate.engines.format.bundle import Bundle
-from foveate.engines.format.names import HOST_OUTPUTS
 from foveate.engines.format.spec import GraphSpec, TensorSpec, check_interface
 from foveate.engines.system.edges import translate
 from foveate.engines.system.packages import needed_package
@@ -32,16 +32,7 @@ from foveate.engines.system.packages import needed_package
 _ERROR, _FATAL = 3, 4
 """From which severity on ONNX Runtime writes a log to standard error."""
 
-_DTYPES = {
-    "tensor(bool)": "bool",
-    "tensor(uint8)": "uint8",
-    "tensor(int8)": "int8",
-    "tensor(int32)": "int32",
-    "tensor(int64)": "int64",
-    "tensor(float16)": "float16",
-    "tensor(bfloat16)": "bfloat16",
-    "tensor(float)": "float32",
-}
+_DTYPES = {f"tensor({name})": name for name in dtypes.NAMES} | {"tensor(float)": "float32"}
 """ONNX Runtime's name -> numpy's."""
 
 _GRAPH_CAPTURE = frozenset({"enable_cuda_graph", "trt_cuda_graph_enable"})
@@ -118,7 +109,7 @@ class OnnxRuntimeSession:
         for name, array in arrays.items():
             self._bind_input(binding, name, array)
         for tensor in self.spec.outputs:
-            self._bind_output(binding, tensor.name, buffers.get(tensor.name))
+            self._bind_output(binding, tensor, buffers.get(tensor.name))
         try:
             self._inner.run_with_iobinding(binding, self._quiet)
         except Exception as error:
@@ -138,14 +129,15 @@ class OnnxRuntimeSession:
         else:
             binding.bind_ortvalue_input(name, self._value(array))
 
-    def _bind_output(self, binding: Any, name: str, buffer: Array | None) -> None:
+    def _bind_output(self, binding: Any, tensor: TensorSpec, buffer: Array | None) -> None:
+        name = tensor.name
         if isinstance(buffer, DeviceArray):
             self._check_owner(f"buffer '{name}'", buffer)
             dtype = np.dtype(buffer.dtype.name)
             binding.bind_output(name, self._device, buffer.cuda.device, dtype, buffer.shape, buffer.ptr)
         elif buffer is not None:
             binding.bind_ortvalue_output(name, self._value(buffer))
-        elif self._cuda is not None and name not in HOST_OUTPUTS:
+        elif self._cuda is not None and tensor.location == "device":
             binding.bind_output(name, self._device, self._cuda.device)
         else:
             binding.bind_output(name)
@@ -160,7 +152,7 @@ class OnnxRuntimeSession:
         return self._ort.OrtValue.ortvalue_from_numpy(array)
 
     def _result(self, tensor: TensorSpec, value: Any) -> Array:
-        if self._cuda is not None and tensor.name not in HOST_OUTPUTS:
+        if self._cuda is not None and tensor.location == "device":
             return DeviceArray(self._cuda, value.data_ptr(), value.shape(), tensor.dtype, owner=value)
         array: np.ndarray = value.numpy()
         return array

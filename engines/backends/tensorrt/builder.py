@@ -10,16 +10,18 @@ import msgspec
 
 from foveate.engines.backends.tensorrt.library import FLAVOURS, load_library
 from foveate.engines.backends.tensorrt.network import NetworkOptions, available_targets, build_engine
-from foveate.engines.backends.tensorrt.precision import PRECISIONS, computes_in_bf16
+from foveate.engines.backends.tensorrt.precision import computes_in_bf16
 from foveate.engines.builds.build import BuildOptions
 from foveate.engines.builds.ranges import GraphProfile, check_profiles, graph_profiles
 from foveate.engines.errors import BackendError, MissingPackageError, OptionError
+from foveate.engines.format import names
 from foveate.engines.format.bundle import Bundle
+from foveate.engines.format.precisions import BF16, COMPUTED, FP16
 from foveate.engines.format.spec import GraphSpec
 
 OPTIMIZATION_LEVELS = range(6)
 PROFILES = ("split", "single")
-GRAPHS = ("vision_standard", "score", "embed", "decoder_standard")
+GRAPHS = (names.VISION_STANDARD, names.SCORE, names.EMBED, names.DECODER_STANDARD)
 
 
 class TensorRTBuilder:
@@ -29,9 +31,9 @@ class TensorRTBuilder:
     files = ()
 
     def __init__(self, options: BuildOptions) -> None:
-        if options.precision not in PRECISIONS:
+        if options.precision not in COMPUTED:
             raise OptionError(
-                f"precision '{options.precision}' is not known. Choose one of {', '.join(PRECISIONS)}.", options=("precision",)
+                f"precision '{options.precision}' is not known. Choose one of {', '.join(COMPUTED)}.", options=("precision",)
             )
         if options.profiles not in PROFILES:
             raise OptionError(f"profiles is '{options.profiles}'. Choose one of {', '.join(PROFILES)}.", options=("profiles",))
@@ -101,9 +103,9 @@ class TensorRTBuilder:
                 f"{title} {self.version} builds {how}, not for '{target}'. Choose one of {', '.join(known)}.",
                 options=("target",),
             )
-        if options.precision == "bf16" and not computes_in_bf16(target):
+        if options.precision == BF16 and not computes_in_bf16(target):
             raise OptionError(
-                f"{target.upper()} does not compute in bf16, which came with SM80. Use precision fp16.",
+                f"{target.upper()} does not compute in {BF16}, which came with SM80. Use precision {FP16}.",
                 options=("precision",),
             )
 

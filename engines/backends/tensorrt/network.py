@@ -17,6 +17,7 @@ from foveate.engines.backends.tensorrt.typed import to_precision
 from foveate.engines.builds.ranges import GraphProfile, tensor_shapes
 from foveate.engines.builds.store import ENGINE, LOG
 from foveate.engines.errors import BackendError
+from foveate.engines.format.precisions import BF16, FP32
 from foveate.engines.format.spec import GraphSpec
 from foveate.engines.system.files import replace_file
 
@@ -36,7 +37,7 @@ class NetworkOptions:
         optimization_level: 0 (fast build) to 5; None leaves it to the library.
     """
 
-    precision: str = "bf16"
+    precision: str = BF16
     target: str | None = None
     strip_weights: bool = False
     optimization_level: int | None = None
@@ -89,7 +90,7 @@ def build_engine(
         KeyboardInterrupt: the build was interrupted.
     """
     trt = load_library(flavour)
-    lower(model, options.precision, fixed, folder / _LOWERED)
+    lower(model, graph, options.precision, fixed, folder / _LOWERED)
     with (folder / LOG).open("w", encoding="utf-8") as log:
         builder = _Builder(trt, flavour, graph, options, make_logger(trt, log.write), progress or (lambda *_: None))
         timing_file = folder.parent / f".{flavour.backend}-{trt.__version__}.timing"
@@ -100,10 +101,10 @@ def build_engine(
     return BuiltNetwork(layers, max(map(int, scratch), default=0))
 
 
-def lower(model: Path, precision: str, fixed: Mapping[str, int], path: Path) -> None:
+def lower(model: Path, graph: GraphSpec, precision: str, fixed: Mapping[str, int], path: Path) -> None:
     """Writes the graph as the network wants it: in one precision, with fixed dimensions and the weights beside it."""
     lowered = ir.load(model)
-    to_precision(lowered, precision)
+    to_precision(lowered, graph, precision)
     for value in (*lowered.graph.inputs, *lowered.graph.outputs):
         if value.shape is not None:
             value.shape = ir.Shape([fixed.get(str(size), size) for size in value.shape])
@@ -135,7 +136,7 @@ class _Builder:
         self._configure(builder, config, profiles)
         timings = _TimingCache(config, timing_file) if self._flavour.timing_cache else None
         layers = [network.get_layer(index) for index in range(network.num_layers)]
-        if self._options.precision == "fp32":
+        if self._options.precision == FP32:
             # Fused attention kernels are of half precision only.
             self._allow_decomposed_attention(layers)
         with engine.open("wb") as file, held_interrupts(self._monitor):

@@ -16,14 +16,15 @@ from foveate.engines.backends.tensorrt.context import TensorRTRuntime
 from foveate.engines.backends.tensorrt.kernels import KernelCache
 from foveate.engines.backends.tensorrt.library import FLAVOURS, Flavour, load_library
 from foveate.engines.backends.tensorrt.options import TensorRTOptions
-from foveate.engines.backends.tensorrt.precision import PRECISIONS, computes_in_bf16, typed_spec
+from foveate.engines.backends.tensorrt.precision import computes_in_bf16, typed_spec
 from foveate.engines.backends.tensorrt.session import TensorRTSession
 from foveate.engines.builds.build import engine_key
 from foveate.engines.builds.ranges import GraphProfile, ShapeProfile, choose, refusal
 from foveate.engines.builds.store import ENGINES, EngineStore, Entry
 from foveate.engines.errors import BackendError, OptionError
 from foveate.engines.format.bundle import Bundle
-from foveate.engines.format.names import HOST_OUTPUTS
+from foveate.engines.format.precisions import COMPUTED, FP16
+from foveate.engines.format.spec import GraphSpec
 
 KERNELS = "kernels.bin"
 """Beside an engine: what was compiled of it on this GPU."""
@@ -53,7 +54,7 @@ def open_engine(flavour: Flavour, bundle: Bundle, graph: str, options: TensorRTO
     target = runtime.cuda.info().target
     wanted = {} if options.precision is None else {"precision": options.precision}
     key = engine_key(bundle, wanted, graph, flavour.backend, runtime.trt.__version__, target)
-    hints = {} if computes_in_bf16(target) else {"precision": "fp16"}
+    hints = {} if computes_in_bf16(target) else {"precision": FP16}
     entry = EngineStore(options.engines or bundle.path / ENGINES).find(key, bundle.path, hints)
     return open_entry(runtime, bundle, entry)
 
@@ -68,18 +69,19 @@ def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> Tensor
     try:
         shapes = msgspec.convert(entry.record.details["shapes"], ShapeProfile)
         profiles = msgspec.convert(key.options["profiles"], tuple[GraphProfile, ...])
-        precision, stripped = PRECISIONS[key.options["precision"]] and key.options["precision"], key.options["strip_weights"]
+        precision, stripped = COMPUTED[key.options["precision"]] and key.options["precision"], key.options["strip_weights"]
     except (KeyError, TypeError, msgspec.ValidationError, OptionError) as error:
         raise BackendError(f"{entry.folder} has a record without the facts of an engine ({error}). Delete it.") from error
     fixed = {"kv_capacity": shapes.kv_capacity}
     with entry.engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as engine:
         loaded = runtime.load(engine, str(entry.engine))
+    graph = bundle.graph(key.graph)
     if stripped:
-        with bundle.plain_file(bundle.graph(key.graph).file) as model:
-            _refit(runtime, loaded, model, precision, fixed)
-    spec = typed_spec(bundle.graph(key.graph), precision, fixed)
+        with bundle.plain_file(graph.file) as model:
+            _refit(runtime, loaded, graph, model, precision, fixed)
     kernels = KernelCache(entry.folder / KERNELS)
-    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, entry, profiles, shapes), HOST_OUTPUTS, kernels)
+    spec = typed_spec(graph, precision, fixed)
+    return TensorRTSession(runtime, loaded, spec, _chooser(bundle, entry, profiles, shapes), kernels)
 
 
 def _open_runtime(flavour: Flavour, options: TensorRTOptions) -> TensorRTRuntime:
@@ -108,14 +110,16 @@ def _chooser(
     return pick
 
 
-def _refit(runtime: TensorRTRuntime, engine: Any, model: Path, precision: str, fixed: Mapping[str, int]) -> None:
+def _refit(
+    runtime: TensorRTRuntime, engine: Any, graph: GraphSpec, model: Path, precision: str, fixed: Mapping[str, int]
+) -> None:
     """Puts the bundle's weights into an engine that was built without."""
     from foveate.engines.backends.tensorrt.network import lower
 
     trt = runtime.trt
     with TemporaryDirectory(prefix="foveate-refit-") as folder:
         lowered = Path(folder) / "network.onnx"
-        lower(model, precision, fixed, lowered)
+        lower(model, graph, precision, fixed, lowered)
         refitter = trt.Refitter(engine, runtime.logger)
         parsed = trt.OnnxParserRefitter(refitter, runtime.logger).refit_from_file(str(lowered))
         if not (parsed and refitter.refit_cuda_engine()):

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from msgspec.structs import replace
+
+from foveate.engines.format.precisions import COMPUTED
 from foveate.engines.format.spec import GraphSpec, TensorSpec
-
-PRECISIONS = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-"""Name of a precision -> numpy's name of its dtype."""
-HOST_TENSORS = frozenset({"pixel_values", "gather_weights", "logits", "scores", "attention"})
-"""Inputs and outputs that the host writes or reads: they stay float32 in every precision."""
-
 
 _FIRST_BF16 = 80
 """Compute capability, times ten, from which on a GPU computes in bf16."""
@@ -23,11 +20,11 @@ def computes_in_bf16(target: str) -> bool:
 
 def typed_spec(spec: GraphSpec, precision: str, fixed: Mapping[str, int]) -> GraphSpec:
     """The spec of an engine: tensors that pass between graphs in half precision, and symbols that are a number in it."""
-    half = PRECISIONS[precision]
+    half = COMPUTED[precision]
 
     def typed(tensor: TensorSpec) -> TensorSpec:
-        halved = tensor.dtype == "float32" and tensor.name not in HOST_TENSORS
+        dtype = half if tensor.narrowable and tensor.dtype == "float32" else tensor.dtype
         shape = tuple(fixed.get(size, size) if isinstance(size, str) else size for size in tensor.shape)
-        return TensorSpec(tensor.name, half if halved else tensor.dtype, shape)
+        return replace(tensor, dtype=dtype, shape=shape)
 
-    return GraphSpec(spec.name, spec.file, tuple(map(typed, spec.inputs)), tuple(map(typed, spec.outputs)))
+    return replace(spec, inputs=tuple(map(typed, spec.inputs)), outputs=tuple(map(typed, spec.outputs)))

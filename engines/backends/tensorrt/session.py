@@ -9,25 +9,17 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.backends.cuda import Workspace
-from foveate.engines.backends.device import CudaMemory, DeviceArray, DeviceDType, adopt, fill
+from foveate.engines.backends.device import CudaMemory, DeviceArray, adopt, fill
 from foveate.engines.backends.feeds import check_buffers, check_feeds
 from foveate.engines.backends.memory import Array
 from foveate.engines.backends.session import Arrays
 from foveate.engines.backends.tensorrt.context import ALIGNMENT, Context, TensorRTRuntime
 from foveate.engines.backends.tensorrt.kernels import KernelCache
 from foveate.engines.errors import BackendError
+from foveate.engines.format import dtypes
 from foveate.engines.format.spec import GraphSpec, TensorSpec
 
-_DTYPES = {
-    "bool": "BOOL",
-    "uint8": "UINT8",
-    "int8": "INT8",
-    "int32": "INT32",
-    "int64": "INT64",
-    "float16": "HALF",
-    "bfloat16": "BF16",
-    "float32": "FLOAT",
-}
+_DTYPES = {name: name.upper() for name in dtypes.NAMES} | {"float16": "HALF", "bfloat16": "BF16", "float32": "FLOAT"}
 """numpy's name -> the library's."""
 _STEADY_BYTES = 8 * 1024 * 1024
 """Arrays up to this size go through kept memory where runs become CUDA graphs: a decode step then finds all of its addresses
@@ -45,7 +37,6 @@ class TensorRTSession:
         engine: what `runtime.load` gave.
         spec: the graph with the dtypes and fixed dimensions of the engine.
         choose: index of the engine's profile for the values of the symbols; raises where none fits.
-        host_outputs: outputs that come back as numpy arrays.
         kernels: where a library that compiles kernels at run time keeps them; written when the session closes.
 
     Raises:
@@ -58,7 +49,6 @@ class TensorRTSession:
         engine: Any,
         spec: GraphSpec,
         choose: Callable[[Mapping[str, int]], int],
-        host_outputs: frozenset[str] = frozenset(),
         kernels: KernelCache | None = None,
     ) -> None:
         self.spec = spec
@@ -66,7 +56,6 @@ class TensorRTSession:
         self._runtime = runtime
         self._engine = engine
         self._choose = choose
-        self._host_outputs = host_outputs
         self._kernels = kernels
         self._contexts: dict[int, Context] = {}
         self._workspaces: dict[str, Workspace] = {}
@@ -141,7 +130,7 @@ class TensorRTSession:
                     "Pass a whole array of the session's memory."
                 )
             return buffer
-        if buffer is not None or tensor.name in self._host_outputs or self._is_steady(tensor, shape):
+        if buffer is not None or tensor.location == "host" or self._is_steady(tensor, shape):
             return self._kept(tensor, shape)
         return self.memory.empty(shape, tensor.dtype)
 
@@ -153,7 +142,7 @@ class TensorRTSession:
             return buffer
         if buffer is not None:
             return buffer
-        if tensor.name in self._host_outputs:
+        if tensor.location == "host":
             return np.asarray(written)
         if not self._is_steady(tensor, written.shape):
             return written
@@ -209,4 +198,4 @@ class TensorRTSession:
 
 
 def _nbytes(tensor: TensorSpec, shape: tuple[int, ...]) -> int:
-    return math.prod(shape) * DeviceDType(tensor.dtype).itemsize
+    return math.prod(shape) * dtypes.itemsize(tensor.dtype)

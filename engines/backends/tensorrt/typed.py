@@ -7,14 +7,15 @@ float32 while activations, weights and the KV cache are halved.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-from foveate.engines.backends.tensorrt.precision import HOST_TENSORS
+from foveate.engines.format import precisions
+from foveate.engines.format.spec import GraphSpec
 
-HALVES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+HALVES = {name: ir.DataType[precisions.COMPUTED[name].upper()] for name in precisions.HALVES}
 
 _PRODUCTS = frozenset({"Attention", "Conv", "Gemm", "MatMul", "TensorScatter"})
 _EXACT = frozenset(
@@ -23,23 +24,26 @@ _EXACT = frozenset(
 _NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 
 
-def to_precision(model: ir.Model, precision: str) -> None:
+def to_precision(model: ir.Model, spec: GraphSpec, precision: str) -> None:
     """Rewrites a float32 graph in place; weights in files of their own are halved, constants in the graph follow their use.
 
     Args:
         model: the graph, weights as external tensors that are read when they are written or asked for.
+        spec: says which inputs and outputs may be halved.
         precision: `fp32` leaves it as it is; `fp16`, `bf16`.
     """
     if precision in HALVES:
         ShapeInferencePass()(model)
-        _Typing(model.graph, HALVES[precision]).apply()
+        narrowable = {tensor.name for tensor in (*spec.inputs, *spec.outputs) if tensor.narrowable}
+        _Typing(model.graph, narrowable, HALVES[precision]).apply()
 
 
 class _Typing:
     """One pass over a graph in execution order."""
 
-    def __init__(self, graph: ir.Graph, half: ir.DataType) -> None:
+    def __init__(self, graph: ir.Graph, narrowable: Set[str], half: ir.DataType) -> None:
         self._graph = graph
+        self._narrowable = narrowable
         self._half = half
         self._casts: dict[tuple[str, ir.DataType], ir.Value] = {}
 
@@ -52,7 +56,7 @@ class _Typing:
 
     def _halve_inputs(self) -> None:
         for value in self._graph.inputs:
-            if _is_float(value) and value.name not in HOST_TENSORS:
+            if _is_float(value) and value.name in self._narrowable:
                 value.dtype = self._half
         for value in self._graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor) and _is_float(value):
@@ -100,7 +104,7 @@ class _Typing:
 
     def _cast_outputs(self) -> None:
         for index, value in enumerate(self._graph.outputs):
-            wanted = ir.DataType.FLOAT if value.name in HOST_TENSORS else self._half
+            wanted = self._half if value.name in self._narrowable else ir.DataType.FLOAT
             if _is_float(value) and value.dtype != wanted:
                 self._graph.outputs[index] = self._renamed(value, wanted)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from foveate.engines import Array, HostMemory, Memory, MissingPackageError
-from foveate.engines.backends.memory import host_dtype
+from foveate.engines.format.dtypes import host_dtype
 
 MEMORY: Memory = HostMemory()
 

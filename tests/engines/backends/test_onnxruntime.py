@@ -38,7 +38,7 @@ SPEC = GraphSpec(
     name="double",
     file="graphs/double.onnx",
     inputs=(TensorSpec("x", "float32", ("rows", 2)), TensorSpec("row", "int64", ())),
-    outputs=(TensorSpec("y", "float32", ("rows", 2)), TensorSpec("picked", "float32", (2,))),
+    outputs=(TensorSpec("y", "float32", ("rows", 2), "device"), TensorSpec("picked", "float32", (2,), "device")),
 )
 
 
@@ -327,7 +327,8 @@ def test_what_the_host_reads_comes_back_to_it(folder: Path, manifest: Manifest, 
     names = ["scores", "embeds"]
     outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["rows"]) for name in names]
     save_model(folder, "double", [helper.make_node("Add", ["x", "x"], [name]) for name in names], [x], outputs)
-    tensors = tuple(TensorSpec(name, "float32", ("rows",)) for name in names)
+    scores, embeds = names
+    tensors = (TensorSpec(scores, "float32", ("rows",)), TensorSpec(embeds, "float32", ("rows",), "device"))
     spec = GraphSpec("double", "graphs/double.onnx", (TensorSpec("x", "float32", ("rows",)),), tensors)
     session = on_device(make_bundle(folder, manifest, spec), "double", memory)
     found = session.run({"x": np.ones(2, np.float32)})
@@ -345,7 +346,10 @@ CACHE = GraphSpec(
         TensorSpec("update", "float32", ("batch", 2, "sequence", 4)),
         TensorSpec("write_indices", "int64", ("batch",)),
     ),
-    outputs=(TensorSpec("present", "float32", ("batch", 2, "kv_capacity", 4)), TensorSpec("total", "float32", ())),
+    outputs=(
+        TensorSpec("present", "float32", ("batch", 2, "kv_capacity", 4), "device"),
+        TensorSpec("total", "float32", (), "device"),
+    ),
 )
 
 

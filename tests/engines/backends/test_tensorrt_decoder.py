@@ -85,7 +85,7 @@ class Decoder:
         spec = self._bundle.graph("decoder_standard")
         file = self._folder / f"{precision}.onnx"
         if not file.exists():
-            lower(self._bundle.file(spec.file), precision, {"kv_capacity": CAPACITY}, file)
+            lower(self._bundle.file(spec.file), spec, precision, {"kv_capacity": CAPACITY}, file)
         shared = {"batch": Range(1, 2, 2), "cache_tokens": Range(1, 16, CAPACITY)}
         ranges = [shared | {"sequence": Range(1, 1, 1)}, shared | {"sequence": Range(1, 6, 32)}]
         return device.open(file, typed_spec(spec, precision, {"kv_capacity": CAPACITY}), *ranges, host=host)

@@ -12,9 +12,9 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from foveate.engines import Bundle
-from foveate.engines.backends.memory import host_dtype
 from foveate.engines.backends.tensorrt.network import lower
-from foveate.engines.backends.tensorrt.precision import HOST_TENSORS, typed_spec
+from foveate.engines.backends.tensorrt.precision import typed_spec
+from foveate.engines.format.dtypes import host_dtype
 
 GRAPHS = ("vision_standard", "score", "embed", "decoder_standard")
 TYPES = {"float16": onnx.TensorProto.FLOAT16, "bfloat16": onnx.TensorProto.BFLOAT16, "float32": onnx.TensorProto.FLOAT,
@@ -34,7 +34,8 @@ def graph(request: pytest.FixtureRequest) -> str:
 
 def lowered(bundle: Bundle, graph: str, precision: str, folder: Path) -> Path:
     path = folder / f"{graph}.{precision}.onnx"
-    lower(bundle.file(bundle.graph(graph).file), precision, {"kv_capacity": CAPACITY}, path)
+    spec = bundle.graph(graph)
+    lower(bundle.file(spec.file), spec, precision, {"kv_capacity": CAPACITY}, path)
     return path
 
 
@@ -127,7 +128,7 @@ def test_bf16_gives_the_numbers_of_fp32(scored_bundle: Bundle, graph: str, tmp_p
 
 def test_what_the_host_reads_stays_float32(scored_bundle: Bundle) -> None:
     outputs = {t.name: t.dtype for g in GRAPHS for t in typed_spec(scored_bundle.graph(g), "bf16", {}).outputs}
-    assert {name for name, dtype in outputs.items() if dtype == "float32"} == HOST_TENSORS - {"pixel_values", "gather_weights"}
+    assert {name for name, dtype in outputs.items() if dtype == "float32"} == {"logits", "scores", "attention"}
 
 
 def test_fp32_is_left_as_it_is(scored_bundle: Bundle, graph: str, tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def shape_profiles(draw: st.DrawFn) -> ShapeProfile:
     visual, merge, frames = draw(ranges()), draw(st.sampled_from([1, 4, 9])), draw(ranges(end=3))
     patches = Range(draw(st.integers(1, visual.min * merge)), visual.opt * merge, visual.max * merge + draw(st.integers(0, 9)))
     new_tokens = draw(st.integers(1, 500))
-    return ShapeProfile(visual, patches, draw(ranges(end=999)), new_tokens, draw(ranges(end=8)), frames)
+    others = tuple((name, draw(ranges())) for name in draw(st.sampled_from([(), ("windows",)])))
+    return ShapeProfile(visual, patches, draw(ranges(end=999)), new_tokens, draw(ranges(end=8)), frames, others)
 
 
 def by_name(graph: str, shapes: ShapeProfile) -> dict[str, Mapping[str, Range]]:
@@ -365,6 +366,28 @@ def test_graphs_and_dimensions_without_a_profile() -> None:
         graph_profiles(spec("decoder", ()), shapes)
     with pytest.raises(BundleError, match=r"profile 'vision' has no symbol 'rows', it has frames, patches, visual_tokens\."):
         graph_profiles(spec("vision_standard", tensors(pixel_values="rows 3")), shapes)
+
+
+def test_symbols_of_one_family_alone() -> None:
+    """Its processor says how large they get; what is refused leads to the visual tokens."""
+    windows = spec("vision_standard", tensors(pixel_values="frames patches 8", window_sizes="windows"), VISUAL_EMBEDS)
+
+    def shape(visual_tokens: int) -> VisionShape:
+        return merged_by_four(visual_tokens)._replace(others={"windows": -(-visual_tokens // 16)})
+
+    shapes = ShapeProfile.from_visual_tokens(Range(64, 256, 1024), shape)
+    profiles = graph_profiles(windows, shapes)
+    assert profiles[0].ranges["windows"] == Range(1, 16, 64)
+    request = {"frames": 1, "patches": 4096, "visual_tokens": 1024, "windows": 96}
+    assert choose(profiles, {**request, "windows": 64}) == 0
+    error = str(refusal(windows.name, profiles, request, shapes, COMMAND))
+    fact = "the image needs 96 windows ('windows' of graph 'vision_standard'), the engine takes 1 to 64"
+    assert error.startswith(f"{fact}. {BUILD} --visual-tokens 64:256:1536 ")
+    assert shapes.widened("windows", 96).widened("visual_tokens", 2048).others == (("windows", Range(1, 16, 128)),)
+    weights = spec("vision_standard", tensors(weights="windows 4"))
+    large = ShapeProfile(Range(1, 1, 1), Range(1, 1, 1), others=(("windows", Range(1, 1, 2**30)),))
+    with pytest.raises(OptionError, match="Lower the max of 'windows': use a smaller visual_tokens"):
+        check_profiles(weights, graph_profiles(weights, large))
 
 
 def test_shapes_of_a_tensor() -> None:

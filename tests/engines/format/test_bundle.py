@@ -161,8 +161,15 @@ def test_a_graph_beside_the_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def test_unknown_graph(folder: Path) -> None:
-    with pytest.raises(BundleError, match="has no graph 'vision', it has double"):
+    with pytest.raises(BundleError, match=r"has no graph 'vision', it has double\. Export it again"):
         Bundle.open(folder).graph("vision")
+
+
+def test_a_graph_that_a_quantised_bundle_has_not(folder: Path, manifest: Manifest) -> None:
+    graph = msgspec.structs.replace(manifest.graphs["double"], precision="int8")
+    write_manifest(folder, msgspec.structs.replace(manifest, graphs={"double": graph}))
+    with pytest.raises(BundleError, match=r"it has double\. It is int8, for ONNX Runtime's CPU: export in fp32\."):
+        Bundle.open(folder).graph("vision_standard")
 
 
 hostile = st.text() | st.lists(st.sampled_from(["..", ".", "", "a", "/", "\\", "C:", "\0"])).map("/".join)
@@ -197,6 +204,6 @@ def test_list_files_leaves_out_only_the_manifest_itself(folder: Path) -> None:
 
 def test_write_manifest_replaces_and_leaves_nothing_behind(folder: Path, manifest: Manifest) -> None:
     before = sorted(folder.iterdir())
-    write_manifest(folder, msgspec.structs.replace(manifest, precision="fp16"))
-    assert Bundle.open(folder).manifest.precision == "fp16"
+    write_manifest(folder, msgspec.structs.replace(manifest, family="llava"))
+    assert Bundle.open(folder).manifest.family == "llava"
     assert sorted(folder.iterdir()) == before

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foveate.engines import SCHEMA_VERSION, Bundle, BundleError, Manifest
+from foveate.engines import SCHEMA_VERSION, Bundle, BundleError, GraphSpec, Manifest
 from foveate.engines.format.manifest import decode_manifest, encode_manifest
 from foveate.engines.format.reseal import reseal
 from foveate.engines.format.seal import KEY, seal
@@ -58,11 +58,17 @@ def test_a_default_may_be_left_out() -> None:
     assert decode_manifest(sealed(document), "m").prompt.max_new_tokens == 64
 
 
-@pytest.mark.parametrize(("kind", "selector"), [("trained", "learned"), ("attention", "attention")])
-def test_an_older_bundle_chooses_as_it_did(kind: str, selector: str) -> None:
-    document = json.loads(altered("scorer.kind", kind))
-    del document["scorer"]["selector"]
-    assert decode_manifest(sealed(document), "m").scorer.default_selector == selector
+@pytest.mark.parametrize(
+    ("graphs", "text"),
+    [
+        ({"vision": "int8", "score": "fp32", "decoder": "int8"}, "int8"),
+        ({"vision": "int8", "decoder": "int4", "decoder_prefill": "int8"}, "vision int8, decoder int4"),
+        ({"double": "fp32"}, "fp32"),
+    ],
+)
+def test_precision_is_told_of_the_parts(manifest: Manifest, graphs: dict[str, str], text: str) -> None:
+    specs = {name: GraphSpec(name, f"graphs/{name}.onnx", (), (), precision) for name, precision in graphs.items()}
+    assert msgspec.structs.replace(manifest, graphs=specs).precision == text
 
 
 @pytest.mark.parametrize("where", ["surprise", "source.surprise", "decoder.surprise", "prompt.surprise", "scorer.surprise"])
@@ -98,6 +104,7 @@ def test_other_schema_version(version: Any) -> None:
         ("prompt.pad_token_id", -1),
         ("prompt.eos_token_ids", [-1]),
         ("source.sha256", "0" * 63),
+        ("graphs.double.precision", "fp16"),
         ("files", {"a": {"sha256": "0" * 64, "size_bytes": -1}}),
         ("graphs", []),
     ],
@@ -136,12 +143,12 @@ def test_every_flipped_bit_is_refused() -> None:
 
 def test_an_edit_by_hand_says_what_to_do_and_that_works(folder: Path, manifest: Manifest) -> None:
     file = folder / "manifest.json"
-    file.write_text(json.dumps({**json.loads(file.read_bytes()), "precision": "int8"}))
+    file.write_text(json.dumps({**json.loads(file.read_bytes()), "family": "llava"}))
     with pytest.raises(BundleError, match=r"was changed after .* run: python -m foveate.engines.format.reseal ") as caught:
         Bundle.open(folder)
     command = shlex.split(str(caught.value).rpartition("run: ")[2])
     subprocess.run([sys.executable, *command[1:]], check=True)
-    assert Bundle.open(folder).manifest == msgspec.structs.replace(manifest, precision="int8")
+    assert Bundle.open(folder).manifest == msgspec.structs.replace(manifest, family="llava")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 import foveate
 from foveate.cli import main
-from foveate.engines import BACKENDS
+from foveate.engines import BACKENDS, DECODERS
 from foveate.exporter.families import FAMILIES
 from foveate.runtime.processors import PROCESSORS
 
@@ -95,7 +95,9 @@ def test_unknown_public_name() -> None:
         foveate.surprise  # noqa: B018
 
 
-@pytest.mark.parametrize("registry", [BACKENDS, FAMILIES, PROCESSORS], ids=["backends", "families", "processors"])
+@pytest.mark.parametrize(
+    "registry", [BACKENDS, DECODERS, FAMILIES, PROCESSORS], ids=["backends", "decoders", "families", "processors"]
+)
 def test_registries_name_what_exists(registry: dict[str, str]) -> None:
     for target in registry.values():
         module, _, name = target.partition(":")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +40,11 @@ DECODERS = ("decoder", "decoder_standard", DECODER_PREFILL)
 """What answers: a decoder on its own, or `decoder` on the cache that `decoder_prefill` filled."""
 
 
-def export_text(checkpoint: Path, folder: Path) -> Bundle:
-    """The bundle of a `LlamaForCausalLM` or `Qwen2ForCausalLM`: the graphs that every family shares, less `score`."""
+def export_text(checkpoint: Path, folder: Path, names: Collection[str] = ("embed", *DECODERS)) -> Bundle:
+    """The bundle of a `LlamaForCausalLM` or `Qwen2ForCausalLM`: of the graphs that every family shares those of these names."""
     source = Checkpoint.open(checkpoint)
     config = read_decoder(source.config, checkpoint / "config.json")
-    graphs = [graph for graph in text_graphs(TextDecoder(config), None) if graph.spec.name in ("embed", *DECODERS)]
+    graphs = [graph for graph in text_graphs(TextDecoder(config), None) if graph.spec.name in names]
     (folder / "graphs").mkdir(parents=True)
     weights = resolve_weights([graph.module for graph in graphs], source, _checkpoint_keys)
     stored = write_weights(weights, folder / "graphs" / "weights.safetensors")

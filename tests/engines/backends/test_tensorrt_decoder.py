@@ -35,10 +35,10 @@ class Decoding:
         self._table = table
         self.cache = self._decoder.new_cache(2, CAPACITY)
 
-    def prefill(self, ids: np.ndarray = PROMPTS) -> np.ndarray:
+    def prefill(self, ids: np.ndarray = PROMPTS, slots: slice = slice(None)) -> np.ndarray:
         positions = np.ascontiguousarray(np.broadcast_to(np.arange(ids.shape[1]), (3, *ids.shape)))
         lengths = (ids > 0).sum(axis=1, dtype=np.int32)
-        return self._decoder.prefill(self.cache, self._embed(ids), positions, lengths).logits.copy()
+        return self._decoder.prefill(self.cache[slots], self._embed(ids), positions, lengths).logits.copy()
 
     def step(self, logits: np.ndarray) -> np.ndarray:
         """Greedy."""
@@ -65,7 +65,10 @@ class Decoder:
         self.table = np.random.default_rng(0).normal(size=(512, 128)).astype(np.float32)
 
     def reference(self) -> list[np.ndarray]:
-        return self.start_on(open_session(self._bundle, "decoder_standard")).answer()
+        return self.reference_loop().answer()
+
+    def reference_loop(self) -> Decoding:
+        return self.start_on(open_session(self._bundle, "decoder_standard"))
 
     def open(self, device: Device, precision: str = "fp32", host: frozenset[str] = HOST) -> TensorRTSession:
         spec = self._bundle.graph("decoder_standard")
@@ -112,6 +115,19 @@ class TestDecoder:
         decoding = decoder.start(device, "fp16")
         assert {array.dtype.name for array in decoding.cache.past.values()} == {"float16"}
         assert_same(decoding.answer(), reference, tolerance=0.02)
+
+    def test_a_slot_is_filled_beside_another(self, device: Device, decoder: Decoder) -> None:
+        plain, decoding = decoder.reference_loop(), decoder.start(device)
+        for one in (plain, decoding):
+            one.step(one.prefill())
+            one.cache[1:].clear()
+        before = {name: np.asarray(array)[0] for name, array in decoding.cache.past.items()}
+        with device.cuda.counted() as counts:
+            assert_same([decoding.prefill(PROMPTS[:1], slice(1, 2))], [plain.prefill(PROMPTS[:1], slice(1, 2))])
+        assert counts["device_to_device"] == 6 * 128 * 4  # the embeddings: a view of the slot is written in place
+        for name, array in decoding.cache.past.items():
+            np.testing.assert_array_equal(np.asarray(array)[0], before[name])
+        assert decoding.cache.lengths.tolist() == [7, 6]
 
     def test_a_warm_step_allocates_nothing_and_moves_no_cache(self, device: Device, decoder: Decoder) -> None:
         decoding = decoder.start(device)

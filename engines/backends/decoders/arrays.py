@@ -16,6 +16,8 @@ from foveate.engines.format.cache import BLOCK_TOKENS, whole
 from foveate.engines.format.manifest import DecoderEntry
 from foveate.engines.format.names import PAST, PRESENT
 
+_ALL = slice(None)
+
 
 class ArrayCache:
     """Keys and values of every layer, `[slots, num_key_value_heads, capacity, head_dim]` each, and what else a step writes.
@@ -88,11 +90,11 @@ class ArrayCache:
             self._spoilt[:] = False
         self._held[:] = 0
 
-    def check_room(self, tokens: int) -> None:
-        """Raises where a slot can't hold so many more tokens: a graph would write beyond it.
+    def total_with(self, tokens: int) -> int:
+        """Tokens of the fullest slot once a run has appended so many.
 
         Raises:
-            BackendError: it can't.
+            BackendError: they do not fit; the graph would write beyond the slot.
         """
         held = int(self._held.max())
         if held + tokens > self.capacity_tokens:
@@ -100,10 +102,11 @@ class ArrayCache:
                 f"a slot of the KV cache holds {held} tokens, {tokens} more do not fit into {self.capacity_tokens}. "
                 "Make the cache for more tokens, or clear the slot."
             )
+        return held + tokens
 
-    def hold(self, lengths: np.ndarray, following: NextTokens) -> None:
-        """Notes what a run left: `lengths [slots]`."""
-        self._held[:] = lengths
+    def grow(self, slots: slice | Sequence[int], tokens: np.ndarray | int, following: NextTokens) -> None:
+        """Notes what a run left behind."""
+        self._held[slots] += tokens
         np.logical_or(self._spoilt, following.likeliest < 0, out=self._spoilt)
 
 
@@ -143,10 +146,10 @@ class ArrayDecoder(ABC):
     ) -> NextTokens:
         """See `Decoder`."""
         own, sequence = _own(cache), inputs_embeds.shape[1]
-        own.check_room(sequence)
-        new = np.full(own.slots, sequence, np.int32) if lengths is None else lengths
-        following = self._append(own, inputs_embeds, position_ids, new)
-        own.hold(own.lengths + new, following)
+        total = own.total_with(sequence)
+        lengths = np.full(own.slots, sequence, np.int32) if lengths is None else lengths
+        following = self._append(own, inputs_embeds, position_ids, lengths - np.int32(1), total)
+        own.grow(_ALL, lengths, following)
         return following
 
     def step(
@@ -154,16 +157,24 @@ class ArrayDecoder(ABC):
     ) -> NextTokens:
         """See `Decoder`. Behind what a standing slot holds something is written too, unread: it may not be full either."""
         own = _own(cache)
-        own.check_room(1)
-        following = self._append(own, inputs_embeds, position_ids, np.ones(own.slots, np.int32))
-        after = own.lengths.copy()
-        after[slice(None) if moving is None else moving] += 1
-        own.hold(after, following)
+        total = own.total_with(1)
+        following = self._append(own, inputs_embeds, position_ids, np.zeros(own.slots, np.int32), total)
+        own.grow(_ALL if moving is None else moving, 1, following)
         return following
 
     @abstractmethod
-    def _append(self, cache: ArrayCache, inputs_embeds: Array, position_ids: np.ndarray, new: np.ndarray) -> NextTokens:
-        """Runs the graph on tokens `[slots, sequence]`, of which the first `new [slots]` int32 of each slot are real."""
+    def _append(
+        self, cache: ArrayCache, inputs_embeds: Array, position_ids: np.ndarray, last: np.ndarray, total: int
+    ) -> NextTokens:
+        """Runs the graph.
+
+        Args:
+            cache: that the tokens go to, behind what it holds.
+            inputs_embeds: `[slots, sequence, hidden_size]`.
+            position_ids: `[position_axes, slots, sequence]` int64.
+            last: `[slots]` int32, index of the last real token of each row.
+            total: tokens of the fullest slot with all of `sequence`.
+        """
         ...
 
     def _run(
@@ -171,14 +182,14 @@ class ArrayDecoder(ABC):
         cache: ArrayCache,
         inputs_embeds: Array,
         position_ids: np.ndarray,
-        last_indices: np.ndarray,
+        last: np.ndarray,
         places: Mapping[str, np.ndarray],
     ) -> NextTokens:
         """One run of the graph; `places` says where in the cache the tokens go."""
         feeds = {
             "inputs_embeds": inputs_embeds,
             "position_ids": position_ids,
-            "last_indices": last_indices.astype(np.int64, copy=False),
+            "last_indices": last.astype(np.int64),
         }
         outputs = self._session.run({**feeds, **places, **cache.past}, cache.buffers)
         return NextTokens(outputs["logits"], np.asarray(outputs["likeliest_tokens"]))

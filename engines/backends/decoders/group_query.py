@@ -33,31 +33,39 @@ class GroupQueryAttention(ArrayDecoder):
         """The driver of a bundle's sessions by the names of their graphs."""
         return cls(graphs[DECODER], entry, graphs.get(DECODER_PREFILL))
 
-    def _append(self, cache: ArrayCache, inputs_embeds: Array, position_ids: np.ndarray, new: np.ndarray) -> NextTokens:
-        sequence, held, last = inputs_embeds.shape[1], cache.lengths, new - 1
-        if sequence > 1 and held.any():
-            _check_chunk(cache, sequence, new)
+    def _append(
+        self, cache: ArrayCache, inputs_embeds: Array, position_ids: np.ndarray, last: np.ndarray, total: int
+    ) -> NextTokens:
+        sequence = inputs_embeds.shape[1]
+        if sequence > 1 and total > sequence:
+            _check_chunk(cache, sequence, last + 1)
+        places = _places(cache.lengths + last, total)
         if sequence > 1 and self._prefill is not None:
-            self._fill(self._prefill, np.asarray(inputs_embeds)[:, :-1], position_ids[:, :, :-1], cache, new)
+            self._fill(self._prefill, np.asarray(inputs_embeds)[:, :-1], position_ids[:, :, :-1], cache, last, total)
             rows = np.arange(cache.slots)
             inputs_embeds, position_ids = np.asarray(inputs_embeds)[rows, last, None], position_ids[:, rows, last, None]
-            sequence, held, last = 1, held + last, np.zeros_like(last)
-            new = np.ones_like(last)
-        return self._run(cache, inputs_embeds, position_ids, last, _places(held, new, sequence))
+            last = np.zeros_like(last)
+        return self._run(cache, inputs_embeds, position_ids, last, places)
 
     def _fill(
-        self, session: Session, inputs_embeds: np.ndarray, position_ids: np.ndarray, cache: ArrayCache, new: np.ndarray
+        self,
+        session: Session,
+        inputs_embeds: np.ndarray,
+        position_ids: np.ndarray,
+        cache: ArrayCache,
+        last: np.ndarray,
+        total: int,
     ) -> None:
         """Appends all but the last token of the longest row. Of shorter ones it may take the last token too: `decoder` writes
         that once more."""
-        sequence = inputs_embeds.shape[1]
-        places = _places(cache.lengths, np.minimum(new, sequence), sequence)
+        places = _places(cache.lengths + np.minimum(last, inputs_embeds.shape[1] - 1), total - 1)
         session.run({"inputs_embeds": inputs_embeds, "position_ids": position_ids, **places, **cache.past}, cache.presents)
 
 
-def _places(held: np.ndarray, new: np.ndarray, sequence: int) -> dict[str, np.ndarray]:
-    """Of `held [slots]` and `new [slots]` tokens; the operator takes a sequence as long as the total for one from the start."""
-    return {"seqlens_k": held + new - np.int32(1), "total_sequence_length": np.array(held.max() + sequence, np.int32)}
+def _places(last: np.ndarray, total: int) -> dict[str, np.ndarray]:
+    """Where the last token of each slot lies `[slots]`, and the total of the fullest: the operator takes a sequence as long as
+    that for one from the start."""
+    return {"seqlens_k": last, "total_sequence_length": np.array(total, np.int32)}
 
 
 def _check_chunk(cache: ArrayCache, sequence: int, new: np.ndarray) -> None:

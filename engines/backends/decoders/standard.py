@@ -23,10 +23,10 @@ class StandardAttention(ArrayDecoder):
         """The driver of a bundle's sessions by the names of their graphs."""
         return cls(graphs[DECODER_STANDARD], entry)
 
-    def _append(self, cache: ArrayCache, inputs_embeds: Array, position_ids: np.ndarray, new: np.ndarray) -> NextTokens:
-        sequence = inputs_embeds.shape[1]
-        seen = int(cache.lengths.max()) + sequence
-        if sequence == 1:
-            seen = min(whole(seen, WINDOW_TOKENS), cache.capacity_tokens)
+    def _append(
+        self, cache: ArrayCache, inputs_embeds: Array, position_ids: np.ndarray, last: np.ndarray, total: int
+    ) -> NextTokens:
+        is_step = inputs_embeds.shape[1] == 1
+        seen = min(whole(total, WINDOW_TOKENS), cache.capacity_tokens) if is_step else total
         places = {"write_indices": cache.lengths.astype(np.int64), "cache_indices": np.arange(seen)}
-        return self._run(cache, inputs_embeds, position_ids, new - 1, places)
+        return self._run(cache, inputs_embeds, position_ids, last, places)

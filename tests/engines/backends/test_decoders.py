@@ -134,12 +134,13 @@ def test_a_slot_among_filled_ones_is_as_if_alone(driven: Driven) -> None:
     assert cache.lengths.tolist() == [9, 12, 7, 1]
 
 
-def test_some_slots_are_filled_in_one_padded_run(driven: Driven) -> None:
+@pytest.mark.parametrize("lengths", [(6, 2), (4, 5)])
+def test_some_slots_are_filled_in_one_padded_run(lengths: tuple[int, int], driven: Driven) -> None:
     cache = driven.cache(3)
     prompts = driven.embeds(2, 6)
-    found = driven.prefill(cache[1:3], prompts, [6, 2])
-    assert cache.lengths.tolist() == [0, 6, 2]
-    for row, length in enumerate((6, 2)):
+    found = driven.prefill(cache[1:3], prompts, lengths)
+    assert cache.lengths.tolist() == [0, *lengths]
+    for row, length in enumerate(lengths):
         assert_close(found[row], driven.prefill(driven.cache(1), prompts[row : row + 1, :length])[0])
 
 

@@ -1,5 +1,7 @@
 """The bundle format, and the backends that run its graphs."""
 
+from foveate.engines.backends.decoders.opening import DECODERS, open_decoder
+from foveate.engines.backends.decoders.protocol import NAN_LOGITS, Decoder, KVCache, NextTokens
 from foveate.engines.backends.environment import describe_environment
 from foveate.engines.backends.feeds import check_buffers, check_feeds
 from foveate.engines.backends.memory import Array, HostMemory, Memory
@@ -47,7 +49,9 @@ from foveate.engines.system.resident import reset_peak, resident_bytes
 
 __all__ = [
     "BACKENDS",
+    "DECODERS",
     "DECODER_PREFILL",
+    "NAN_LOGITS",
     "NEIGHBOURS",
     "SCHEMA_VERSION",
     "Array",
@@ -55,6 +59,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "DataError",
+    "Decoder",
     "DecoderEntry",
     "Environment",
     "ExportError",
@@ -65,6 +70,7 @@ __all__ = [
     "GraphSpec",
     "Grid",
     "HostMemory",
+    "KVCache",
     "LabelError",
     "LatencyEntry",
     "LatencyPoint",
@@ -72,6 +78,7 @@ __all__ = [
     "Manifest",
     "Memory",
     "MissingPackageError",
+    "NextTokens",
     "OptionError",
     "ParityError",
     "Place",
@@ -100,6 +107,7 @@ __all__ = [
     "missing_package",
     "needed_package",
     "new_folder",
+    "open_decoder",
     "open_session",
     "open_sessions",
     "read_latencies",

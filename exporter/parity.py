@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
 
-from foveate.engines import DECODER_PREFILL, Array, Bundle, ParityError, Session, find_neighbours, open_session
-from foveate.engines.format.names import PAST
+from foveate.engines import (
+    Array,
+    Bundle,
+    Decoder,
+    NextTokens,
+    ParityError,
+    Session,
+    find_neighbours,
+    open_decoder,
+    open_session,
+)
+from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.scorer.features import FirstLayer
 from foveate.exporter.scorer.network import Scorer
@@ -212,117 +220,34 @@ def _compare_embed(examples: _Examples, session: Session) -> Iterator[_Compared]
         yield "inputs_embeds", case, session.run(feeds)["inputs_embeds"], expected
 
 
-def _compare_decoder(
-    examples: _Examples, session: Session, make_cache: Callable[[Session, int, int], Cache]
-) -> Iterator[_Compared]:
+def _compare_decoder(examples: _Examples, *sessions: Session) -> Iterator[_Compared]:
+    decoder = open_decoder(sessions, examples.bundle.manifest.decoder)
     for lengths in ((7,), (5, 9)):
         total = max(lengths) + _DECODE_STEPS
         embeds, positions = examples.embeds(len(lengths), total), examples.position_ids(len(lengths), total)
         reference = [examples.logits(embeds[row], positions[:, row]) for row in range(len(lengths))]
-        cache = make_cache(session, len(lengths), total)
-        for step in range(_DECODE_STEPS + 1):
-            got = cache.step(*_step_inputs(embeds, positions, np.array(lengths), step))
+        for step, got in enumerate(_decode(decoder, embeds, positions, np.array(lengths, np.int32))):
             expected = np.stack([logits[length - 1 + step] for logits, length in zip(reference, lengths, strict=True)])
             case = f"{f'decode step {step}' if step else 'prefill'} of prompts of {' and '.join(map(str, lengths))} tokens"
-            yield "logits", case, got["logits"], expected
+            yield "logits", case, got.logits.copy(), expected
             # Another token will do where the reference holds both for equally likely.
-            chosen = np.take_along_axis(expected, np.asarray(got["likeliest_tokens"])[:, None], axis=1)[:, 0]
+            chosen = np.take_along_axis(expected, got.likeliest[:, None], axis=1)[:, 0]
             yield "likeliest_tokens", case, chosen, expected.max(axis=1)
 
 
 def _compare_prefill(examples: _Examples, session: Session) -> Iterator[_Compared]:
     """By what `decoder` makes of the cache that it filled."""
-    decoder = open_session(examples.bundle, "decoder")
-    yield from _compare_decoder(examples, decoder, partial(PrefilledCache, session))
+    decoder = open_session(examples.bundle, DECODER)
+    yield from _compare_decoder(examples, decoder, session)
     decoder.close()
 
 
-def _step_inputs(embeds: np.ndarray, positions: np.ndarray, lengths: np.ndarray, step: int) -> tuple[np.ndarray, ...]:
-    """Embeddings, positions and which tokens are real: the right-padded prompts for step 0, then one token each."""
-    if step == 0:
-        longest = lengths.max()
-        return embeds[:, :longest], positions[:, :, :longest], np.arange(longest) < lengths[:, None]
-    rows, tokens = np.arange(len(lengths)), lengths + step - 1
-    return embeds[rows, tokens][:, None], positions[:, rows, tokens][:, :, None], np.ones((len(lengths), 1), dtype=bool)
-
-
-class Cache(Protocol):
-    def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> Mapping[str, Array]:
-        """Runs the decoder once; its outputs are those of the last real token of each row."""
-        ...
-
-
-class SharedCache:
-    """For `decoder`: a buffer of `capacity` tokens that is past and present at once."""
-
-    def __init__(self, session: Session, batch: int, capacity: int) -> None:
-        self._session = session
-        self._past = _empty_past(session, batch, capacity)
-        self.lengths = np.zeros(batch, dtype=np.int32)
-
-    def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> Mapping[str, Array]:
-        self.lengths += real.sum(axis=1, dtype=np.int32)
-        return self.run(self._session, _decoder_feeds(inputs_embeds, position_ids, real))
-
-    def run(self, session: Session, feeds: Mapping[str, Array]) -> Mapping[str, Array]:
-        """Runs a session that leaves `lengths` tokens in the buffer."""
-        lengths = {"seqlens_k": self.lengths - 1, "total_sequence_length": np.array(self.lengths.max())}
-        return session.run({**feeds, **lengths, **self._past}, _presents(self._past))
-
-
-class PrefilledCache:
-    """For `decoder_prefill` and `decoder`: the one takes the prompts but for the last token of the longest, the other the last
-    tokens and what follows; see `SharedCache`."""
-
-    def __init__(self, prefill: Session, decoder: Session, batch: int, capacity: int) -> None:
-        self._prefill = prefill
-        self._decoder = SharedCache(decoder, batch, capacity)
-
-    def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> Mapping[str, Array]:
-        if real.shape[1] == 1:
-            return self._decoder.step(inputs_embeds, position_ids, real)
-        self._decoder.lengths[:] = real[:, :-1].sum(axis=1)
-        self._decoder.run(self._prefill, {"inputs_embeds": inputs_embeds[:, :-1], "position_ids": position_ids[:, :, :-1]})
-        rows, last = np.arange(len(real)), real.sum(axis=1) - 1
-        self._decoder.lengths[:] = last
-        tokens = inputs_embeds[rows, last][:, None], position_ids[:, rows, last][:, :, None]
-        return self._decoder.step(*tokens, np.ones((len(last), 1), dtype=bool))
-
-
-class ScatterCache:
-    """For `decoder_standard`: the same buffer, written at the number of tokens that it holds; see `SharedCache`."""
-
-    def __init__(self, session: Session, batch: int, capacity: int) -> None:
-        self._session = session
-        self._past = _empty_past(session, batch, capacity)
-        self._lengths = np.zeros(batch, dtype=np.int64)
-
-    def step(self, inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> Mapping[str, Array]:
-        feeds = {
-            **_decoder_feeds(inputs_embeds, position_ids, real),
-            "write_indices": self._lengths,
-            "cache_indices": np.arange(self._lengths.max() + real.shape[1]),
-            **self._past,
-        }
-        outputs = self._session.run(feeds, _presents(self._past))
-        self._lengths += real.sum(axis=1)
-        return outputs
-
-
-def _presents(past: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same arrays by the names of the outputs: the graph updates them in place."""
-    return {name.replace(PAST, "present."): value for name, value in past.items()}
-
-
-def _decoder_feeds(inputs_embeds: np.ndarray, position_ids: np.ndarray, real: np.ndarray) -> Mapping[str, Array]:
-    return {"inputs_embeds": inputs_embeds, "position_ids": position_ids, "last_indices": real.sum(axis=1) - 1}
-
-
-def _empty_past(session: Session, batch: int, length: int) -> dict[str, np.ndarray]:
-    specs = [tensor for tensor in session.spec.inputs if tensor.name.startswith(PAST)]
-    return {
-        tensor.name: np.zeros((batch, int(tensor.shape[1]), length, int(tensor.shape[3])), dtype=np.float32) for tensor in specs
-    }
+def _decode(decoder: Decoder, embeds: np.ndarray, positions: np.ndarray, lengths: np.ndarray) -> Iterator[NextTokens]:
+    """The prompts of `lengths` first, padded, then one token of each row at a time."""
+    cache, longest, rows = decoder.new_cache(len(lengths), embeds.shape[1]), lengths.max(), np.arange(len(lengths))
+    yield decoder.prefill(cache, embeds[:, :longest], positions[:, :, :longest], lengths)
+    for _ in range(_DECODE_STEPS):
+        yield decoder.step(cache, embeds[rows, cache.lengths, None], positions[:, rows, cache.lengths, None])
 
 
 _COMPARISONS: dict[str, Callable[[_Examples, Session], Iterator[_Compared]]] = {
@@ -330,7 +255,7 @@ _COMPARISONS: dict[str, Callable[[_Examples, Session], Iterator[_Compared]]] = {
     "vision_standard": _compare_vision,
     "score": _compare_score,
     "embed": _compare_embed,
-    "decoder": partial(_compare_decoder, make_cache=SharedCache),
+    DECODER: _compare_decoder,
     DECODER_PREFILL: _compare_prefill,
-    "decoder_standard": partial(_compare_decoder, make_cache=ScatterCache),
+    DECODER_STANDARD: _compare_decoder,
 }

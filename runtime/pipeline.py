@@ -15,7 +15,6 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import (
-    DECODER_PREFILL,
     Array,
     Bundle,
     BundleError,
@@ -29,14 +28,15 @@ from foveate.engines import (
     describe_environment,
     find_neighbours,
     make_placement,
+    open_decoder,
     open_sessions,
 )
 from foveate.engines.errors import shown
 from foveate.engines.format.names import EMBED
 from foveate.engines.format.processors import read_constants
 from foveate.engines.system.steady import steadily
-from foveate.runtime.batch import pad, prune
-from foveate.runtime.decode import Row, decode
+from foveate.runtime.batch import Pruned, pad, prune
+from foveate.runtime.decode import decode
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
 from foveate.runtime.logits import LogitsProcessor
@@ -44,8 +44,9 @@ from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
 from foveate.runtime.sampling import Sampling
 from foveate.runtime.select import Policy, Relevance, Selection, Selector, keep_everything, resolve_selector, select
+from foveate.runtime.sequence import TokenSequence, describe
 from foveate.runtime.stages import Stopwatch
-from foveate.runtime.stream import Job, Stream, enough_memory
+from foveate.runtime.stream import Stream, enough_memory
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 from foveate.runtime.types import Answer, Encoded, Prepared, Request
@@ -146,9 +147,9 @@ class Pipeline:
         self._prepare = Preparer(manifest.family, manifest.prompt, constants, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
-        prefill = sessions.get(DECODER_PREFILL)
-        self._text_model = TextModel(sessions["embed"], sessions["decoder"], manifest.decoder, prefill)
-        limit = min(manifest.decoder.max_position_embeddings, self._text_model.capacity_tokens or sys.maxsize)
+        decoder = open_decoder(sessions.values(), manifest.decoder)
+        self._text_model = TextModel(sessions["embed"], decoder, manifest.decoder.position_axes)
+        limit = min(manifest.decoder.max_position_embeddings, decoder.capacity_tokens or sys.maxsize)
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)
 
     @property
@@ -224,20 +225,21 @@ class Pipeline:
     @enough_memory()
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:
         """Every stage up to the logits of the first token."""
-        jobs = [self._admit(request, known) for request, known in zip(requests, encoded, strict=True)]
-        batch = pad([job.prompt for job in jobs], self.manifest.prompt.pad_token_id)
-        cache = self._text_model.new_cache(len(jobs), max(job.cache_tokens for job in jobs))
+        sequences = [self._admit(request, known) for request, known in zip(requests, encoded, strict=True)]
+        batch = pad([sequence.take_prompt() for sequence in sequences], self.manifest.prompt.pad_token_id)
+        cache = self._text_model.decoder.new_cache(len(sequences), max(sequence.cache_tokens for sequence in sequences))
         stopwatch = Stopwatch()
         with stopwatch("embed"):
             inputs_embeds = self._text_model.embed(batch)
             self._wait()
         with stopwatch("prefill"):
-            following = self._text_model.prefill(inputs_embeds, batch, cache)
-        rows = [self._row(index, job) for index, job in enumerate(jobs)]
-        chunks = decode(self._text_model, rows, batch.next_positions, following, cache)
-        return Stream(jobs, rows, chunks, stopwatch.stage_ms, cache.nbytes // len(jobs))
+            following = self._text_model.prefill(cache, inputs_embeds, batch)
+        for index, sequence in enumerate(sequences):
+            sequence.index = index
+            sequence.stage_ms |= stopwatch.stage_ms
+        return Stream(sequences, decode(self._text_model, cache, sequences, following), cache.nbytes // len(sequences))
 
-    def _admit(self, request: Request, encoded: Encoded | None) -> Job:
+    def _admit(self, request: Request, encoded: Encoded | None) -> TokenSequence:
         """The stages that each request goes through on its own."""
         selector = self.selector(request.select)
         request = replace(request, sampling=self._sampling(request))
@@ -264,10 +266,11 @@ class Pipeline:
             if relevance is not None:
                 visual_embeds = self._text_model.bring(selector.embeds(relevance, selection.keep_indices))
             prompt = prune(prepared, visual_embeds, selection)
-        max_new_tokens = self._max_new_tokens(request)
-        self._check_length(len(prompt.input_ids), max_new_tokens)
-        stage_ms = {**encoded.stage_ms, **stopwatch.stage_ms}
-        return Job(request, prompt, selection, prepared, max_new_tokens, stage_ms, planned.predicted_ttft_ms)
+        self._check_length(len(prompt.input_ids), self._max_new_tokens(request))
+        sequence = self._sequence(request, prepared, prompt)
+        sequence.stage_ms = {**encoded.stage_ms, **stopwatch.stage_ms}
+        sequence.facts = describe(prepared, selection, planned.predicted_ttft_ms)
+        return sequence
 
     def prepare(self, request: Request) -> Prepared:
         """Images and videos to patches, messages to token ids and positions.
@@ -318,8 +321,8 @@ class Pipeline:
         selection = selection or keep_everything(prepared.num_visual_tokens, "")
         prompt = prune(prepared, self._text_model.bring(visual_embeds), selection)
         batch = pad([prompt], self.manifest.prompt.pad_token_id)
-        cache = self._text_model.new_cache(1, len(prompt.input_ids))
-        logits: np.ndarray = self._text_model.prefill(self._text_model.embed(batch), batch, cache).logits[0]
+        cache = self._text_model.decoder.new_cache(1, len(prompt.input_ids))
+        logits: np.ndarray = self._text_model.prefill(cache, self._text_model.embed(batch), batch).logits[0]
         return logits
 
     def _run_score(self, prepared: Prepared, visual_embeds: Array) -> Mapping[str, Array]:
@@ -376,18 +379,17 @@ class Pipeline:
             raise RequestError(f"the sampling names token {beyond[0]}, the model has 0 to {vocab_size - 1}. Take it out.")
         return given.over(self.manifest.prompt.generation)
 
-    def _row(self, index: int, job: Job) -> Row:
-        request, entry = job.request, self.manifest.prompt
-        sampling = request.sampling
+    def _sequence(self, request: Request, prepared: Prepared, prompt: Pruned) -> TokenSequence:
+        sampling, entry = request.sampling, self.manifest.prompt
         stop = entry.generation.stop_strings if request.stop is None else request.stop
         eos_token_ids = () if request.ignore_eos else entry.eos_token_ids
-        processor = self._processor(sampling, job.prepared, eos_token_ids)
-        return Row(
-            index,
-            sampling.sampler() if sampling.temperature else None,
+        processor = self._processor(sampling, prepared, eos_token_ids)
+        return TokenSequence(
+            prompt,
             TextStream(self._tokenizer, stop),
             eos_token_ids,
-            job.max_new_tokens,
+            self._max_new_tokens(request),
+            sampling.sampler() if sampling.temperature else None,
             processor if processor.changes else None,
             [token for text in stop if (token := self._special_token(text)) is not None],
         )

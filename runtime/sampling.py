@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from foveate.engines import BackendError, GenerationEntry, RequestError
+from foveate.engines import NAN_LOGITS, BackendError, GenerationEntry, RequestError
 from foveate.runtime.values import flag, items, number, settle, share, token_ids, whole
 
 Sampler = Callable[[np.ndarray], int]
 """Draws a token from `logits [vocab_size]`."""
-
-NAN_LOGITS = "the decoder gave NaN logits. Export or build the bundle again at a higher precision."
 
 
 @dataclass(frozen=True)

@@ -4,61 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 from foveate.engines import MachineError, RequestError
-from foveate.runtime.batch import Pruned
-from foveate.runtime.decode import Row
-from foveate.runtime.select import Selection
+from foveate.runtime.sequence import TokenSequence
 from foveate.runtime.stages import Timings
-from foveate.runtime.types import Answer, Chunk, Prepared, Request
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A request that is ready for the text model; `stage_ms` has what its own stages took, `predicted_ttft_ms` what was
-    expected where its budget is in milliseconds."""
-
-    request: Request
-    prompt: Pruned
-    selection: Selection
-    prepared: Prepared
-    max_new_tokens: int
-    stage_ms: Mapping[str, float]
-    predicted_ttft_ms: float | None = None
-
-    @property
-    def cache_tokens(self) -> int:
-        return len(self.prompt.input_ids) + self.max_new_tokens
-
-    def facts(self) -> dict[str, Any]:
-        """What its answer says about it, without the images and patches, which may be larger than the KV cache: the pictures
-        stay where `Answer.explain` can draw something on them."""
-        pictures, selection = self.prepared.pictures, self.selection
-        explained = selection.scores is not None or len(selection.keep_indices) < selection.num_visual_tokens
-        return {
-            "selection": selection,
-            "grids": self.prepared.grids,
-            "prompt_tokens": len(self.prompt.input_ids),
-            "predicted_ttft_ms": self.predicted_ttft_ms,
-            "frame_seconds": tuple(picture.seconds for picture in pictures if picture.seconds is not None),
-            "resized": self.prepared.resized,
-            "pictures": pictures if explained else (),
-        }
+from foveate.runtime.types import Answer, Chunk
 
 
 class Stream:
     """The answers of a batch: iterating draws tokens, `answers` draws the rest. For one thread at a time."""
 
-    def __init__(
-        self, jobs: Sequence[Job], rows: Sequence[Row], chunks: Iterator[Chunk], stage_ms: Mapping[str, float], kv_bytes: int
-    ) -> None:
-        self._facts = [job.facts() for job in jobs]
-        self._stage_ms = [{**job.stage_ms, **stage_ms} for job in jobs]
-        self._rows = rows
+    def __init__(self, sequences: Sequence[TokenSequence], chunks: Iterator[Chunk], kv_bytes: int) -> None:
+        self._sequences = sequences
         self._chunks = chunks
         self._kv_bytes = kv_bytes
         self._owner = threading.Lock()
@@ -85,7 +44,7 @@ class Stream:
     def answers(self) -> list[Answer]:
         """The finished answers, one per request; draws what was not drawn yet, and raises what that raises."""
         deque(self, maxlen=0)
-        return [self._answer(index, row) for index, row in enumerate(self._rows)]
+        return [self._answer(sequence) for sequence in self._sequences]
 
     def _draw(self) -> Chunk:
         if self._failure is not None:  # the generator is over, and what was drawn is no answer
@@ -99,14 +58,15 @@ class Stream:
             self._failure = error
             raise
 
-    def _answer(self, index: int, row: Row) -> Answer:
+    def _answer(self, sequence: TokenSequence) -> Answer:
         return Answer(
-            text="".join(row.pieces),
-            tokens=tuple(row.tokens),
-            finish_reason=row.finish_reason or "",
-            timings=Timings(**self._stage_ms[index], decode_ms=tuple(row.decode_ms)),
+            text="".join(sequence.pieces),
+            tokens=tuple(sequence.tokens),
+            finish_reason=sequence.finish_reason or "",
+            timings=Timings(**sequence.stage_ms, decode_ms=tuple(sequence.decode_ms)),
             kv_bytes=self._kv_bytes,
-            **self._facts[index],
+            prompt_tokens=sequence.prompt_tokens,
+            **sequence.facts,
         )
 
 

@@ -19,7 +19,7 @@ from click.testing import CliRunner
 
 import foveate
 from foveate.cli import main
-from foveate.engines import BACKENDS
+from foveate.engines import BACKENDS, DECODERS
 from foveate.exporter.families import FAMILIES
 from foveate.runtime.processors import PROCESSORS
 
@@ -148,7 +148,11 @@ def test_unknown_public_name() -> None:
 CODE = [target for backend in BACKENDS.values() for target in (backend.session, backend.options, backend.builder) if target]
 
 
-@pytest.mark.parametrize("targets", [CODE, FAMILIES.values(), PROCESSORS.values()], ids=["backends", "families", "processors"])
+@pytest.mark.parametrize(
+    "targets",
+    [CODE, DECODERS.values(), FAMILIES.values(), PROCESSORS.values()],
+    ids=["backends", "decoders", "families", "processors"],
+)
 def test_registries_name_what_exists(targets: Iterable[str]) -> None:
     for target in targets:
         module, _, name = target.partition(":")

@@ -115,8 +115,13 @@ class CudaMemory:
 
     def zeros(self, shape: Sequence[int], dtype: str) -> DeviceArray:
         array = self.empty(shape, dtype)
-        self.cuda.fill_zero(array.ptr, array.nbytes)
+        self.zero(array)
         return array
+
+    def zero(self, array: Array) -> None:
+        """See `Memory`."""
+        assert isinstance(array, DeviceArray)
+        self.cuda.fill_zero(array.ptr, array.nbytes)
 
     def concatenate(self, arrays: Sequence[Array]) -> DeviceArray:
         """Joins arrays of one dtype, from the host too.

@@ -50,6 +50,10 @@ class Memory(Protocol):
 
     def zeros(self, shape: Sequence[int], dtype: str) -> Array: ...
 
+    def zero(self, array: Array) -> None:
+        """Zeros an array that lies here, or a view of one."""
+        ...
+
     def concatenate(self, arrays: Sequence[Array]) -> Array:
         """Joins one or more arrays of one dtype along the first axis; a single one is passed on as it is."""
         ...
@@ -73,6 +77,10 @@ class HostMemory:
     def zeros(self, shape: Sequence[int], dtype: str) -> np.ndarray:
         """See `Memory`."""
         return np.zeros(shape, host_dtype(dtype))
+
+    def zero(self, array: Array) -> None:
+        """See `Memory`."""
+        np.asarray(array)[...] = 0
 
     def concatenate(self, arrays: Sequence[Array]) -> np.ndarray:
         """See `Memory`."""

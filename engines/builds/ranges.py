@@ -17,13 +17,13 @@ from msgspec.structs import replace
 
 from foveate.engines.errors import BundleError, OptionError, RequestError
 from foveate.engines.format import names
+from foveate.engines.format.cache import WINDOW_TOKENS, whole
 from foveate.engines.format.spec import GraphSpec, TensorSpec
 from foveate.engines.format.symbols import find_symbol
 
 MAX_ELEMENTS = 2**31 - 1
 """Most elements of one tensor, and so the largest dimension, that TensorRT takes; above it warns and builds all the same."""
 
-_CACHE_GRANULARITY_TOKENS = 64
 _RANGE = re.compile(r"([0-9]{1,18})(?::([0-9]{1,18}):([0-9]{1,18}))?")
 
 Shape = tuple[int, ...]
@@ -150,8 +150,8 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def kv_capacity(self) -> int:
-        """Tokens that the KV cache holds per row: the longest prompt and the longest answer, in whole blocks of 64."""
-        return _divide_up(self.total_tokens.max + self.new_tokens, _CACHE_GRANULARITY_TOKENS) * _CACHE_GRANULARITY_TOKENS
+        """Tokens that the KV cache holds per row: the longest prompt and the longest answer, in whole windows of 64."""
+        return whole(self.total_tokens.max + self.new_tokens, WINDOW_TOKENS)
 
     def to_flags(self) -> list[str]:
         """The options of `foveate build` for this profile; frames and patches have none, they follow from the visual tokens."""

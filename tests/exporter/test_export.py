@@ -14,14 +14,13 @@ from safetensors.torch import load_file
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from foveate.engines import Bundle, GraphSpec, open_session, reset_peak, resident_bytes
+from foveate.engines import Bundle, GraphSpec, open_decoder, open_session, reset_peak, resident_bytes
 from foveate.engines.format.processors.qwen2_vl import patch_positions
 from foveate.exporter import ExportResult
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.decoder import TextDecoder
 from foveate.exporter.families import read_family
 from foveate.exporter.graphs import text_graphs
-from foveate.exporter.parity import ScatterCache, SharedCache
 from foveate.exporter.precision import FP32_GRAPHS
 from foveate.exporter.safetensors import read_header
 from foveate.exporter.trace import save_graph, trace_graph
@@ -61,10 +60,8 @@ def test_published_style_checkpoint_passes_parity(published_bundle: Bundle) -> N
     assert set(published_bundle.manifest.graphs) == set(GRAPHS)
 
 
-@pytest.mark.parametrize(("graph", "cache_type"), [("decoder", SharedCache), ("decoder_standard", ScatterCache)])
-def test_greedy_answer_is_that_of_transformers(
-    graph: str, cache_type: type[SharedCache | ScatterCache], checkpoint_folder: Path, tiny_bundle: Bundle
-) -> None:
+@pytest.mark.parametrize("graph", ["decoder", "decoder_standard"])
+def test_greedy_answer_is_that_of_transformers(graph: str, checkpoint_folder: Path, tiny_bundle: Bundle) -> None:
     constants = tiny_bundle.manifest.processor
     pixels = np.random.default_rng(0).integers(0, 255, (224, 280, 3), dtype=np.uint8)
     image = Qwen2VLImageProcessorPil(min_pixels=constants["min_pixels"], max_pixels=constants["max_pixels"])(
@@ -94,9 +91,9 @@ def test_greedy_answer_is_that_of_transformers(
     places = np.flatnonzero(ids == constants["image_token_id"])
     keep = np.arange(visual_tokens)
     embeds = run(tiny_bundle, "embed", input_ids=ids, visual_embeds=visual, keep_indices=keep, placeholder_indices=places)
-    cache = cache_type(open_session(tiny_bundle, graph), 1, capacity=ids.shape[1] + NEW_TOKENS)
-    outputs = cache.step(embeds, positions.numpy(), np.ones(ids.shape, dtype=bool))
-    answer = [int(outputs["likeliest_tokens"][0])]
+    decoder = open_decoder([open_session(tiny_bundle, graph)], tiny_bundle.manifest.decoder)
+    cache = decoder.new_cache(1, ids.shape[1] + NEW_TOKENS)
+    answer = [decoder.prefill(cache, embeds, positions.numpy()).likeliest_token(0)]
     for length in range(ids.shape[1], ids.shape[1] + NEW_TOKENS - 1):
         none = np.zeros(0, dtype=np.int64)
         embeds = run(
@@ -108,7 +105,7 @@ def test_greedy_answer_is_that_of_transformers(
             placeholder_indices=none,
         )
         position = np.full((3, 1, 1), length + int(delta))
-        answer.append(int(cache.step(embeds, position, np.ones((1, 1), dtype=bool))["likeliest_tokens"][0]))
+        answer.append(decoder.step(cache, embeds, position).likeliest_token(0))
     assert answer == expected
 
 

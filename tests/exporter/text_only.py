@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from foveate.engines import (
     SessionOptions,
     SourceEntry,
     list_files,
+    open_decoder,
     open_session,
     write_manifest,
 )
@@ -29,8 +30,9 @@ from foveate.exporter.graphs import text_graphs
 from foveate.exporter.text_config import read_decoder
 from foveate.exporter.trace import save_graph, trace_graph
 from foveate.exporter.weights import resolve_weights, write_weights
-from foveate.runtime.batch import Batch, Pruned, pad
-from foveate.runtime.decode import Row, decode
+from foveate.runtime.batch import Pruned, pad
+from foveate.runtime.decode import decode
+from foveate.runtime.sequence import TokenSequence
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 
@@ -38,11 +40,11 @@ DECODERS = ("decoder", "decoder_standard", DECODER_PREFILL)
 """What answers: a decoder on its own, or `decoder` on the cache that `decoder_prefill` filled."""
 
 
-def export_text(checkpoint: Path, folder: Path) -> Bundle:
-    """The bundle of a `LlamaForCausalLM` or `Qwen2ForCausalLM`: the graphs that every family shares, less `score`."""
+def export_text(checkpoint: Path, folder: Path, names: Collection[str] = ("embed", *DECODERS)) -> Bundle:
+    """The bundle of a `LlamaForCausalLM` or `Qwen2ForCausalLM`: of the graphs that every family shares those of these names."""
     source = Checkpoint.open(checkpoint)
     config = read_decoder(source.config, checkpoint / "config.json")
-    graphs = [graph for graph in text_graphs(TextDecoder(config), None) if graph.spec.name in ("embed", *DECODERS)]
+    graphs = [graph for graph in text_graphs(TextDecoder(config), None) if graph.spec.name in names]
     (folder / "graphs").mkdir(parents=True)
     weights = resolve_weights([graph.module for graph in graphs], source, _checkpoint_keys)
     stored = write_weights(weights, folder / "graphs" / "weights.safetensors")
@@ -85,36 +87,37 @@ class TextAnswers:
     def open(cls, bundle: Bundle, decoder: str, checkpoint: Path) -> TextAnswers:
         options = SessionOptions(threads=1)
         names = ("embed", "decoder", DECODER_PREFILL) if decoder == DECODER_PREFILL else ("embed", decoder)
-        embed, lowered, *prefill = (open_session(bundle, name, options=options) for name in names)
-        model = TextModel(embed, lowered, bundle.manifest.decoder, *prefill)
+        embed, *lowered = (open_session(bundle, name, options=options) for name in names)
+        entry = bundle.manifest.decoder
+        model = TextModel(embed, open_decoder(lowered, entry), entry.position_axes)
         return cls(model, Tokenizer.from_file(str(checkpoint / TOKENIZER)))
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_token_ids: Sequence[int]) -> list[Row]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, eos_token_ids: Sequence[int]
+    ) -> list[TokenSequence]:
         """Greedy answers to all prompts in one batch."""
-        batch = self._batch(prompts)
-        cache = self.model.new_cache(len(prompts), int(batch.lengths.max()) + max_new_tokens)
-        following = self.model.prefill(self.model.embed(batch), batch, cache)
-        rows = [Row(index, None, TextStream(self.tokenizer), eos_token_ids, max_new_tokens) for index in range(len(prompts))]
-        for _ in decode(self.model, rows, batch.next_positions, following, cache):
+        pruned = [self._prompt(ids) for ids in prompts]
+        batch = pad(pruned, pad_token_id=0)
+        cache = self.model.decoder.new_cache(len(prompts), int(batch.lengths.max()) + max_new_tokens)
+        following = self.model.prefill(cache, self.model.embed(batch), batch)
+        rows = [TokenSequence(prompt, TextStream(self.tokenizer), eos_token_ids, max_new_tokens) for prompt in pruned]
+        for _ in decode(self.model, cache, rows, following):
             pass
         return rows
 
     def logits(self, sequences: np.ndarray, lengths: Sequence[int], steps: int) -> np.ndarray:
         """`[steps + 1, batch, vocab_size]`: after the first `lengths` tokens of each row, and after each one that follows."""
-        batch = self._batch([row[:length].tolist() for row, length in zip(sequences, lengths, strict=True)])
-        cache = self.model.new_cache(len(lengths), max(lengths) + steps)
-        found = [self.model.prefill(self.model.embed(batch), batch, cache).logits.copy()]
-        for step in range(steps):
-            position = np.array(lengths, np.int64) + step
-            tokens = sequences[np.arange(len(lengths)), position]
-            found.append(self.model.step(tokens, position, cache).logits.copy())
-            cache.lengths += 1
+        batch = pad([self._prompt(row[:length].tolist()) for row, length in zip(sequences, lengths, strict=True)], 0)
+        cache = self.model.decoder.new_cache(len(lengths), max(lengths) + steps)
+        found = [self.model.prefill(cache, self.model.embed(batch), batch).logits.copy()]
+        rows = np.arange(len(lengths))
+        for _ in range(steps):
+            position = cache.lengths.astype(np.int64)
+            found.append(self.model.step(cache, sequences[rows, position], position, rows.tolist()).logits.copy())
         return np.stack(found)
 
-    def _batch(self, prompts: Sequence[Sequence[int]]) -> Batch:
+    def _prompt(self, ids: Sequence[int]) -> Pruned:
         nothing = np.empty(0, np.int64)
-        visual = self.model.no_visual_embeds
-        rows = [
-            Pruned(np.array(ids, np.int64), np.arange(len(ids))[None], len(ids), visual, nothing, nothing) for ids in prompts
-        ]
-        return pad(rows, pad_token_id=0)
+        return Pruned(
+            np.array(ids, np.int64), np.arange(len(ids))[None], len(ids), self.model.no_visual_embeds, nothing, nothing
+        )

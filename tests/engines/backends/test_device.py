@@ -115,6 +115,13 @@ class TestMemory:
         assert not np.asarray(some.zeros((3, 3), "float32")).any()
         assert some.zeros((0, 3), "float32").shape == (0, 3)
 
+    def test_zero_writes_into_a_view(self, memory: CudaMemory) -> None:
+        some = memory.asarray(rows())
+        memory.zero(some[1:2])
+        expected = rows()
+        expected[1] = 0
+        np.testing.assert_array_equal(np.asarray(some), expected)
+
     def test_what_is_here_is_passed_on(self, memory: CudaMemory) -> None:
         array = memory.asarray(rows())
         assert memory.asarray(array) is array

@@ -22,6 +22,12 @@ def test_new_arrays() -> None:
     assert not np.asarray(zeros, np.float32).any()
 
 
+def test_zero_writes_into_a_view() -> None:
+    rows = np.ones((3, 2))
+    MEMORY.zero(rows[1:2])
+    assert rows.tolist() == [[1, 1], [0, 0], [1, 1]]
+
+
 def test_concatenate() -> None:
     rows: Array = np.arange(6).reshape(3, 2)
     assert MEMORY.concatenate([rows]) is rows

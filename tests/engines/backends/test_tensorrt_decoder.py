@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from foveate.engines import Array, BackendError, Bundle, Range, Session, TensorSpec, open_session
+from foveate.engines import Array, BackendError, Bundle, DecoderEntry, Range, Session, open_decoder, open_session
 from foveate.engines.backends.device import DeviceArray
 from foveate.engines.backends.tensorrt.network import lower
 from foveate.engines.backends.tensorrt.precision import typed_spec
 from foveate.engines.backends.tensorrt.session import TensorRTSession
 from tests.engines.fake_tensorrt import Device, FakeContext
 
-CAPACITY = 64
-LENGTHS = np.array([6, 4])
+CAPACITY = 192
+PROMPTS = np.array([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 0, 0]])
 HOST = frozenset({"logits", "likeliest_tokens"})
 
 
@@ -28,25 +28,23 @@ def device() -> Device:
 class Decoding:
     """The decode loop of a runtime: the prompts' embeddings first, then one token a row."""
 
-    def __init__(self, decoder: Session, table: np.ndarray) -> None:
-        self._decoder = decoder
+    def __init__(self, session: Session, entry: DecoderEntry, table: np.ndarray) -> None:
+        self._decoder = open_decoder([session], entry)
+        self._memory = session.memory
+        self._dtype = next(tensor.dtype for tensor in session.spec.inputs if tensor.name == "inputs_embeds")
         self._table = table
-        self._lengths = np.zeros(2, np.int64)
-        shape = (2, *(CAPACITY if size == "kv_capacity" else size for size in self._spec("past_key_values.0.key").shape[1:]))
-        names = [tensor.name for tensor in decoder.spec.inputs if tensor.name.startswith("past")]
-        self.past = {name: decoder.memory.zeros(shape, self._spec(name).dtype) for name in names}
+        self.cache = self._decoder.new_cache(2, CAPACITY)
 
-    def prefill(self) -> np.ndarray:
-        ids = np.array([[5, 6, 7, 8, 9, 10], [11, 12, 13, 14, 0, 0]])
-        logits = self._run(ids, LENGTHS - 1, np.arange(6), cache_tokens=6)
-        self._lengths += LENGTHS
-        return logits
+    def prefill(self, ids: np.ndarray = PROMPTS, slots: slice = slice(None)) -> np.ndarray:
+        positions = np.ascontiguousarray(np.broadcast_to(np.arange(ids.shape[1]), (3, *ids.shape)))
+        lengths = (ids > 0).sum(axis=1, dtype=np.int32)
+        return self._decoder.prefill(self.cache[slots], self._embed(ids), positions, lengths).logits.copy()
 
-    def step(self, logits: np.ndarray, cache_tokens: int = 16) -> np.ndarray:
+    def step(self, logits: np.ndarray) -> np.ndarray:
         """Greedy."""
-        logits = self._run(logits.argmax(axis=1)[:, None], np.zeros(2, np.int64), self._lengths[:, None], cache_tokens)
-        self._lengths += 1
-        return logits
+        positions = np.tile(self.cache.lengths[:, None].astype(np.int64), (3, 1, 1))
+        embeds = self._embed(logits.argmax(axis=1)[:, None])
+        return self._decoder.step(self.cache, embeds, positions).logits.copy()
 
     def answer(self, steps: int = 6) -> list[np.ndarray]:
         found = [self.prefill()]
@@ -54,20 +52,8 @@ class Decoding:
             found.append(self.step(found[-1]))
         return found
 
-    def _run(self, ids: np.ndarray, last: np.ndarray, positions: np.ndarray, cache_tokens: int) -> np.ndarray:
-        dtype = self._spec("inputs_embeds").dtype
-        feeds: dict[str, Array] = {
-            "inputs_embeds": self._decoder.memory.asarray(self._table[ids], dtype),
-            "position_ids": np.ascontiguousarray(np.broadcast_to(positions, (3, *ids.shape))),
-            "last_indices": last,
-            "write_indices": self._lengths,
-            "cache_indices": np.arange(cache_tokens),
-        }
-        presents = {name.replace("past_key_values", "present"): array for name, array in self.past.items()}
-        return np.asarray(self._decoder.run(feeds | self.past, presents)["logits"])
-
-    def _spec(self, name: str) -> TensorSpec:
-        return next(tensor for tensor in self._decoder.spec.inputs if tensor.name == name)
+    def _embed(self, ids: np.ndarray) -> Array:
+        return self._memory.asarray(self._table[ids], self._dtype)
 
 
 class Decoder:
@@ -79,7 +65,10 @@ class Decoder:
         self.table = np.random.default_rng(0).normal(size=(512, 128)).astype(np.float32)
 
     def reference(self) -> list[np.ndarray]:
-        return Decoding(open_session(self._bundle, "decoder_standard"), self.table).answer()
+        return self.reference_loop().answer()
+
+    def reference_loop(self) -> Decoding:
+        return self.start_on(open_session(self._bundle, "decoder_standard"))
 
     def open(self, device: Device, precision: str = "fp32", host: frozenset[str] = HOST) -> TensorRTSession:
         spec = self._bundle.graph("decoder_standard")
@@ -87,11 +76,14 @@ class Decoder:
         if not file.exists():
             lower(self._bundle.file(spec.file), spec, precision, {"kv_capacity": CAPACITY}, file)
         shared = {"batch": Range(1, 2, 2), "cache_tokens": Range(1, 16, CAPACITY)}
-        ranges = [shared | {"sequence": Range(1, 1, 1)}, shared | {"sequence": Range(1, 6, 32)}]
+        ranges = [shared | {"sequence": Range(1, 1, 1)}, shared | {"sequence": Range(1, 6, 64)}]
         return device.open(file, typed_spec(spec, precision, {"kv_capacity": CAPACITY}), *ranges, host=host)
 
     def start(self, device: Device, precision: str = "fp32", host: frozenset[str] = HOST) -> Decoding:
-        return Decoding(self.open(device, precision, host), self.table)
+        return self.start_on(self.open(device, precision, host))
+
+    def start_on(self, session: Session) -> Decoding:
+        return Decoding(session, self._bundle.manifest.decoder, self.table)
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +113,27 @@ class TestDecoder:
 
     def test_half_precision(self, device: Device, decoder: Decoder, reference: list[np.ndarray]) -> None:
         decoding = decoder.start(device, "fp16")
-        assert {array.dtype.name for array in decoding.past.values()} == {"float16"}
+        assert {array.dtype.name for array in decoding.cache.past.values()} == {"float16"}
         assert_same(decoding.answer(), reference, tolerance=0.02)
+
+    def test_a_slot_is_filled_beside_another(self, device: Device, decoder: Decoder) -> None:
+        plain, decoding = decoder.reference_loop(), decoder.start(device)
+        for one in (plain, decoding):
+            one.step(one.prefill())
+            one.cache[1:].clear()
+        before = {name: np.asarray(array)[0] for name, array in decoding.cache.past.items()}
+        with device.cuda.counted() as counts:
+            assert_same([decoding.prefill(PROMPTS[:1], slice(1, 2))], [plain.prefill(PROMPTS[:1], slice(1, 2))])
+        assert counts["device_to_device"] == 6 * 128 * 4  # the embeddings: a view of the slot is written in place
+        for name, array in decoding.cache.past.items():
+            np.testing.assert_array_equal(np.asarray(array)[0], before[name])
+        assert decoding.cache.lengths.tolist() == [7, 6]
 
     def test_a_warm_step_allocates_nothing_and_moves_no_cache(self, device: Device, decoder: Decoder) -> None:
         decoding = decoder.start(device)
         logits = decoding.step(decoding.step(decoding.prefill()))
         embeds = 2 * 128 * 4
-        host_feeds = 8 * (3 * 2 + 2 + 2 + 16)
+        host_feeds = 8 * (3 * 2 + 2 + 2 + 64)
         with device.cuda.counted() as counts:
             decoding.step(logits)
         assert counts["cudaMallocAsync"] == counts["cudaFreeAsync"] == 1  # the embeddings of this test itself
@@ -157,7 +162,7 @@ class TestDecoder:
 
     def test_answers_in_turn(self, device: Device, decoder: Decoder, reference: list[np.ndarray]) -> None:
         session = decoder.open(device)
-        rows = [Decoding(session, decoder.table) for _ in range(3)]
+        rows = [decoder.start_on(session) for _ in range(3)]
         found = [[row.prefill()] for row in rows]
         with device.cuda.counted() as counts:
             for _ in range(6):
@@ -168,13 +173,16 @@ class TestDecoder:
         assert counts["cudaGraphLaunch"] == 3 * 4
 
     def test_a_longer_cache_drops_the_graph(self, device: Device, decoder: Decoder) -> None:
+        prompts = np.arange(1, 123).reshape(2, 61)
         plain, captured = decoder.start(Device(graphs=False)), decoder.start(device)
-        logits = captured.prefill()
-        assert_same([plain.prefill()], [logits])
         with device.cuda.counted() as counts:
-            for cache_tokens in (16, 16, 16, 32, 32, 32, 16, 16, 16):
-                assert_same([plain.step(logits, cache_tokens)], [expected := captured.step(logits, cache_tokens)])
-                logits = expected
+            for steps in (6, 3):  # three of them up to 64 tokens
+                assert_same([plain.prefill(prompts)], [logits := captured.prefill(prompts)])
+                for _ in range(steps):
+                    assert_same([plain.step(logits)], [expected := captured.step(logits)])
+                    logits = expected
+                for decoding in (plain, captured):
+                    decoding.cache.clear()
         assert (counts["cudaGraphLaunch"], counts["cudaGraphExecDestroy"]) == (3, 2)
 
     def test_graphs_survive_a_scratch_memory_that_moves(self, device: Device, decoder: Decoder) -> None:

@@ -1,0 +1,1 @@
+"""Drivers of the decoder graphs, one for each lowering: they alone know the feeds, and what lies in a KV cache."""

@@ -7,11 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from tokenizers import Tokenizer
 
-from foveate.engines import Bundle
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.runtime import load
 from tests.golden import cases, vectors, write
@@ -44,9 +42,13 @@ def test_the_exporter_writes_these_constants(family: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tokenizer_is_that_of_the_bundle(family: str, folder: Path) -> None:
-    found = Tokenizer.from_file(str(vectors.ROOT / read(family)["tokenizer"]))
+    document = read(family)
+    found = Tokenizer.from_file(str(vectors.ROOT / document["tokenizer"]))
     bundled = Checkpoint.open(write.checkpoint(write.CHECKPOINTS[family], folder)).load_tokenizer()
-    assert found.to_str() == bundled.to_str()
+    assert found.get_vocab() == bundled.get_vocab()
+    for case in document["prompts"]:
+        text = case["expected"].get("text", "")
+        assert found.encode(text).ids == bundled.encode(text).ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -85,7 +87,7 @@ def check_tokens(checkpoint: str, bundle: Path) -> None:
 
 
 def test_the_bundle_holds_the_constants_of_the_vectors(trained_bundle: Callable[[str], Path]) -> None:
-    manifest = msgspec.to_builtins(Bundle.open(trained_bundle("qwen2-vl-tiny"), verify=False).manifest)
+    manifest = json.loads((trained_bundle("qwen2-vl-tiny") / "manifest.json").read_bytes())
     document = read("qwen2_vl")
     assert manifest["processor"] == document["processor"]
     assert manifest["prompt"] == document["prompt"]

@@ -224,11 +224,12 @@ def test_published_canvases_give_the_token_counts_of_transformers(constants: dic
     expected = Expected.__new__(Expected)
     expected.image_processor = LlavaOnevisionImageProcessorPil()
     expected.num_image_tokens, expected.vision_aspect_ratio = 729, "anyres_max_9"
-    shape = opened(published).vision_shape(width, height)
+    processor = opened(published)
+    shape = processor.vision_shape(width, height)
     assert shape.visual_tokens == expected._get_number_of_features(height, width, 384, 384)
     assert shape.patches == 729
     if max(width, height) <= 50 * min(width, height):
-        assert opened.vision_shape_of_tokens(shape.visual_tokens).frames >= shape.frames
+        assert processor.vision_shape_of_tokens(shape.visual_tokens).frames >= shape.frames
 
 
 def test_shapes_of_visual_tokens_hold_images_and_videos(processor: LlavaOnevisionProcessor) -> None:

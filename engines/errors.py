@@ -41,6 +41,11 @@ def shown(value: object) -> str:
     return shorten(" ".join(_REPR.repr(value).split()), 80)
 
 
+def reason_of(error: BaseException) -> str:
+    """What a library says, in one line: it may quote a user's file at any length."""
+    return shorten(" ".join(str(error).split()), 400)
+
+
 class FoveateError(Exception):
     """Base of every error that foveate raises on purpose.
 

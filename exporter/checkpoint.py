@@ -15,6 +15,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from foveate.engines import ExportError, hash_file
+from foveate.engines.errors import reason_of
 from foveate.engines.format.manifest import TemplateToken
 from foveate.exporter.config import TokenizerConfig
 from foveate.exporter.quiet import quiet_transformers
@@ -129,10 +130,8 @@ class Checkpoint:
                 return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # whatever its many classes raise at a file that they do not expect
             _read_tokenizer(self.tokenizer)  # says so, if the file itself is the reason
-            fact = f"transformers can't load the tokenizer of {self.path}: {type(error).__name__}: {error}"
-            raise ExportError(
-                f"{' '.join(fact.split())}. Fix the file that has it, or download the checkpoint again."
-            ) from error
+            fact = f"transformers can't load the tokenizer of {self.path}: {type(error).__name__}: {reason_of(error)}"
+            raise ExportError(f"{fact}. Fix the file that has it, or download the checkpoint again.") from error
 
     def token(self, token_id: int) -> str:
         """The text of an added token by its id.
@@ -168,7 +167,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ExportError(f"{path} is not JSON: {error}. Download the checkpoint again.") from error
+        raise ExportError(f"{path} is not JSON: {reason_of(error)}. Download the checkpoint again.") from error
     except OSError as error:
         raise ExportError(f"{path} can't be read: {error.strerror}. Check that it is there and yours to read.") from error
     if not isinstance(content, dict):
@@ -208,14 +207,14 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ExportError(f"{path} is not UTF-8: {error}. Download the checkpoint again.") from error
+        raise ExportError(f"{path} is not UTF-8: {reason_of(error)}. Download the checkpoint again.") from error
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare Exception
-        raise ExportError(f"{path} is not a tokenizer: {error}. Download the checkpoint again.") from error
+        raise ExportError(f"{path} is not a tokenizer: {reason_of(error)}. Download the checkpoint again.") from error
 
 
 def _check_folder(path: Path, model: str = "AutoModelForImageTextToText") -> None:

@@ -9,10 +9,10 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 import msgspec
 
 from foveate.engines import ExportError
+from foveate.engines.errors import shorten
 
 _T = TypeVar("_T")
 BELONGING = "Use the file that belongs to the weights."
-_LONGEST = 80  # characters of a value that an error shows
 
 Positive = Annotated[int, msgspec.Meta(gt=0, le=2**24)]
 """A count or a size, far above those of any model."""
@@ -169,8 +169,3 @@ def check_multiple(where: Path, what: str, value: int, by: str, size: int) -> No
     """
     if value % size:
         raise ExportError(f"{where}: {what} is {value}, expected a multiple of {by}, which is {size}. {BELONGING}")
-
-
-def shorten(text: str) -> str:
-    """A text of a checkpoint as an error may show it."""
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

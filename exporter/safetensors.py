@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from foveate.engines import ExportError
+from foveate.engines.errors import reason_of
 
 _DTYPES = {
     "F64": torch.float64,
@@ -98,7 +99,9 @@ def _read_header(path: Path) -> dict[str, StoredTensor]:
             header = json.loads(file.read(length), object_pairs_hook=_unique)
             tensors = {name: _entry(path, name, 8 + length, entry) for name, entry in header.items() if name != "__metadata__"}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ExportError(f"{path} is not a safetensors file: its header is malformed ({error}). {remedy}") from error
+            raise ExportError(
+                f"{path} is not a safetensors file: its header is malformed ({reason_of(error)}). {remedy}"
+            ) from error
     for tensor in tensors.values():
         _check_entry(tensor, size, remedy)
     return tensors

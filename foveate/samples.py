@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from foveate.engines.errors import DataError
+from foveate.engines.errors import DataError, reason_of
 from foveate.runtime import Request
 
 QUESTIONS = "questions.jsonl"
@@ -77,7 +77,7 @@ def _read(line: bytes, folder: Path, where: str) -> Sample:
     try:
         sample = msgspec.json.decode(line, type=Sample)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: {error}. A line looks like {_EXAMPLE}.") from error
+        raise DataError(f"{where}: {reason_of(error)}. A line looks like {_EXAMPLE}.") from error
     if not sample.question.strip() or not sample.answer.strip():
         raise DataError(f"{where}: the question or the answer is empty. A line looks like {_EXAMPLE}.")
     if bool(sample.image) == bool(sample.video):

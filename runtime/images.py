@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from foveate.engines import MachineError, RequestError
-from foveate.engines.errors import shorten
+from foveate.engines.errors import reason_of, shorten
 
 EncodedFile = bytes | bytearray | memoryview | BinaryIO
 """An encoded file: its bytes, or an open file that gives them, which is read from where it stands and put back there."""
@@ -142,7 +142,7 @@ def read_address(source: str | os.PathLike[str], max_bytes: int, name: str) -> b
     try:
         return base64.b64decode(text[head.end() :], validate=True)
     except binascii.Error as error:
-        raise RequestError(f"{name} is an address whose content is not base64: {error}. Encode it again.") from error
+        raise RequestError(f"{name} is an address whose content is not base64: {reason_of(error)}. Encode it again.") from error
 
 
 @contextmanager

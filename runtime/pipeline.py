@@ -31,7 +31,7 @@ from foveate.engines import (
     open_decoder,
     open_sessions,
 )
-from foveate.engines.errors import shown
+from foveate.engines.errors import reason_of, shown
 from foveate.engines.format.names import EMBED
 from foveate.engines.format.processors import read_constants
 from foveate.engines.system.steady import steadily
@@ -415,7 +415,7 @@ def open_tokenizer(bundle: Bundle) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises a bare Exception
-        raise BundleError(f"{path} is not a tokenizer: {error}. Export the bundle again.") from error
+        raise BundleError(f"{path} is not a tokenizer: {reason_of(error)}. Export the bundle again.") from error
 
 
 def _check_capacity(wanted: int | None, limit: int) -> int:

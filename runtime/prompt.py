@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import BundleError, PromptEntry, RequestError
-from foveate.engines.errors import shown
+from foveate.engines.errors import reason_of, shown
 from foveate.runtime.authorship import Authored, Origin, plain
 from foveate.runtime.images import ImageSource
 from foveate.runtime.template import ChatTemplate
@@ -371,7 +371,7 @@ def _read_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise RequestError(f"the text of a message is not Unicode text: {error}. Send whole characters.") from error
+        raise RequestError(f"the text of a message is not Unicode text: {reason_of(error)}. Send whole characters.") from error
     return plain(text)
 
 

@@ -88,7 +88,8 @@ def open_session(bundle: Bundle, graph: str, options: OpenVinoOptions) -> OpenVi
             f"OpenVINO {_version(ov)} can't load graph '{graph}' of {bundle.path}: {_reason(error)}. "
             "It runs every graph but the decoder: choose it for the vision graph alone (vision_backend)."
         ) from error
-    check_interface(spec, _tensors(compiled.inputs), _tensors(compiled.outputs), bundle.file(spec.file))
+    inputs, outputs = _tensors(compiled.inputs, spec.inputs), _tensors(compiled.outputs, spec.outputs)
+    check_interface(spec, inputs, outputs, bundle.file(spec.file))
     return OpenVinoSession(ov, compiled, spec)
 
 
@@ -108,15 +109,15 @@ class OpenVinoSession:
         self.memory = HostMemory()
 
     def run(self, feeds: Arrays, buffers: Arrays | None = None) -> dict[str, Array]:
-        """See `Session.run`. Feeds and buffers are used where they lie; only a strided feed is copied."""
+        """See `Session.run`. Feeds and buffers are used where they lie; only a strided or read-only feed is copied."""
         buffers = buffers or {}
         check_buffers(buffers, self.spec, check_feeds(feeds, self.spec))
         if self._compiled is None:
             raise BackendError(f"the session of graph '{self.spec.name}' is closed. Open another one.")
         # A request holds the arrays of a run, and its results are its own: each run has one.
         request = self._compiled.create_infer_request()
-        # A tensor does not keep its array alive: the copy of a strided feed has to live here until the run is over.
-        arrays = {name: np.asarray(feed, order="C") for name, feed in feeds.items()}
+        # OpenVINO takes only what it may write. A tensor does not keep its array alive: copies live here until the run is over.
+        arrays = {name: np.require(np.asarray(feed), requirements="CW") for name, feed in feeds.items()}
         for name, array in arrays.items():
             request.set_tensor(name, self._tensor(array))
         for name, buffer in buffers.items():
@@ -141,11 +142,12 @@ def _library() -> Any:
     return openvino
 
 
-def _tensors(ports: Iterable[Any]) -> list[TensorSpec]:
-    """Inputs or outputs as OpenVINO describes them."""
+def _tensors(ports: Iterable[Any], expected: Iterable[TensorSpec]) -> list[TensorSpec]:
+    """Inputs or outputs as OpenVINO describes them, which may have several names for one: that of the spec counts."""
+    known = {tensor.name for tensor in expected}
     return [
         TensorSpec(
-            min(port.names, default="without a name"),
+            min(port.names & known or port.names, default="without a name"),
             np.dtype(port.element_type.to_dtype()).name,
             tuple("?" if size.is_dynamic else size.get_length() for size in port.partial_shape),
         )

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import msgspec
 
-from foveate.engines.errors import BundleError, MachineError
+from foveate.engines.errors import BundleError, MachineError, reason_of
 from foveate.engines.format.manifest import Sha256
 from foveate.engines.format.seal import seal, unseal
 from foveate.engines.format.spec import Size
@@ -119,7 +119,7 @@ def _read(path: Path) -> tuple[_Measured, ...]:
     try:
         found = msgspec.json.decode(document, type=_File)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{path} holds no latencies: {error}. {_REMEDY}") from error
+        raise BundleError(f"{path} holds no latencies: {reason_of(error)}. {_REMEDY}") from error
     if found.schema_version != LATENCIES_VERSION:
         raise BundleError(f"{path} has schema version {found.schema_version}, expected {LATENCIES_VERSION}. {_REMEDY}")
     return found.measured

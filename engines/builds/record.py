@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import BackendError, reason_of
 from foveate.engines.format.bundle import hash_file
 from foveate.engines.format.manifest import NonNegative, Sha256
 from foveate.engines.system.files import replace_file
@@ -195,7 +195,7 @@ def _decode_record(data: bytes, where: Path) -> EngineRecord:
             raise BackendError(f"{where} has schema version {version!r}, this foveate reads {RECORD_VERSION}")
         return msgspec.json.decode(data, type=EngineRecord)
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise BackendError(f"{where} is not a valid record: {error}") from error
+        raise BackendError(f"{where} is not a valid record: {reason_of(error)}") from error
 
 
 def _fits_weights(key: EngineKey, wanted: EngineKey) -> bool:

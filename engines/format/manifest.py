@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 import msgspec
 
-from foveate.engines.errors import BundleError
+from foveate.engines.errors import BundleError, reason_of
 from foveate.engines.format import precisions
 from foveate.engines.format.dtypes import DType
 from foveate.engines.format.seal import seal, unseal
@@ -228,4 +228,4 @@ def _decode(data: bytes, kind: type[_Kind], where: str) -> _Kind:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{where} is not a valid manifest: {error}. {_REMEDY}") from error
+        raise BundleError(f"{where} is not a valid manifest: {reason_of(error)}. {_REMEDY}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from foveate.engines.errors import BundleError, FoveateError
+from foveate.engines.errors import BundleError, FoveateError, reason_of
 from foveate.engines.format.bundle import write_manifest
 from foveate.engines.format.manifest import decode_document
 from foveate.engines.format.seal import KEY
@@ -24,7 +24,7 @@ def reseal(file: Path) -> None:
     except OSError as error:
         raise BundleError(f"{file} can't be read: {error.strerror}. Give the path of a manifest.json.") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BundleError(f"{file} is not JSON: {error}. Mend it, or export the bundle again.") from error
+        raise BundleError(f"{file} is not JSON: {reason_of(error)}. Mend it, or export the bundle again.") from error
     document.pop(KEY, None)
     write_manifest(file.parent, decode_document(msgspec.json.encode(document), str(file)))
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from foveate.engines import LabelError, replace_file
+from foveate.engines.errors import reason_of
 
 SCHEMA_VERSION = 1
 HEADER = "labels.json"
@@ -155,7 +156,7 @@ def read_header(folder: Path) -> LabelsHeader:
     try:
         header = msgspec.json.decode(file.read_bytes(), type=LabelsHeader)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise LabelError(f"{file} is not a valid header: {error}. {_REMEDY}") from error
+        raise LabelError(f"{file} is not a valid header: {reason_of(error)}. {_REMEDY}") from error
     if header.schema_version != SCHEMA_VERSION:
         raise LabelError(f"{file} has schema version {header.schema_version}, this foveate reads {SCHEMA_VERSION}. {_REMEDY}")
     return header
@@ -183,7 +184,7 @@ def _read_shard(file: Path, header: LabelsHeader) -> Iterator[Label]:
         labels = list(_unpack(load_file(file)))
     except (SafetensorError, KeyError, IndexError, TypeError, ValueError) as error:
         raise LabelError(
-            f"{file} is not a shard of labels: {error}. Delete it and run 'foveate scorer label' again."
+            f"{file} is not a shard of labels: {reason_of(error)}. Delete it and run 'foveate scorer label' again."
         ) from error
     for label in labels:
         _check_label(label, file, header)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from foveate.engines import ScorerError, find_neighbours
+from foveate.engines.errors import reason_of
 from foveate.exporter.scorer.features import count_channels
 from foveate.exporter.scorer.file import SCHEMA_VERSION, ScorerFacts, write_scorer
 from foveate.exporter.scorer.network import NetworkConfig, Scorer, row_neighbours
@@ -80,7 +81,7 @@ class TrainOptions:
             raise ScorerError(f"{file} can't be read: {error.strerror or error}. Name a JSON file with options.") from error
         except msgspec.DecodeError as error:
             raise ScorerError(
-                f"{file}: {error}. Expected a JSON object with some of {', '.join(cls.__dataclass_fields__)}."
+                f"{file}: {reason_of(error)}. Expected a JSON object with some of {', '.join(cls.__dataclass_fields__)}."
             ) from error
 
 

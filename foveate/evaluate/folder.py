@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from foveate.engines import hash_file, replace_file
-from foveate.engines.errors import DataError, MachineError
+from foveate.engines.errors import DataError, MachineError, reason_of
 from foveate.engines.format.bundle import MANIFEST
 from foveate.evaluate.ask import Plan, Record
 from foveate.evaluate.labels import hash_labels
@@ -69,7 +69,7 @@ def _decode(line: bytes, kind: type[_Entry], where: str) -> _Entry:
     try:
         return msgspec.json.decode(line, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{where}: {error}. {_REMEDY}", options=_OPTIONS) from error
+        raise DataError(f"{where}: {reason_of(error)}. {_REMEDY}", options=_OPTIONS) from error
 
 
 def _check_same(there: Run, run: Run, output: Path) -> None:

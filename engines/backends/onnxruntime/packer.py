@@ -12,7 +12,7 @@ from foveate.engines.backends.onnxruntime.packed import GRAPH, PACKED_GRAPHS
 from foveate.engines.backends.onnxruntime.session import load_library, session_settings
 from foveate.engines.builds.build import BuildOptions
 from foveate.engines.builds.store import ENGINE
-from foveate.engines.errors import BackendError, OptionError
+from foveate.engines.errors import BackendError, OptionError, reason_of
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.spec import GraphSpec
 from foveate.engines.system.cpu import cpu_name, cpu_target
@@ -59,6 +59,5 @@ class OnnxRuntimeBuilder:
             with bundle.plain_file(spec.file) as model:
                 self._ort.InferenceSession(str(model), settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a class of its own for each kind of failure
-            reason = " ".join(str(error).split())
-            raise BackendError(f"ONNX Runtime {self.version} can't pack graph '{spec.name}': {reason}") from error
+            raise BackendError(f"ONNX Runtime {self.version} can't pack graph '{spec.name}': {reason_of(error)}") from error
         return {"cpu": cpu_name()}

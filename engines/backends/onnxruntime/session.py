@@ -22,7 +22,7 @@ from foveate.engines.backends.onnxruntime.options import CPU, PROVIDERS, OnnxRun
 from foveate.engines.backends.onnxruntime.packed import find_packed
 from foveate.engines.backends.options import Option
 from foveate.engines.backends.session import Arrays
-from foveate.engines.errors import BackendError, MissingPackageError, OptionError
+from foveate.engines.errors import BackendError, MissingPackageError, OptionError, reason_of
 from foveate.engines.format import dtypes
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.spec import GraphSpec, TensorSpec, check_interface
@@ -113,7 +113,7 @@ class OnnxRuntimeSession:
         try:
             self._inner.run_with_iobinding(binding, self._quiet)
         except Exception as error:
-            failed = BackendError(f"ONNX Runtime failed in graph '{self.spec.name}': {_line(error)}")
+            failed = BackendError(f"ONNX Runtime failed in graph '{self.spec.name}': {reason_of(error)}")
             raise translate(error) or failed from error
         outputs = zip(self.spec.outputs, binding.get_outputs(), strict=True)
         return {t.name: buffers[t.name] if t.name in buffers else self._result(t, value) for t, value in outputs}
@@ -221,7 +221,7 @@ def _load(ort: Any, path: Path, where: str, provider: Provider, options: OnnxRun
     except Exception as error:  # onnxruntime raises a class of its own for each kind of failure
         chosen = ", ".join(f"{name}={value}" for name, value in options.provider_options.items())
         how = f" with {provider.name} and {chosen}" if chosen else f" with {provider.name}"
-        raise BackendError(f"ONNX Runtime {ort.__version__} can't load {where}{how}: {_line(error)}") from error
+        raise BackendError(f"ONNX Runtime {ort.__version__} can't load {where}{how}: {reason_of(error)}") from error
     if provider.name not in inner.get_providers():
         raise BackendError(
             f"{provider.name} does not start, ONNX Runtime {ort.__version__} would run {where} on the CPU. "
@@ -253,7 +253,3 @@ def _placement(ort: Any, provider: Provider, options: OnnxRuntimeOptions) -> lis
     available = ort.get_available_providers()
     helpers = {name: shared for name in provider.helpers if name in available}
     return list({provider.name: chosen, **helpers, CPU: {}}.items())
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

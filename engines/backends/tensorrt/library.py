@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from foveate.engines.errors import BackendError
+from foveate.engines.errors import BackendError, reason_of
 from foveate.engines.registry import BACKENDS
 from foveate.engines.system.packages import install_remedy, missing_package
 
@@ -61,7 +61,7 @@ def load_library(flavour: Flavour) -> Any:
 
 
 def _broken(flavour: Flavour, error: Exception) -> str:
-    return f"{flavour.title} can't be loaded: {error}. {install_remedy(BACKENDS[flavour.backend].extra, again=True)}"
+    return f"{flavour.title} can't be loaded: {reason_of(error)}. {install_remedy(BACKENDS[flavour.backend].extra, again=True)}"
 
 
 def make_logger(trt: Any, write: Callable[[str], object] | None = None, keep: int = 8) -> Any:

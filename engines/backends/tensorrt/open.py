@@ -21,7 +21,7 @@ from foveate.engines.backends.tensorrt.session import TensorRTSession
 from foveate.engines.builds.build import engine_key
 from foveate.engines.builds.ranges import GraphProfile, ShapeProfile, choose, refusal
 from foveate.engines.builds.store import ENGINES, EngineStore, Entry
-from foveate.engines.errors import BackendError, OptionError
+from foveate.engines.errors import BackendError, OptionError, reason_of
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.precisions import COMPUTED, FP16
 from foveate.engines.format.spec import GraphSpec
@@ -71,7 +71,9 @@ def open_entry(runtime: TensorRTRuntime, bundle: Bundle, entry: Entry) -> Tensor
         profiles = msgspec.convert(key.options["profiles"], tuple[GraphProfile, ...])
         precision, stripped = COMPUTED[key.options["precision"]] and key.options["precision"], key.options["strip_weights"]
     except (KeyError, TypeError, msgspec.ValidationError, OptionError) as error:
-        raise BackendError(f"{entry.folder} has a record without the facts of an engine ({error}). Delete it.") from error
+        raise BackendError(
+            f"{entry.folder} has a record without the facts of an engine ({reason_of(error)}). Delete it."
+        ) from error
     fixed = {"kv_capacity": shapes.kv_capacity}
     with entry.engine.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as engine:
         loaded = runtime.load(engine, str(entry.engine))

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from foveate.engines.errors import BundleError
+from foveate.engines.errors import BundleError, reason_of
 from foveate.engines.format.processors.pixels import PixelConstants
 
 CONSTANTS = {
@@ -47,5 +47,5 @@ def read_constants(family: str, constants: Mapping[str, Any]) -> PixelConstants:
         return msgspec.convert(dict(constants), kind)
     except msgspec.ValidationError as error:
         raise BundleError(
-            f"the manifest's processor constants are not {kind.title}'s: {error}. Export the bundle again."
+            f"the manifest's processor constants are not {kind.title}'s: {reason_of(error)}. Export the bundle again."
         ) from error

@@ -18,6 +18,7 @@ from foveate.engines import (
     Session,
     SessionOptions,
     close_all,
+    find_neighbours,
     make_placement,
     open_session,
     open_sessions,
@@ -102,6 +103,32 @@ def test_a_strided_feed_is_taken(bundle: Bundle, expected: np.ndarray) -> None:
     feeds["patch_positions"] = np.asfortranarray(feeds["patch_positions"])
     with closing(open_session(bundle, "vision", "openvino", FP32)) as session:
         assert relative(np.asarray(session.run(feeds)["visual_embeds"]), expected) < 1e-5
+
+
+def test_a_read_only_feed_is_taken(bundle: Bundle, expected: np.ndarray) -> None:
+    """As the cache of visual tokens gives them out."""
+    feeds = image()
+    for feed in feeds.values():
+        feed.flags.writeable = False
+    with closing(open_session(bundle, "vision", "openvino", FP32)) as session:
+        assert relative(np.asarray(session.run(feeds)["visual_embeds"]), expected) < 1e-5
+
+
+def test_the_score_graph(bundle: Bundle) -> None:
+    """Some of its inputs have a second name in OpenVINO."""
+    feeds = {
+        "inputs_embeds": np.random.default_rng(2).standard_normal((14, 128), dtype=np.float32),
+        "position_ids": np.tile(np.arange(14), (3, 1)),
+        "visual_indices": np.arange(2, 8),
+        "instruction_indices": np.arange(9, 13),
+        "neighbour_indices": find_neighbours([(1, 2, 3)]),
+    }
+    wanted = {tensor.name for tensor in bundle.graph("score").inputs}
+    feeds = {name: feed for name, feed in feeds.items() if name in wanted}
+    with closing(open_session(bundle, "score", "openvino", FP32)) as session, closing(open_session(bundle, "score")) as plain:
+        found, expected = session.run(feeds), plain.run(feeds)
+    for name in ("scores", "attention"):
+        assert relative(np.asarray(found[name]), np.asarray(expected[name])) < 1e-4
 
 
 def test_threads_share_a_session(bundle: Bundle) -> None:

@@ -41,25 +41,14 @@ class GroupQueryAttention(ArrayDecoder):
             _check_chunk(cache, sequence, last + 1)
         places = _places(cache.lengths + last, total)
         if sequence > 1 and self._prefill is not None:
-            self._fill(self._prefill, np.asarray(inputs_embeds)[:, :-1], position_ids[:, :, :-1], cache, last, total)
+            # All but the last token of the longest row. Of shorter ones it may take that too: `decoder` writes it once more.
+            most = _places(cache.lengths + np.minimum(last, sequence - 2), total - 1)
+            feeds = {"inputs_embeds": np.asarray(inputs_embeds)[:, :-1], "position_ids": position_ids[:, :, :-1]}
+            self._prefill.run({**feeds, **most, **cache.past}, cache.presents)
             rows = np.arange(cache.slots)
             inputs_embeds, position_ids = np.asarray(inputs_embeds)[rows, last, None], position_ids[:, rows, last, None]
             last = np.zeros_like(last)
         return self._run(cache, inputs_embeds, position_ids, last, places)
-
-    def _fill(
-        self,
-        session: Session,
-        inputs_embeds: np.ndarray,
-        position_ids: np.ndarray,
-        cache: ArrayCache,
-        last: np.ndarray,
-        total: int,
-    ) -> None:
-        """Appends all but the last token of the longest row. Of shorter ones it may take the last token too: `decoder` writes
-        that once more."""
-        places = _places(cache.lengths + np.minimum(last, inputs_embeds.shape[1] - 1), total - 1)
-        session.run({"inputs_embeds": inputs_embeds, "position_ids": position_ids, **places, **cache.past}, cache.presents)
 
 
 def _places(last: np.ndarray, total: int) -> dict[str, np.ndarray]:

@@ -20,7 +20,6 @@ from foveate.engines import (
     BACKENDS,
     BackendError,
     Bundle,
-    FakeSession,
     HostMemory,
     Manifest,
     MissingPackageError,
@@ -42,6 +41,7 @@ from foveate.engines.backends.options import THREADS_PER_CPU, BackendOptions
 from foveate.engines.backends.placement import PARTS, Place
 from foveate.engines.backends.tensorrt.options import TensorRTOptions
 from foveate.engines.registry import Backend
+from tests.fake_session import FakeSession
 
 Asked = list[list[tuple[str, dict[str, str]]]]
 

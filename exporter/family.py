@@ -57,7 +57,11 @@ class Family(Protocol):
 
     @property
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
-        """What the vision graph takes of one image or video; the runtime's processor makes it."""
+        """What the vision graph takes of one image or video; the runtime's processor makes it.
+
+        It may have symbols of its own, see `foveate.engines.format.symbols`; the processor says how large they get
+        (`VisionShape.others`). A float stays float32 in engines of half precision, unless its spec is `narrowable`.
+        """
         ...
 
     def vision_tower(self) -> nn.Module:

@@ -16,6 +16,7 @@ from msgspec import inspect as kinds
 from benchmarks.documents import notes_of, parts_of, words_of
 from benchmarks.pages import write_between
 from foveate.engines import SCHEMA_VERSION, Manifest
+from foveate.engines.format.processors import CONSTANTS, constants_type
 from foveate.engines.format.seal import KEY
 
 PAGE = Path("docs/bundle.md")
@@ -35,6 +36,9 @@ def lines() -> list[str]:
     found = [*_table(Manifest), f"| `{KEY}` | string | | {_SEAL} |"]
     for part in dict.fromkeys(part for part in parts_of(kinds.type_info(Manifest)) if part is not Manifest):
         found += [f"### {part.__name__}", (part.__doc__ or "").strip(), *_table(part)]
+    for family in CONSTANTS:
+        kind = constants_type(family)
+        found += [f"### {kind.__name__}", f"`processor` of family `{family}`, {kind.title}.", *_table(kind)]
     return found
 
 
@@ -56,7 +60,8 @@ def _default(field: kinds.Field) -> str:
 def schema() -> bytes:
     """The JSON schema of a whole file, its hash among the rest."""
     found: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Manifest)}
-    for part in parts_of(kinds.type_info(Manifest)):
+    _add_constants(found)
+    for part in [*parts_of(kinds.type_info(Manifest)), *map(constants_type, CONSTANTS)]:
         properties, notes = found["$defs"][part.__name__]["properties"], notes_of(part)
         for name, facts in properties.items():
             properties[name] = {**facts, "description": notes[name]}
@@ -65,6 +70,21 @@ def schema() -> bytes:
     whole["properties"][KEY] = {"description": _SEAL, "type": "string", "pattern": "^[0-9a-f]{64}$"}
     whole["required"].append(KEY)
     return msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n"
+
+
+def _add_constants(schema: dict[str, Any]) -> None:
+    """What `processor` holds hangs on `family`."""
+    cases = []
+    for family in CONSTANTS:
+        kind = constants_type(family)
+        own = msgspec.json.schema(kind)
+        schema["$defs"][kind.__name__] = {**own["$defs"][kind.__name__], "description": f"`processor` of {kind.title}"}
+        cases.append(
+            {"if": {"properties": {"family": {"const": family}}}, "then": {"properties": {"processor": {"$ref": own["$ref"]}}}}
+        )
+    whole = schema["$defs"][Manifest.__name__]
+    whole["properties"]["family"]["enum"] = list(CONSTANTS)
+    whole["allOf"] = cases
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""How large images and videos are to the model: what a request asks for, and what became of it."""
+"""How large images and videos are to the model: what a request asks for, and what became of it.
+
+The model's own limits are its processor's (`runtime/processors/`). What is too large to be opened at all, `ImageLimits` says
+(`runtime/images.py`).
+"""
 
 from __future__ import annotations
 

@@ -196,8 +196,6 @@ class Qwen2VL:
             video_max_pixels=video_max_pixels,
             image_token_id=self.config.image_token_id,
             video_token_id=self.config.video_token_id,
-            vision_start_token_id=self.config.vision_start_token_id,
-            vision_end_token_id=self.config.vision_end_token_id,
             **asdict(images.pixels()),
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def test_greedy_answer_is_that_of_transformers(graph: str, checkpoint_folder: Pa
     )
     _, height, width = image["image_grid_thw"][0].tolist()
     visual_tokens = height * width // 4
-    ids = np.array([[10, constants["vision_start_token_id"], *[constants["image_token_id"]] * visual_tokens, 20, 30, 40]])
+    start = json.loads((checkpoint_folder / "config.json").read_text())["vision_start_token_id"]
+    ids = np.array([[10, start, *[constants["image_token_id"]] * visual_tokens, 20, 30, 40]])
     inputs = {
         "input_ids": torch.from_numpy(ids),
         "mm_token_type_ids": torch.from_numpy(ids == constants["image_token_id"]).int(),

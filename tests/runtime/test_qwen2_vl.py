@@ -191,7 +191,7 @@ def prompt_of(processor: Qwen2VLProcessor, segments: list[Any]) -> tuple[np.ndar
             ids += [1] * segment
         else:
             kind, (steps, rows, columns) = segment
-            ids += [constants.vision_start_token_id, tokens[kind], constants.vision_end_token_id]
+            ids += [2, tokens[kind], 3]
             visuals.append(Visual({}, ((steps if kind == "video" else 1, rows, columns),), (), kind))
     return np.array(ids), visuals
 

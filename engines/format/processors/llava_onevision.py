@@ -26,7 +26,8 @@ class LlavaOnevisionConstants(SquareConstants, frozen=True, forbid_unknown_field
         image_size: side of a crop in pixels.
         image_grid_pinpoints: height and width of the canvases that crops may tile.
         max_crops: crops above which the features of high resolution are shrunk to about so many (`anyres_max_N`).
-        image_token_id, video_token_id: the placeholders.
+        image_token_id: the placeholder of images.
+        video_token_id: the placeholder of videos.
     """
 
     title: ClassVar[str] = "LLaVA-OneVision"

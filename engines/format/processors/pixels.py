@@ -24,8 +24,11 @@ class PixelConstants(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     Attributes:
         do_resize: whether images are resized; those of a model that does not have to come in a size that it takes.
         resample: Pillow's number of the filter.
-        do_rescale, rescale_factor: whether values are multiplied, and by what.
-        do_normalize, image_mean, image_std: whether the mean of its channel is then taken from a value, and the result divided.
+        do_rescale: whether values of 0 to 255 are multiplied.
+        rescale_factor: what they are multiplied with.
+        do_normalize: whether the mean of its channel is then taken from a value, and the result divided.
+        image_mean: of red, green and blue, what is taken away.
+        image_std: of red, green and blue, what is divided by.
     """
 
     title: ClassVar[str]

@@ -27,10 +27,12 @@ class Qwen2VLConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, 
         patch_size: side of a patch in pixels.
         temporal_patch_size: frames that a patch spans.
         merge_size: patches along each side of a visual token.
-        min_pixels, max_pixels: fewest and most pixels of an image.
-        video_min_pixels, video_max_pixels: those of a frame.
-        image_token_id, video_token_id: the placeholders.
-        vision_start_token_id, vision_end_token_id: what stands around them.
+        min_pixels: fewest pixels of an image.
+        max_pixels: most pixels of an image.
+        video_min_pixels: fewest pixels of a frame.
+        video_max_pixels: most pixels of a frame.
+        image_token_id: the placeholder of images.
+        video_token_id: the placeholder of videos.
     """
 
     title: ClassVar[str] = "Qwen2-VL"
@@ -42,8 +44,6 @@ class Qwen2VLConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, 
     max_pixels: _Pixels
     image_token_id: TokenId
     video_token_id: TokenId
-    vision_start_token_id: TokenId
-    vision_end_token_id: TokenId
     video_min_pixels: _Pixels = FRAME_PIXELS[0]
     video_max_pixels: _Pixels = FRAME_PIXELS[1]
 

@@ -19,7 +19,8 @@ from foveate.engines import (
     open_decoder,
     open_session,
 )
-from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD
+from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD, EMBED, SCORE, VISION, VISION_STANDARD
+from foveate.engines.format.precisions import FP32
 from foveate.exporter.family import Family, Reference, ReferenceOutput
 from foveate.exporter.scorer.features import FirstLayer
 from foveate.exporter.scorer.network import Scorer
@@ -80,7 +81,6 @@ def check_parity(
     bundle: Bundle,
     family: Family,
     scorer: Scorer | None,
-    precisions: Mapping[str, str],
     progress: Callable[[str], None],
 ) -> ParityReport:
     """Compares every graph of a bundle with the checkpoint it was made from, and with the scorer that was put into it.
@@ -89,7 +89,6 @@ def check_parity(
         bundle: to check.
         family: of the checkpoint.
         scorer: of the bundle.
-        precisions: of the bundle's graphs.
         progress: told which graph is checked.
 
     Raises:
@@ -98,11 +97,11 @@ def check_parity(
     progress("loading the reference")
     examples = _Examples(bundle, family, family.reference(), scorer, np.random.default_rng(0))
     rows: list[ParityRow] = []
-    for name, precision in precisions.items():
+    for name, spec in bundle.manifest.graphs.items():
         progress(f"checking the graph '{name}'")
         session = open_session(bundle, name)
         found = list(_COMPARISONS[name](examples, session))
-        rows += [_row(name, *one) for one in found] if precision == "fp32" else _quantised_rows(name, found)
+        rows += [_row(name, *one) for one in found] if spec.precision == FP32 else _quantised_rows(name, found)
         session.close()
     for row in rows:
         if not row.passed:
@@ -251,10 +250,10 @@ def _decode(decoder: Decoder, embeds: np.ndarray, positions: np.ndarray, lengths
 
 
 _COMPARISONS: dict[str, Callable[[_Examples, Session], Iterator[_Compared]]] = {
-    "vision": _compare_vision,
-    "vision_standard": _compare_vision,
-    "score": _compare_score,
-    "embed": _compare_embed,
+    VISION: _compare_vision,
+    VISION_STANDARD: _compare_vision,
+    SCORE: _compare_score,
+    EMBED: _compare_embed,
     DECODER: _compare_decoder,
     DECODER_PREFILL: _compare_prefill,
     DECODER_STANDARD: _compare_decoder,

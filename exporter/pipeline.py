@@ -121,7 +121,7 @@ def export(
         write_manifest(folder, msgspec.structs.replace(manifest, files=list_files(folder)))
         network = scorer and scorer.network
         bundle = Bundle.open(folder, verify=False)
-        parity = check_parity(bundle, family, network, precisions, report) if options.check else None
+        parity = check_parity(bundle, family, network, report) if options.check else None
         if calibrate:
             report("measuring the retention curve")
             _store_retention(folder, calibrate(folder))

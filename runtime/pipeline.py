@@ -32,7 +32,7 @@ from foveate.engines import (
     open_sessions,
 )
 from foveate.engines.errors import reason_of, shown
-from foveate.engines.format.names import EMBED
+from foveate.engines.format.names import EMBED, SCORE, VISION
 from foveate.engines.format.processors import read_constants
 from foveate.engines.system.steady import steadily
 from foveate.runtime.batch import Pruned, pad, prune
@@ -148,14 +148,14 @@ class Pipeline:
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
         decoder = open_decoder(sessions.values(), manifest.decoder)
-        self._text_model = TextModel(sessions["embed"], decoder, manifest.decoder.position_axes)
+        self._text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)
         limit = min(manifest.decoder.max_position_embeddings, decoder.capacity_tokens or sys.maxsize)
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)
 
     @property
     def memory(self) -> Memory:
         """Where the arrays of its graphs lie; those of the vision graph may lie elsewhere."""
-        return self._sessions["embed"].memory
+        return self._sessions[EMBED].memory
 
     def stream(self, request: Request) -> Stream:
         """Answers a request token by token; iterate over what it returns.
@@ -285,7 +285,7 @@ class Pipeline:
         that it has seen before come from `vision_cache`."""
         if not prepared.visuals:
             return self._text_model.no_visual_embeds
-        session = self._sessions["vision"]
+        session = self._sessions[VISION]
 
         def run(feeds: Mapping[str, np.ndarray]) -> Array:
             return session.run(feeds)["visual_embeds"]
@@ -326,7 +326,7 @@ class Pipeline:
         return logits
 
     def _run_score(self, prepared: Prepared, visual_embeds: Array) -> Mapping[str, Array]:
-        session = self._sessions["score"]
+        session = self._sessions[SCORE]
         feeds = {
             "inputs_embeds": self._text_model.embed_unpruned(prepared.layout, visual_embeds),
             "position_ids": prepared.layout.position_ids,

@@ -117,7 +117,7 @@ class OpenVinoSession:
         # A request holds the arrays of a run, and its results are its own: each run has one.
         request = self._compiled.create_infer_request()
         # OpenVINO takes only what it may write. A tensor does not keep its array alive: copies live here until the run is over.
-        arrays = {name: np.require(np.asarray(feed), requirements="CW") for name, feed in feeds.items()}
+        arrays = {name: np.require(np.asarray(feed), requirements=("C", "W")) for name, feed in feeds.items()}
         for name, array in arrays.items():
             request.set_tensor(name, self._tensor(array))
         for name, buffer in buffers.items():

@@ -16,7 +16,6 @@ from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.graphs import GraphModule
 from foveate.exporter.parity import ParityReport, check_parity
-from foveate.exporter.precision import plan_precisions
 from foveate.exporter.safetensors import read_header
 
 
@@ -80,7 +79,7 @@ def test_wrong_weights_are_found(
     values.flush()
     family = read_family(Checkpoint.open(checkpoint_folder))
     with pytest.raises(ParityError, match=f"graph '{graph}'"):
-        check_parity(Bundle.open(copy, verify=False), family, None, plan_precisions("fp32", {}), lambda step: None)
+        check_parity(Bundle.open(copy, verify=False), family, None, lambda step: None)
 
 
 def test_nan_does_not_pass() -> None:

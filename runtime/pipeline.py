@@ -36,7 +36,10 @@ from foveate.engines.format.names import EMBED, SCORE, VISION
 from foveate.engines.format.processors import read_constants
 from foveate.engines.system.steady import steadily
 from foveate.runtime.batch import Pruned, pad, prune
+from foveate.runtime.budget import Budget
 from foveate.runtime.decode import decode
+from foveate.runtime.encoding import AUTO, Encoding, Part, count_tokens
+from foveate.runtime.glance import check_selector, enlarge, is_worth, only, split
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
 from foveate.runtime.logits import LogitsProcessor
@@ -212,6 +215,12 @@ class Pipeline:
             prepared = self.prepare(request)
         # What no budget shrinks, before the work begins.
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
+        total, encoding = prepared.num_visual_tokens, None
+        if request.encode is not None and visual_embeds is None:
+            foveated = self._foveate(request, prepared, stopwatch)
+            if isinstance(foveated, Encoded):
+                return foveated
+            encoding = Encoding(total, total, reason=foveated)
         with stopwatch("vision"):
             visual_embeds = self.vision(prepared) if visual_embeds is None else self._text_model.bring(visual_embeds)
             self._wait()
@@ -220,7 +229,53 @@ class Pipeline:
                 f"there are visual_embeds of {len(visual_embeds)} tokens, the images have {prepared.num_visual_tokens}. "
                 "Give those of the same images, or leave them out."
             )
-        return Encoded(prepared, visual_embeds, stopwatch.stage_ms)
+        return Encoded(prepared, visual_embeds, stopwatch.stage_ms, encoding)
+
+    def _foveate(self, request: Request, prepared: Prepared, stopwatch: Stopwatch) -> Encoded | str:
+        """Glance, score, choose, and the tower over what was chosen; or why it has to see everything."""
+        total, encode = prepared.num_visual_tokens, request.encode
+        assert encode is not None
+        if not total:
+            return "the request has no image"
+        if request.min_retained is not None:
+            raise RequestError(
+                "min_retained is set, and the bundle's curve was measured with the whole tower. Leave out one of the two.",
+                options=("min_retained", "encode"),
+            )
+        count = count_tokens(encode, request.budget, total)
+        if isinstance(count, str) or count >= total:
+            return count if isinstance(count, str) else f"encode covers all {total} visual tokens"
+        if encode == AUTO and all(self.vision_cache.holds(visual.feeds) for visual in prepared.visuals):
+            return "all visual tokens were computed for another question"
+        selector = self.selector(request.select)
+        check_selector(selector)
+        with stopwatch("glance"):
+            small = self._prepare.glance(request, prepared)
+            if small is None:
+                return "a smaller picture would show too little"
+            if encode == AUTO and not is_worth(small.visuals, count, prepared.visuals):
+                return f"a glance and {count} of {total} visual tokens are hardly less work"
+            glance_embeds = self.vision(small)
+            self._wait()
+        with stopwatch("score"):
+            seen = selector.weights(self.score(small, glance_embeds, selector.needs))
+        with stopwatch("select"):
+            assert seen is not None  # `check_selector` saw to it
+            scores = enlarge(seen, small.visuals, prepared.visuals)
+            found = Relevance(np.empty((total, 0)), prepared.grids, scores, scores)
+            tokens = select(found, Budget(tokens=count), selector).keep_indices
+        with stopwatch("vision"):
+            visual_embeds = self._encode_part(prepared, tokens)
+            self._wait()
+        encoding = Encoding(len(tokens), total, small.num_visual_tokens)
+        part = Part(tokens, scores, selector.name, total)
+        return Encoded(only(prepared, tokens), visual_embeds, stopwatch.stage_ms, encoding, part)
+
+    def _encode_part(self, prepared: Prepared, tokens: np.ndarray) -> Array:
+        """`visual_embeds [encoded, hidden_size]` of some of the visual tokens, for this question alone: no cache has them."""
+        session = self._sessions[VISION]
+        runs = [session.run(self._prepare.part(visual, own)) for visual, own in split(tokens, prepared.visuals)]
+        return self._text_model.bring(session.memory.concatenate([run["visual_embeds"] for run in runs]))
 
     @enough_memory()
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:
@@ -251,9 +306,10 @@ class Pipeline:
             sum(encoded.stage_ms.values()),
             bool(selector.needs & SCORES),
         )
-        planned = plan(request.budget, sizes, self.latency)
+        part = encoded.part
+        planned = plan(request.budget if part is None else part.budget(request.budget), sizes, self.latency)
         request = replace(request, budget=planned.budget)
-        stopwatch = Stopwatch()
+        stopwatch = Stopwatch(encoded.stage_ms)
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
         with stopwatch("score"):
             bypass = everything and not (request.explain and prepared.num_visual_tokens)
@@ -268,8 +324,9 @@ class Pipeline:
             prompt = prune(prepared, visual_embeds, selection)
         self._check_length(len(prompt.input_ids), self._max_new_tokens(request))
         sequence = self._sequence(request, prepared, prompt)
-        sequence.stage_ms = {**encoded.stage_ms, **stopwatch.stage_ms}
-        sequence.facts = describe(prepared, selection, planned.predicted_ttft_ms)
+        sequence.stage_ms = stopwatch.stage_ms
+        told = selection if part is None else part.lift(selection)
+        sequence.facts = describe(prepared, told, planned.predicted_ttft_ms, encoded.encoding)
         return sequence
 
     def prepare(self, request: Request) -> Prepared:
@@ -308,7 +365,8 @@ class Pipeline:
         if "text_embeds" in needs:
             found["text_embeds"] = self._text_model.embed_tokens(prepared.layout.input_ids[prepared.instruction_indices])
         seed = prepared.seed if "seed" in needs else 0
-        return Relevance(visual_embeds, prepared.grids, seed=seed, **found)
+        grids = prepared.grids if prepared.present is None else ()
+        return Relevance(visual_embeds, grids, seed=seed, **found)
 
     def first_logits(self, prepared: Prepared, visual_embeds: Array, selection: Selection | None = None) -> np.ndarray:
         """`logits [vocab_size]` float32 of the first token of an answer.
@@ -334,7 +392,7 @@ class Pipeline:
             "instruction_indices": prepared.instruction_indices,
         }
         if any(tensor.name == "neighbour_indices" for tensor in session.spec.inputs):  # only a scorer on the grid asks for them
-            feeds["neighbour_indices"] = find_neighbours(prepared.grids)
+            feeds["neighbour_indices"] = find_neighbours(prepared.grids, prepared.present)
         return session.run(feeds)
 
     def select(self, request: Request, prepared: Prepared, relevance: Relevance | None) -> Selection:

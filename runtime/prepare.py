@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import MachineError, PromptEntry
 from foveate.engines.format.processors.pixels import PixelConstants
 from foveate.runtime.frames import RULES_WITHOUT_RATE
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
-from foveate.runtime.processors import open_processor
+from foveate.runtime.processors import Foveal, open_processor
 from foveate.runtime.prompt import EncodedPrompt, PromptEncoder, collect_visuals, find_instruction
 from foveate.runtime.types import Prepared, Request, Visual
 from foveate.runtime.video import VideoLimits, VideoSource, is_given_frames, open_frames
@@ -64,6 +67,20 @@ class Preparer:
     def _prepare(self, request: Request) -> Prepared:
         prompt = self._encoder.encode(request.messages)
         return self._lay_out(prompt, self._visuals(request, prompt))
+
+    def glance(self, request: Request, prepared: Prepared) -> Prepared | None:
+        """The same request with small pictures; None where they would show too little, or the family has none."""
+        processor = self._processor
+        found = [processor.glance(visual) for visual in prepared.visuals] if isinstance(processor, Foveal) else []
+        glances = tuple(glance for glance in found if glance is not None)
+        if not glances or len(glances) < len(found):
+            return None
+        return self._lay_out(self._encoder.encode(request.messages), glances)
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> Mapping[str, np.ndarray]:
+        """See `Processor.part`."""
+        assert isinstance(self._processor, Foveal)  # or there would be no glance to choose by
+        return self._processor.part(visual, tokens)
 
     def _visuals(self, request: Request, prompt: EncodedPrompt) -> tuple[Visual, ...]:
         """What the pixels give, in the order of the placeholders."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from foveate.engines import NextTokens
 from foveate.runtime.batch import Pruned
+from foveate.runtime.encoding import Encoding
 from foveate.runtime.logits import LogitsProcessor
 from foveate.runtime.sampling import Sampler, greedy
 from foveate.runtime.select import Selection
@@ -94,7 +95,9 @@ class TokenSequence:
         return (self.sampler or greedy)(logits)
 
 
-def describe(prepared: Prepared, selection: Selection, predicted_ttft_ms: float | None) -> dict[str, Any]:
+def describe(
+    prepared: Prepared, selection: Selection, predicted_ttft_ms: float | None, encoding: Encoding | None
+) -> dict[str, Any]:
     """What an answer says about its request, without the images and patches, which may be larger than the KV cache.
 
     The pictures stay where `Answer.explain` can draw something on them.
@@ -104,6 +107,7 @@ def describe(prepared: Prepared, selection: Selection, predicted_ttft_ms: float 
         "selection": selection,
         "grids": prepared.grids,
         "predicted_ttft_ms": predicted_ttft_ms,
+        "encoding": encoding,
         "frame_seconds": tuple(picture.seconds for picture in prepared.pictures if picture.seconds is not None),
         "resized": prepared.resized,
         "pictures": prepared.pictures if explained else (),

@@ -3,10 +3,11 @@ JSON, profile, charts and tables read this list."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from time import perf_counter
+from types import MappingProxyType
 from typing import Any, Literal
 
 LatencyLine = Literal["score", "prefill"]
@@ -57,6 +58,7 @@ class Timings:
     """
 
     preprocess_ms: float = _stage("opening images and videos, template, tokens", "#9aa3ad", column="prepare")
+    glance_ms: float = _stage("the vision graph over small pictures; 0 without `encode`", "#7ba7e0", column="vision")
     vision_ms: float = _stage("the vision graph", "#1d5fbf")
     score_ms: float = _stage("the score graph; 0 where it was bypassed", "#e07a1f", latency="score")
     select_ms: float = _stage("choosing tokens and dropping the others", "#f3b562", column="score", latency="score")
@@ -107,11 +109,11 @@ class Stopwatch:
     """Milliseconds per stage: `with stopwatch("vision"): ...`; a stage that runs twice has the sum.
 
     Attributes:
-        stage_ms: by field of `Timings`.
+        stage_ms: by field of `Timings`; it may go on from earlier ones.
     """
 
-    def __init__(self) -> None:
-        self.stage_ms: dict[str, float] = {}
+    def __init__(self, stage_ms: Mapping[str, float] = MappingProxyType({})) -> None:
+        self.stage_ms = dict(stage_ms)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ from PIL import Image
 from foveate.engines import Array, Grid, RequestError
 from foveate.engines.errors import shown
 from foveate.runtime.budget import Budget
+from foveate.runtime.encoding import Encode, Encoding, Part, check_encode
 from foveate.runtime.explain import draw
 from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
 from foveate.runtime.picture import Picture
@@ -59,6 +60,8 @@ class Request:
         explain: score the visual tokens even where all stay, so that `Answer.explain` can show the scores.
         max_new_tokens: most tokens to generate; None takes the bundle's default.
         stop: strings that end the answer; they are not part of it. None takes the bundle's, which are the checkpoint's.
+        encode: share of the visual tokens that the vision tower may compute, chosen by a glance at a small picture, or `auto`;
+            see `Encode`. None has it compute all. `Answer.encoding` says what it did.
         ignore_eos: draw `max_new_tokens` tokens whatever they are, to measure how long that takes.
 
     Collections may be of any kind, generators too, and numbers numpy's; they are kept as tuples and Python's. A single image
@@ -85,6 +88,7 @@ class Request:
     max_visual_tokens: int | None = None
     min_pixels: int | None = None
     max_pixels: int | None = None
+    encode: Encode | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -105,6 +109,7 @@ class Request:
             if getattr(self, name) is not None:
                 settle(self, **{name: whole(name, getattr(self, name), 1)})
         check_sampling(self.fps, self.max_frames, self.frame_rule)
+        settle(self, encode=check_encode(self.encode))
         _ = self.resolution
         _check_kind("budget", self.budget, Budget, "a Budget, as Budget(ratio=0.5)")
         _check_kind("sampling", self.sampling, Sampling, "a Sampling, as Sampling(temperature=0.7)")
@@ -241,6 +246,8 @@ class Prepared:
     visuals: tuple[Visual, ...]
     instruction_indices: np.ndarray
     note: str = ""
+    present: np.ndarray | None = None
+    """`[visual_tokens]` int64: which of the visual tokens of `visuals` there are; None for all."""
 
     @property
     def num_visual_tokens(self) -> int:
@@ -282,11 +289,16 @@ class Encoded:
             left them: the same for every question. They may be those that the vision cache keeps: a numpy array is read-only,
             and nobody may write to one on a GPU.
         stage_ms: what these stages took.
+        encoding: what the tower computed, where the request said how much.
+        part: the visual tokens that it computed for this question alone, of which `prepared` and `visual_embeds` then are; None
+            where it computed all.
     """
 
     prepared: Prepared
     visual_embeds: Array
     stage_ms: Mapping[str, float]
+    encoding: Encoding | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -323,6 +335,7 @@ class Answer:
         pictures: the images and frames as the model saw them, where `explain` can draw on them: visual tokens were dropped, or
             scored. `Pipeline.prepare` has them for any request.
         frame_seconds: when each frame of the videos is shown.
+        encoding: what the vision tower computed; None where the request did not say how much.
         predicted_ttft_ms: what `Timings.ttft_ms` was expected to be; None where the budget is not in milliseconds.
         resized: for each image and video, what the request's `max_visual_tokens`, `min_pixels` and `max_pixels` made of it;
             None where they changed nothing.
@@ -338,6 +351,7 @@ class Answer:
     kv_bytes: int
     pictures: tuple[Picture, ...] = field(default=(), repr=False)
     predicted_ttft_ms: float | None = None
+    encoding: Encoding | None = None
     frame_seconds: tuple[float, ...] = ()
     resized: tuple[Resized | None, ...] = ()
 
@@ -362,5 +376,6 @@ class Answer:
             "timings": self.timings.to_dict(),
             "kv_bytes": self.kv_bytes,
             "predicted_ttft_ms": self.predicted_ttft_ms,
+            "encoding": self.encoding and self.encoding.to_dict(),
             "resized": [one and one.to_dict() for one in self.resized],
         }

@@ -56,6 +56,12 @@ class VisionCache:
             self._keep(key, made)
         return made
 
+    def holds(self, feeds: Mapping[str, np.ndarray]) -> bool:
+        """Whether `get` would not have to compute; counts as no use."""
+        key = content_hash(feeds) if self._max_bytes else b""
+        with self._lock:
+            return key in self._entries
+
     def clear(self) -> None:
         """Forgets everything."""
         with self._lock:

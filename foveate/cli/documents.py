@@ -215,6 +215,22 @@ class Resized(_Part, frozen=True, kw_only=True):
     by: tuple[str, ...]
 
 
+class Encoding(_Part, frozen=True, kw_only=True):
+    """What the vision tower computed.
+
+    Attributes:
+        encoded_tokens: visual tokens that it computed at full resolution.
+        visual_tokens: that there are.
+        glance_tokens: of the small pictures that it looked at first; 0 where it did not.
+        reason: why it computed all although the request allowed fewer; empty where that is not so.
+    """
+
+    encoded_tokens: int
+    visual_tokens: int
+    glance_tokens: int
+    reason: str
+
+
 class AnswerFacts(_Part, frozen=True, kw_only=True):
     """An answer and how it came about.
 
@@ -228,6 +244,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
         prompt_tokens: that the decoder saw.
         timings: wall time of each stage.
         kv_bytes: allocated for the KV cache.
+        encoding: what the vision tower computed; null where the request did not say how much.
         predicted_ttft_ms: what ttft_ms was expected to be; null where the budget is not in milliseconds.
         resized: of each image and video; null where the request's limits changed nothing.
     """
@@ -241,6 +258,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
     prompt_tokens: int
     timings: StageTimes  # type: ignore[valid-type]
     kv_bytes: int
+    encoding: Encoding | None = None
     predicted_ttft_ms: float | None
     resized: tuple[Resized | None, ...] = ()
 

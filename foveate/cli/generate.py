@@ -88,6 +88,13 @@ class _Limits(TypedDict, total=False):
 @when(VISUAL, "--ttft-ms", type=float, help="Keep as many as let the answer begin in time, by what 'profile --save' measured.")
 @when(FIXED, "--only-if-faster", is_flag=True, help="Keep all where scoring takes longer than it saves, by 'profile --save'.")
 @when(
+    VISUAL,
+    "--encode",
+    metavar="SHARE|auto",
+    help="Share of the visual tokens that the vision tower computes, after a glance at a small picture; auto: as many as are "
+    "kept, where that is less work.",
+)
+@when(
     CHOICE,
     "--select",
     metavar="NAME",
@@ -121,6 +128,7 @@ def generate_command(
     mass: float | None,
     ttft_ms: float | None,
     only_if_faster: bool,
+    encode: str | None,
     select: str | None,
     min_retained: float | None,
     explain: Path | None,
@@ -158,6 +166,7 @@ def generate_command(
         mass=mass,
         ttft_ms=ttft_ms,
         only_if_faster=only_if_faster,
+        encode=_share(encode),
         select=select,
         min_retained=min_retained,
         explain=explain is not None,
@@ -178,6 +187,14 @@ def generate_command(
     if explain is not None:
         _write_picture(answer, explain)
     output.finish(msgspec.convert(answer.to_dict() | {"schema": Generated.__struct_config__.tag}, Generated))
+
+
+def _share(text: str | None) -> float | str | None:
+    """A number where it is one; the request says what else may stand there."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 def _limits(max_pixels: int | None) -> _Limits:
@@ -217,9 +234,10 @@ def figures(answer: Answer) -> str:
     stages = {stage.name: round(getattr(timings, stage.key), 1) for stage in FIRST_TOKEN}
     parts = ", ".join(f"{name} {ms:.1f}" for name, ms in stages.items() if ms)
     predicted = "" if answer.predicted_ttft_ms is None else f", predicted {answer.predicted_ttft_ms:.1f} ms"
+    encoded = f", {told}" if (told := answer.encoding and answer.encoding.told()) else ""
     resized = f", {describe(answer.resized)}" if any(answer.resized) else ""
     decode = f", then {timings.tpot_ms:.1f} ms a token" if timings.decode_ms else ""
     return (
-        f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}{resized}, "
+        f"{len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens{reason}{encoded}{resized}, "
         f"first token {sum(stages.values()):.1f} ms ({parts}){predicted}{decode}, KV cache {answer.kv_bytes / 1024:.0f} KiB"
     )

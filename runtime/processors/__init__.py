@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -83,6 +83,24 @@ class Processor(Protocol):
 
         Raises:
             RequestError: the prompt has other placeholders than there are images and videos.
+        """
+        ...
+
+
+@runtime_checkable
+class Foveal(Protocol):
+    """A processor whose vision graph takes some of the visual tokens of a picture, for `Request.encode`."""
+
+    def glance(self, visual: Visual) -> Visual | None:
+        """The same image as a small picture; None where that shows too little."""
+        ...
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> Mapping[str, np.ndarray]:
+        """What the vision graph takes for some of the visual tokens alone, each at its place.
+
+        Args:
+            visual: an image.
+            tokens: int64, ascending, their numbers in it.
         """
         ...
 

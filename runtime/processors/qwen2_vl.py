@@ -19,6 +19,8 @@ from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
 from foveate.runtime.types import Layout, Visual, VisualKind
 
 _MAX_ASPECT_RATIO = 200
+_GLANCES = ((512, 3), (150, 2))
+"""From how many visual tokens on a third or a half of an image's sides shows enough for a first look."""
 
 
 class _Limits(NamedTuple):
@@ -154,6 +156,27 @@ class Qwen2VLProcessor:
         }
         return Visual(feeds, ((len(steps), *grid),), tuple(pictures), kind, resized)
 
+    def glance(self, visual: Visual) -> Visual | None:
+        """See `Processor.glance`: the image at a third or half of its sides."""
+        rows, columns = visual.grids[0][1:]
+        shrink = glance_shrink(rows * columns)
+        if visual.kind == "video" or shrink is None:
+            return None
+        side = self.constants.token_size
+        width, height = (max(1, round(cells / shrink)) * side for cells in (columns, rows))
+        small = resize(visual.pictures[0].image, width, height, self.constants)
+        return self._visual([small] * self.constants.temporal_patch_size, [Picture(small, *self._tiles(small))], "image", None)
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> dict[str, np.ndarray]:
+        """See `Processor.part`: patches of a token lie side by side, and know their place by their positions."""
+        merged = self.constants.merge_size**2
+        patches = (tokens[:, None] * merged + np.arange(merged)).ravel()
+        feeds = visual.feeds
+        return {
+            "pixel_values": feeds["pixel_values"][:, patches],
+            "patch_positions": feeds["patch_positions"][patches],
+        }
+
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`."""
         if self.constants.do_resize:
@@ -206,6 +229,11 @@ class Qwen2VLProcessor:
                 f"the prompt has placeholders for {_count(kinds)}, the request {_count([v.kind for v in visuals])}, "
                 "expected the same in the same order. Give one part for each image and video."
             )
+
+
+def glance_shrink(visual_tokens: int) -> int | None:
+    """What the sides of an image are divided by for a first look; None where that shows too little."""
+    return next((shrink for fewest, shrink in _GLANCES if visual_tokens >= fewest), None)
 
 
 def _count(kinds: Sequence[str]) -> str:

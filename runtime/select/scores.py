@@ -13,7 +13,7 @@ from foveate.engines.errors import OptionError
 from foveate.runtime.select.base import Relevance, Selector, top_k
 
 
-class _Ranking(Selector):
+class Ranking(Selector):
     """Keeps the tokens of the highest weight."""
 
     def weights(self, relevance: Relevance) -> np.ndarray:
@@ -24,7 +24,7 @@ class _Ranking(Selector):
 
 
 @dataclass(frozen=True)
-class Learned(_Ranking):
+class Learned(Ranking):
     """The scores of the trained scorer."""
 
     name: ClassVar[str] = "learned"
@@ -71,7 +71,7 @@ class Foveated(Learned):
 
 
 @dataclass(frozen=True)
-class Attention(_Ranking):
+class Attention(Ranking):
     """Layer-0 attention: what the trained scorer gets, without the network."""
 
     name: ClassVar[str] = "attention"
@@ -83,7 +83,7 @@ class Attention(_Ranking):
 
 
 @dataclass(frozen=True, eq=False)
-class Oracle(_Ranking):
+class Oracle(Ranking):
     """Relevance from elsewhere, such as the labels of `foveate scorer label`: the ceiling of any scorer.
 
     Attributes:

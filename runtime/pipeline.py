@@ -251,8 +251,8 @@ class Pipeline:
         check_selector(selector)
         with stopwatch("glance"):
             small = self._prepare.glance(request, prepared)
-            if small is None:
-                return "a smaller picture would show too little"
+            if isinstance(small, str):
+                return small
             if encode == AUTO and not is_worth(small.visuals, count, prepared.visuals):
                 return f"a glance and {count} of {total} visual tokens are hardly less work"
             glance_embeds = self.vision(small)

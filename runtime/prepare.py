@@ -68,13 +68,17 @@ class Preparer:
         prompt = self._encoder.encode(request.messages)
         return self._lay_out(prompt, self._visuals(request, prompt))
 
-    def glance(self, request: Request, prepared: Prepared) -> Prepared | None:
-        """The same request with small pictures; None where they would show too little, or the family has none."""
+    def glance(self, request: Request, prepared: Prepared) -> Prepared | str:
+        """The same request with small pictures; or why there are none."""
         processor = self._processor
-        found = [processor.glance(visual) for visual in prepared.visuals] if isinstance(processor, Foveal) else []
+        if not isinstance(processor, Foveal):
+            return "the vision tower of this family takes whole pictures"
+        if any(visual.kind == "video" for visual in prepared.visuals):
+            return "the frames of a video are seen whole"
+        found = [processor.glance(visual) for visual in prepared.visuals]
         glances = tuple(glance for glance in found if glance is not None)
-        if not glances or len(glances) < len(found):
-            return None
+        if len(glances) < len(found):
+            return "a smaller picture would show too little"
         return self._lay_out(self._encoder.encode(request.messages), glances)
 
     def part(self, visual: Visual, tokens: np.ndarray) -> Mapping[str, np.ndarray]:

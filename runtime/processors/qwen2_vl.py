@@ -160,7 +160,7 @@ class Qwen2VLProcessor:
         """See `Processor.glance`: the image at a third or half of its sides."""
         rows, columns = visual.grids[0][1:]
         shrink = glance_shrink(rows * columns)
-        if visual.kind == "video" or shrink is None:
+        if shrink is None:
             return None
         side = self.constants.token_size
         width, height = (max(1, round(cells / shrink)) * side for cells in (columns, rows))

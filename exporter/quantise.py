@@ -212,8 +212,8 @@ class _Parts:
         for part in parts:
             if part.name not in self.found:
                 self.found[part.name] = part
-                dtype = {"I8": ir.DataType.INT8, "U8": ir.DataType.UINT8, "F32": ir.DataType.FLOAT}[part.dtype]
-                value = ir.Value(name=part.name, shape=ir.Shape(part.shape), type=ir.TensorType(dtype))
+                dtype = ir.TensorType(ir.DataType.from_short_name(part.dtype.lower()))
+                value = ir.Value(name=part.name, shape=ir.Shape(part.shape), type=dtype)
                 self._graph.initializers[part.name] = value
         return [self._graph.initializers[part.name] for part in parts]
 

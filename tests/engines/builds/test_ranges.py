@@ -384,6 +384,9 @@ def test_symbols_of_one_family_alone() -> None:
     fact = "the image needs 96 windows ('windows' of graph 'vision_standard'), the engine takes 1 to 64"
     assert error.startswith(f"{fact}. {BUILD} --visual-tokens 64:256:1536 ")
     assert shapes.widened("windows", 96).widened("visual_tokens", 2048).others == (("windows", Range(1, 16, 128)),)
+    # Twice the patches and three times the windows are three times the image, not six times.
+    both = str(refusal(windows.name, profiles, {**request, "patches": 8192, "windows": 192}, shapes, COMMAND))
+    assert f" {BUILD} --visual-tokens 64:256:3072 " in both
     weights = spec("vision_standard", tensors(weights="windows 4"))
     large = ShapeProfile(Range(1, 1, 1), Range(1, 1, 1), others=(("windows", Range(1, 1, 2**30)),))
     with pytest.raises(OptionError, match="Lower the max of 'windows': use a smaller visual_tokens"):

@@ -21,6 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from foveate.engines.format.precisions import INT4
 from foveate.exporter.weights import Weight
 
 BLOCK = 128
@@ -219,7 +220,7 @@ class _Parts:
 
 
 def _product(node: ir.Node, name: str, weight: Weight, precision: str, parts: _Parts) -> list[ir.Node]:
-    if precision == "int4":
+    if precision == INT4:
         return [_nbits(node, weight.shape, 4, BLOCK, parts.add(block_parts(name, weight)))]
     inputs = [node.inputs[0], *parts.add(column_parts(name, weight))]
     return [ir.node("DynamicQuantizeMatMul", inputs, domain=_CONTRIB)]

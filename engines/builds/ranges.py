@@ -310,7 +310,8 @@ def _decoder_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
     shared = {"batch": shapes.batch, "kv_capacity": Range(capacity, capacity, capacity)}
     return (
         GraphProfile("decode", {**shared, "sequence": Range(1, 1, 1), "cache_tokens": cache}),
-        GraphProfile("prefill", {**shared, "sequence": prompt, "cache_tokens": prompt}),
+        # Behind what a slot holds already a prompt looks at more than itself.
+        GraphProfile("prefill", {**shared, "sequence": prompt, "cache_tokens": Range(prompt.min, prompt.opt, capacity)}),
     )
 
 

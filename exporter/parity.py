@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,10 +100,9 @@ def check_parity(
     rows: list[ParityRow] = []
     for name, spec in bundle.manifest.graphs.items():
         progress(f"checking the graph '{name}'")
-        session = open_session(bundle, name)
-        found = list(_COMPARISONS[name](examples, session))
+        with closing(open_session(bundle, name)) as session:
+            found = list(_COMPARISONS[name](examples, session))
         rows += [_row(name, *one) for one in found] if spec.precision == FP32 else _quantised_rows(name, found)
-        session.close()
     for row in rows:
         if not row.passed:
             raise ParityError(

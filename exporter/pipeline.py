@@ -40,6 +40,7 @@ from foveate.exporter.graphs import GraphModule, text_graphs, vision_graphs
 from foveate.exporter.parity import ParityReport, check_parity
 from foveate.exporter.precision import FP32_GRAPHS, plan_precisions
 from foveate.exporter.quantise import quantise_graph
+from foveate.exporter.safetensors import element_bytes
 from foveate.exporter.scorer.file import read_scorer
 from foveate.exporter.scorer.network import Scorer
 from foveate.exporter.trace import save_graph, trace_graph
@@ -185,7 +186,7 @@ def _write_graphs(
 
 def _check_room(weights: Iterable[Writable], folder: Path) -> None:
     """Before minutes of writing; the rest of a bundle is small."""
-    needed = sum(math.prod(weight.shape) * (4 if weight.dtype == "F32" else 1) for weight in weights)
+    needed = sum(math.prod(weight.shape) * element_bytes(weight.dtype) for weight in weights)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise MachineError(

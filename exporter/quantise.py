@@ -21,6 +21,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
+from foveate.engines.format.precisions import INT4
 from foveate.exporter.weights import Weight
 
 BLOCK = 128
@@ -212,14 +213,14 @@ class _Parts:
         for part in parts:
             if part.name not in self.found:
                 self.found[part.name] = part
-                dtype = {"I8": ir.DataType.INT8, "U8": ir.DataType.UINT8, "F32": ir.DataType.FLOAT}[part.dtype]
-                value = ir.Value(name=part.name, shape=ir.Shape(part.shape), type=ir.TensorType(dtype))
+                dtype = ir.TensorType(ir.DataType.from_short_name(part.dtype.lower()))
+                value = ir.Value(name=part.name, shape=ir.Shape(part.shape), type=dtype)
                 self._graph.initializers[part.name] = value
         return [self._graph.initializers[part.name] for part in parts]
 
 
 def _product(node: ir.Node, name: str, weight: Weight, precision: str, parts: _Parts) -> list[ir.Node]:
-    if precision == "int4":
+    if precision == INT4:
         return [_nbits(node, weight.shape, 4, BLOCK, parts.add(block_parts(name, weight)))]
     inputs = [node.inputs[0], *parts.add(column_parts(name, weight))]
     return [ir.node("DynamicQuantizeMatMul", inputs, domain=_CONTRIB)]

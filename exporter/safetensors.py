@@ -41,6 +41,11 @@ _PAGE_BYTES = 4096
 _ALIGNED_BYTES = 64
 
 
+def element_bytes(dtype: str) -> int:
+    """Bytes of one element of a dtype that an export writes, by the format's name of it."""
+    return _DTYPES[dtype].itemsize
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where one tensor lies: `offset` and `size_bytes` count in bytes from the start of `file`."""
@@ -151,7 +156,7 @@ class FilePlan:
         on 64 bytes as runtimes like for memory-mapped weights (the format allows no padding between tensors).
         """
         kinds = {name: (dtypes or {}).get(name, "F32") for name in shapes}
-        bytes_of = {name: math.prod(shapes[name]) * _DTYPES[kinds[name]].itemsize for name in shapes}
+        bytes_of = {name: math.prod(shapes[name]) * element_bytes(kinds[name]) for name in shapes}
         names = sorted(shapes, key=lambda name: (bytes_of[name] % _ALIGNED_BYTES != 0, name))
         sizes = [bytes_of[name] for name in names]
         places = {

@@ -44,9 +44,9 @@ def decode_step(model: TextModel, cache: KVCache, active: Mapping[int, TokenSequ
     tokens, positions = np.zeros((2, cache.slots), np.int64)
     for slot, sequence in active.items():
         tokens[slot], positions[slot] = sequence.tokens[-1], sequence.next_position
-        sequence.next_position += 1
     following = model.step(cache, tokens, positions, list(active))
     step_ms = 1e3 * (perf_counter() - start)
     for sequence in active.values():
+        sequence.next_position += 1
         sequence.decode_ms.append(step_ms)
     return following

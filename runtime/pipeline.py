@@ -32,7 +32,7 @@ from foveate.engines import (
     open_sessions,
 )
 from foveate.engines.errors import reason_of, shown
-from foveate.engines.format.names import EMBED, SCORE, VISION
+from foveate.engines.format.names import DECODER, EMBED, SCORE, VISION
 from foveate.engines.format.processors import read_constants
 from foveate.engines.system.steady import steadily
 from foveate.runtime.batch import Pruned, pad, prune
@@ -99,7 +99,7 @@ def load(
     tokenizer = open_tokenizer(bundle)
     sessions = open_sessions(bundle, placement)
     try:
-        latency = find_model(bundle, options.engines, describe_environment(placement, sessions[EMBED].memory))
+        latency = find_model(bundle, options.engines, describe_environment(placement, sessions[DECODER].memory))
         manifest = bundle.manifest
         return Pipeline(manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes, latency)
     except BaseException:

@@ -73,7 +73,9 @@ class PromptEncoder:
         self._control_ids = np.array(sorted(special), np.int64)
         self._template = ChatTemplate(entry.chat_template, self._control)
         self._before, self._behind = _added_around(tokenizer)
-        self._bos = self._named.get("bos_token", "")
+        # A template that names no token may write out what the tokenizer would add.
+        written_out = "" if self._named else "".join(tokenizer.id_to_token(id) or "" for id in self._before)
+        self._bos = self._named.get("bos_token", written_out)
         self._anchor_ids = tokenizer.encode(_ANCHOR, add_special_tokens=False).ids
 
     def encode(self, messages: Sequence[Message]) -> EncodedPrompt:

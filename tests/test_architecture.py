@@ -20,6 +20,7 @@ from click.testing import CliRunner
 import foveate
 from foveate.cli import main
 from foveate.engines import BACKENDS, DECODERS
+from foveate.engines.format.processors import CONSTANTS
 from foveate.exporter.families import FAMILIES
 from foveate.runtime.processors import PROCESSORS
 
@@ -150,8 +151,8 @@ CODE = [target for backend in BACKENDS.values() for target in (backend.session, 
 
 @pytest.mark.parametrize(
     "targets",
-    [CODE, DECODERS.values(), FAMILIES.values(), PROCESSORS.values()],
-    ids=["backends", "decoders", "families", "processors"],
+    [CODE, CONSTANTS.values(), DECODERS.values(), FAMILIES.values(), PROCESSORS.values()],
+    ids=["backends", "constants", "decoders", "families", "processors"],
 )
 def test_registries_name_what_exists(targets: Iterable[str]) -> None:
     for target in targets:
@@ -160,7 +161,7 @@ def test_registries_name_what_exists(targets: Iterable[str]) -> None:
 
 
 def test_every_family_has_both_sides() -> None:
-    assert set(FAMILIES) == set(PROCESSORS)
+    assert set(FAMILIES) == set(PROCESSORS) == set(CONSTANTS)
 
 
 @pytest.mark.parametrize("room", ["foveate", "foveate.engines", "foveate.runtime", "foveate.cli"])

@@ -166,13 +166,17 @@ class _Asked(NamedTuple):
     part: Part
     questions: int
     right: Mapping[float, int]
-    plain: Mapping[float, int]
-    """Those in fp32."""
+    plain: Mapping[float, float]
+    """Those in fp32, as a share of the questions."""
 
 
 def precisions_table(found: Found) -> Lines:
     """Right answers by precision and keep ratio; those that lose more than `LIMIT` of fp32's in bold."""
-    plain = {case: _right(results) for (case, part), results in found.items() if part == PRECISIONS[0]}
+    plain = {
+        case: {keep: right / results.questions for keep, right in _right(results).items()}
+        for (case, part), results in found.items()
+        if part == PRECISIONS[0]
+    }
     rows = [
         _Asked(case, part, results.questions, _right(results), plain[case])
         for (case, part), results in found.items()
@@ -181,7 +185,7 @@ def precisions_table(found: Found) -> Lines:
 
     def share(keep: float, row: _Asked) -> str:
         text = percent(wilson(row.right[keep], row.questions))
-        return f"**{text}**" if row.right[keep] < (1 - LIMIT) * row.plain[keep] else text
+        return f"**{text}**" if row.right[keep] / row.questions < (1 - LIMIT) * row.plain[keep] else text
 
     columns: dict[str, Callable[[_Asked], str]] = {
         "checkpoint": lambda row: f"`{row.case.name}`",

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.backends.cuda import Allocation, Cuda, on_death
-from foveate.engines.backends.memory import Array
+from foveate.engines.backends.memory import Array, Memory
 from foveate.engines.errors import BackendError
 from foveate.engines.format.dtypes import NAMES, host_dtype, itemsize
 from foveate.engines.system.packages import needed_package
@@ -122,6 +122,10 @@ class CudaMemory:
         """See `Memory`."""
         assert isinstance(array, DeviceArray)
         self.cuda.fill_zero(array.ptr, array.nbytes)
+
+    def shares(self, other: Memory) -> bool:
+        """See `Memory`."""
+        return isinstance(other, CudaMemory) and other.cuda is self.cuda
 
     def concatenate(self, arrays: Sequence[Array]) -> DeviceArray:
         """Joins arrays of one dtype, from the host too.

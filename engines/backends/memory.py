@@ -62,6 +62,10 @@ class Memory(Protocol):
         """Brings an array here, and to another dtype if asked for; one that is here already is passed on as it is."""
         ...
 
+    def shares(self, other: Memory) -> bool:
+        """Whether arrays of the other are at home here."""
+        ...
+
     def synchronize(self) -> None:
         """Waits until arrays hold what runs and copies were asked to write."""
         ...
@@ -90,6 +94,10 @@ class HostMemory:
     def asarray(self, array: Array, dtype: str | None = None) -> np.ndarray:
         """See `Memory`."""
         return np.asarray(array, None if dtype is None else host_dtype(dtype))
+
+    def shares(self, other: Memory) -> bool:
+        """See `Memory`."""
+        return isinstance(other, HostMemory)
 
     def synchronize(self) -> None:
         """See `Memory`; on the host a run is over when it returns."""

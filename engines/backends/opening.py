@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import ExitStack
 
-from foveate.engines.backends.options import BackendOptions, SessionOptions
+from foveate.engines.backends.options import BackendOptions, SessionOptions, options_class
 from foveate.engines.backends.placement import PARTS, Placement, make_placement
 from foveate.engines.backends.session import Session
+from foveate.engines.errors import OptionError
 from foveate.engines.format.bundle import Bundle
-from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD, VISION, VISION_STANDARD
+from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD, EMBED, VISION, VISION_STANDARD
 from foveate.engines.registry import find_backend
 
 _STANDARD = {VISION: VISION_STANDARD, DECODER: DECODER_STANDARD}
@@ -30,11 +31,15 @@ def open_sessions(bundle: Bundle, placement: Placement | None = None) -> dict[st
         BackendError, BundleError, OptionError, MissingPackageError: what `open_session` raises; nothing stays open then.
     """
     placement = placement or make_placement()
+    if missing := [part for part in PARTS if part not in placement]:
+        raise OptionError(f"the placement has nothing for {', '.join(missing)}. Name a backend for each of {', '.join(PARTS)}.")
     sessions: dict[str, Session] = {}
     try:
         for name, graph in graphs_of(bundle, placement).items():
             backend, options = placement[DECODER if name == DECODER_PREFILL else name]
             sessions[name] = open_session(bundle, graph, backend, options)
+        if not sessions[EMBED].memory.shares(sessions[DECODER].memory):
+            raise OptionError("embed and decoder write the same arrays, and lie in different memories. Place both alike.")
     except BaseException:
         close_all(sessions.values())
         raise
@@ -73,6 +78,8 @@ def open_session(
     """
     record = find_backend(backend)
     own = options if isinstance(options, BackendOptions) else (options or SessionOptions()).of(backend)[backend]
+    if not isinstance(own, options_class(backend)):
+        raise OptionError(f"backend '{backend}' can't use {type(own).__name__}. Use {options_class(backend).__name__}.")
     with record.loaded(record.session) as open_it:
         session: Session = open_it(bundle, graph, own)
     return session

@@ -25,6 +25,7 @@ from foveate.engines.system.packages import needed_package
 
 _HINTS = {FP32: "f32", BF16: "bf16", FP16: "f16"}
 """A precision in OpenVINO's words; its own choice otherwise."""
+_ALONE = "It runs every graph but the decoder: choose it for the vision graph alone (vision_backend)."
 _GROUP = "128"
 """Activations that share a scale where weights are in 8 bits. Without groups they are not rounded and products are not computed
 in integers: four layers of Qwen2-VL-2B's tower over 3,456 patches then take 2.1 s in place of 1.7. The largest number, which
@@ -86,7 +87,7 @@ def open_session(bundle: Bundle, graph: str, options: OpenVinoOptions) -> OpenVi
     except Exception as error:  # openvino raises RuntimeError for whatever is wrong
         raise BackendError(
             f"OpenVINO {_version(ov)} can't load graph '{graph}' of {bundle.path}: {_reason(error)}. "
-            "It runs every graph but the decoder: choose it for the vision graph alone (vision_backend)."
+            + ("Use another backend for it." if graph == VISION else _ALONE)
         ) from error
     inputs, outputs = _tensors(compiled.inputs, spec.inputs), _tensors(compiled.outputs, spec.outputs)
     check_interface(spec, inputs, outputs, bundle.file(spec.file))
@@ -121,7 +122,11 @@ class OpenVinoSession:
         for name, array in arrays.items():
             request.set_tensor(name, self._tensor(array))
         for name, buffer in buffers.items():
-            request.set_tensor(name, self._tensor(np.asarray(buffer)))
+            if not isinstance(buffer, np.ndarray):
+                raise BackendError(
+                    f"buffer '{name}' of graph '{self.spec.name}' does not lie on the host. Make it with 'memory'."
+                )
+            request.set_tensor(name, self._tensor(buffer))
         try:
             request.infer()
         except Exception as error:

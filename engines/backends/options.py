@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ class SessionOptions:
         provider_options: settings of that provider by its own names: `{"device_id": 1}`.
         precision: of the engines of a backend that builds some, None takes what was built last; of OpenVINO's arithmetic,
             None leaves it to OpenVINO.
-        engines: folder of these engines, or of the graphs that were packed for ONNX Runtime; None is the bundle's own.
+        engines: folder of these engines, or of the graphs that were packed for ONNX Runtime; None is the bundle's own. With
+            another backend for the vision graph it is the first one's.
         device: index of the GPU for a backend that works on one; ONNX Runtime takes `device_id` from the provider options.
         cuda_graphs: launch runs that repeat (decode steps) as CUDA graphs.
 
@@ -70,6 +71,10 @@ class SessionOptions:
         check_threads(self.threads)
         check_device(self.device)
         check_provider_options(self.provider_options)
+
+    def without(self, name: str) -> SessionOptions:
+        """The same with the default of one option."""
+        return replace(self, **{name: getattr(SessionOptions(), name)})
 
     def of(self, *backends: str) -> dict[str, BackendOptions]:
         """By name of a backend: its own options.

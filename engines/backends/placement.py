@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from foveate.engines.backends.options import BackendOptions, SessionOptions
+from foveate.engines.backends.options import BackendOptions, SessionOptions, changed
+from foveate.engines.errors import OptionError
 from foveate.engines.format.names import DECODER, EMBED, SCORE, VISION
 
 PARTS = (VISION, SCORE, EMBED, DECODER)
@@ -29,7 +30,8 @@ Placement = Mapping[str, Place]
 def make_placement(
     backend: str = "onnxruntime", options: SessionOptions | None = None, vision_backend: str | None = None
 ) -> dict[str, Place]:
-    """A placement with one backend, or with another one for the vision graph. Each takes the options that it has.
+    """A placement with one backend, or with another one for the vision graph. Each takes the options that it has; a folder of
+    engines is the first one's, where that has engines.
 
     Args:
         backend: what runs all parts.
@@ -37,8 +39,12 @@ def make_placement(
         vision_backend: what runs the vision graph in its place.
 
     Raises:
-        OptionError: there is no such backend, or none of them has an option that is set.
+        OptionError: there is no such backend, none of them has an option that is set, or both are the same.
     """
+    if vision_backend == backend:
+        raise OptionError(f"'{backend}' runs all graphs already. Leave out vision_backend.", options=("vision_backend",))
     vision_backend = vision_backend or backend
     own = (options or SessionOptions()).of(backend, vision_backend)
+    if vision_backend != backend and changed(own[backend]).get("engines"):
+        own |= (options or SessionOptions()).without("engines").of(vision_backend, backend) | {backend: own[backend]}
     return dict.fromkeys(PARTS, Place(backend, own[backend])) | {VISION: Place(vision_backend, own[vision_backend])}

@@ -173,14 +173,16 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         match symbol:
             case "visual_tokens" | "kept_tokens":
                 return self._with_visual_tokens(self.visual_tokens.including(value))
-            case "frames" | "patches":
-                old: Range = getattr(self, symbol)
-                new = old.including(value)
-                return replace(self, **{symbol: new}, visual_tokens=_scale(self.visual_tokens, old, new))
+            case "frames":
+                frames = self.frames.including(value)
+                return replace(self, frames=frames, visual_tokens=_scale(self.visual_tokens, self.frames, frames))
+            case "patches":  # what else grows with the image grows too, or two symbols would count its growth twice
+                patches = self.patches.including(value)
+                return replace(self._with_visual_tokens(_scale(self.visual_tokens, self.patches, patches)), patches=patches)
             case _ if symbol in (others := dict(self.others)):
                 old, new = others[symbol], others[symbol].including(value)
-                others[symbol] = new
-                return replace(self, others=tuple(others.items()), visual_tokens=_scale(self.visual_tokens, old, new))
+                grown = self._with_visual_tokens(_scale(self.visual_tokens, old, new))
+                return replace(grown, others=tuple((name, new if name == symbol else sizes) for name, sizes in grown.others))
             case "text_tokens" | "instruction_tokens":
                 return replace(self, text_tokens=self.text_tokens.including(value))
             case "batch":
@@ -308,7 +310,8 @@ def _decoder_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
     shared = {"batch": shapes.batch, "kv_capacity": Range(capacity, capacity, capacity)}
     return (
         GraphProfile("decode", {**shared, "sequence": Range(1, 1, 1), "cache_tokens": cache}),
-        GraphProfile("prefill", {**shared, "sequence": prompt, "cache_tokens": prompt}),
+        # Behind what a slot holds already a prompt looks at more than itself.
+        GraphProfile("prefill", {**shared, "sequence": prompt, "cache_tokens": Range(prompt.min, prompt.opt, capacity)}),
     )
 
 

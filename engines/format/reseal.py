@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from foveate.engines.errors import BundleError, FoveateError, reason_of
-from foveate.engines.format.bundle import write_manifest
+from foveate.engines.format.bundle import MANIFEST, write_manifest
 from foveate.engines.format.manifest import decode_document
 from foveate.engines.format.seal import KEY
 
@@ -19,6 +19,8 @@ def reseal(file: Path) -> None:
     Raises:
         BundleError: it can't be read, or is no manifest.
     """
+    if file.name != MANIFEST:
+        raise BundleError(f"{file} is no {MANIFEST}. Give the path of one.")
     try:
         document = msgspec.json.decode(file.read_bytes(), type=dict)
     except OSError as error:

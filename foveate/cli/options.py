@@ -35,7 +35,7 @@ def _heeds(name: str) -> Need:
         chosen = {given["backend"], given.get("vision_backend")} - {None}
         return not chosen.isdisjoint(takers) or not chosen <= BACKENDS.keys()  # an unknown backend is another error
 
-    return Need(holds, "backend '{backend}' does not look at it", f"Use it with --backend {' or '.join(takers)}")
+    return Need(holds, "backend '{backend}' does not look at it", f"Use it with {' or '.join(takers)}")
 
 
 OTHER_BACKEND = Need(
@@ -73,7 +73,9 @@ def session_options(
             help="Its setting; repeatable.",
         ),
         when(
-            _heeds("precision"), "--precision", help="Of the engines, where there are several.  [default: what was built last]"
+            _heeds("precision"),
+            "--precision",
+            help="Of the engines, where there are several; of OpenVINO.  [default: what was built last]",
         ),
         when(_heeds("engines"), "--engines", type=PATH, help="Folder of the engines.  [default: BUNDLE/engines]"),
         when(_heeds("device"), "--device", default=0, show_default=True, help="Index of the GPU."),

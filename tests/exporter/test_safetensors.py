@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from foveate.engines import ExportError
 from foveate.exporter import safetensors
-from foveate.exporter.safetensors import FilePlan, read_header
+from foveate.exporter.safetensors import FilePlan, element_bytes, read_header
 
 SHAPES = {"odd": (3, 5), "even": (4, 16), "vector": (7,), "cube": (2, 2, 16)}
 
@@ -43,6 +44,14 @@ def test_plan_says_where_each_tensor_lies(tmp_path: Path) -> None:
     plan = write(tmp_path / "x.safetensors", tensors)
     assert read_header(tmp_path / "x.safetensors") == plan.tensors
     assert all(torch.equal(plan.tensors[name].read(), tensors[name]) for name in tensors)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "I8", "U8"])
+def test_an_element_takes_what_is_said(dtype: str, tmp_path: Path) -> None:
+    plan = FilePlan.lay_out(tmp_path / "x.safetensors", SHAPES, dict.fromkeys(SHAPES, dtype))
+    plan.write([torch.ones(SHAPES[name])] for name in plan.tensors)
+    elements = sum(math.prod(shape) for shape in SHAPES.values())
+    assert plan.path.stat().st_size - len(plan.header) == elements * element_bytes(dtype)
 
 
 def test_tensors_that_can_be_aligned_are(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ def encoder(prompt_entry: PromptEntry, tokenizer: Tokenizer) -> PromptEncoder:
 def constants(tokenizer: Tokenizer) -> dict[str, Any]:
     """`manifest.processor`; small images, so that tests are fast."""
     names = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std", "rescale_factor")
-    tokens = {"image_pad": "image", "video_pad": "video", "vision_start": "vision_start", "vision_end": "vision_end"}
+    tokens = {"image_pad": "image", "video_pad": "video"}
     return {
         **{name: PREPROCESSOR[name] for name in names},
         **{f"{name}_token_id": tokenizer.token_to_id(f"<|{token}|>") for token, name in tokens.items()},

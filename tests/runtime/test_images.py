@@ -190,7 +190,6 @@ def test_sources_of_every_kind_give_the_same(tmp_path: Path) -> None:
         (Path("data:image/png;base64,AAAA"), "Give it as a string"),
         ("a\0b.png", "is not there or is not a file"),
     ],
-    ids=repr,
 )
 def test_what_is_no_image_is_named(source: Any, message: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)) as caught:

@@ -140,7 +140,7 @@ def test_another_environment_or_bundle_has_no_model(reference_bundle: Path, tmp_
     save_latencies(tmp_path, bundle.sha256, entry({1: 1.0}, {1: 1.0}))
     assert isinstance(find_model(bundle, tmp_path, HERE), LatencyModel)
     assert find_model(bundle, tmp_path, msgspec.structs.replace(HERE, options={"threads": "1"})) == Unmeasured()
-    other = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, precision="int8"))
+    other = replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, foveate_version="another"))
     assert find_model(other, tmp_path, HERE) == Unmeasured()
     assert find_model(bundle, None, HERE) == Unmeasured()
 

@@ -78,9 +78,10 @@ class ArrayCache:
         """See `KVCache`."""
         past = {name: array[slots] for name, array in self.past.items()}
         held, logits = self._held[slots], self.buffers["logits"]
-        # Logits of its own: a row among others may start at an address that libraries refuse to write to.
+        # What runs write is its own: a row among others may start at an address that libraries refuse to write to.
         own = self._memory.empty((len(held), logits.shape[1]), "float32")
-        return ArrayCache(self._memory, past, own, self.step_embeds[slots], held, self._spoilt[slots])
+        embeds = self._memory.empty((len(held), *self.step_embeds.shape[1:]), self.step_embeds.dtype.name)
+        return ArrayCache(self._memory, past, own, embeds, held, self._spoilt[slots])
 
     def clear(self) -> None:
         """See `KVCache`. What the slots held stays in memory, unread."""
@@ -133,6 +134,11 @@ class ArrayDecoder(ABC):
     def new_cache(self, slots: int, tokens: int) -> ArrayCache:
         """See `Decoder`."""
         memory, entry = self._session.memory, self._entry
+        if tokens > (self.capacity_tokens or tokens):
+            raise BackendError(
+                f"graph '{self._session.spec.name}' has {self.capacity_tokens} tokens of KV cache a slot, {tokens} are asked "
+                "for. Build its engine for longer prompts or answers."
+            )
         capacity = self.capacity_tokens or whole(tokens, BLOCK_TOKENS)
         shape = (slots, entry.num_key_value_heads, capacity, entry.head_dim)
         # Zeros, because what is masked still counts in a product: 0 times whatever lies in fresh memory may be NaN.

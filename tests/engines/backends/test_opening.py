@@ -58,7 +58,9 @@ def test_onnxruntime_on_the_cpu_runs_its_own_graphs() -> None:
         assert graphs("onnxruntime", SessionOptions(provider=provider)) == ("vision", "decoder")
 
 
-@pytest.mark.parametrize("provider", [*(PROVIDERS.keys() - {"cpu"}), "CUDAExecutionProvider", "OpenVINOExecutionProvider"])
+@pytest.mark.parametrize(
+    "provider", [*sorted(PROVIDERS.keys() - {"cpu"}), "CUDAExecutionProvider", "OpenVINOExecutionProvider"]
+)
 def test_other_providers_run_the_standard_graphs(provider: str) -> None:
     assert graphs("onnxruntime", SessionOptions(provider=provider)) == ("vision_standard", "decoder_standard")
 
@@ -267,8 +269,15 @@ def test_each_backend_of_a_placement_takes_the_options_that_it_has() -> None:
     engines = Place("tensorrt", TensorRTOptions(precision="fp16", device=1))
     placement = make_placement("tensorrt", SessionOptions(precision="fp16", device=1, threads=2), "openvino")
     assert placement == dict.fromkeys(PARTS, engines) | {"vision": Place("openvino", OpenVinoOptions(2, "fp16"))}
-    cuda = SessionOptions(provider="cuda")
-    assert make_placement("onnxruntime", cuda, "onnxruntime") == make_placement("onnxruntime", cuda)
+    # One folder of engines is the first backend's.
+    placement = make_placement("tensorrt", SessionOptions(engines=Path("x")), "onnxruntime")
+    engines = Place("tensorrt", TensorRTOptions(engines=Path("x")))
+    assert placement == dict.fromkeys(PARTS, engines) | {"vision": Place("onnxruntime", OnnxRuntimeOptions())}
+
+
+def test_a_second_backend_that_is_the_first() -> None:
+    with pytest.raises(OptionError, match=r"'onnxruntime' runs all graphs already\. Leave out vision_backend"):
+        make_placement("onnxruntime", SessionOptions(provider="cuda"), "onnxruntime")
 
 
 def test_an_option_that_no_backend_of_a_placement_has() -> None:
@@ -309,6 +318,7 @@ class Opened(list[tuple[str, BackendOptions]]):
     def __init__(self, manifest: Manifest) -> None:
         self.sessions: list[FakeSession] = []
         self.failing = ""
+        self.memories: dict[str, CudaMemory] = {}
         self._spec = manifest.graphs["double"]
 
     def open_session(self, bundle: Bundle, graph: str, options: BackendOptions) -> FakeSession:
@@ -316,6 +326,7 @@ class Opened(list[tuple[str, BackendOptions]]):
             raise BackendError(f"{graph} is too large")
         self.append((graph, options))
         self.sessions.append(FakeSession(self._spec, dict))
+        self.sessions[-1].memory = self.memories.get(graph, HostMemory())
         return self.sessions[-1]
 
 
@@ -353,6 +364,27 @@ def test_the_decoders_prefill_goes_with_it(bundle: Bundle, opened: Opened) -> No
     assert tuple(sessions) == (*PARTS, "decoder_prefill")
     assert opened[-2:] == [("decoder", Abacus(3)), ("decoder_prefill", Abacus(3))]
     assert tuple(open_sessions(bundle, dict.fromkeys(PARTS, right))) == PARTS  # the standard decoder prefills itself
+
+
+def test_a_part_without_a_place(bundle: Bundle, opened: Opened) -> None:
+    with pytest.raises(OptionError, match=r"the placement has nothing for embed, decoder\. Name a backend for each"):
+        open_sessions(bundle, dict.fromkeys(("vision", "score"), Place("quipu", Quipu())))
+    assert not opened
+
+
+def test_options_of_another_backend(bundle: Bundle, opened: Opened) -> None:
+    with pytest.raises(OptionError, match=r"backend 'abacus' can't use Quipu\. Use Abacus"):
+        open_session(bundle, "score", "abacus", Quipu())
+
+
+def test_embed_and_decoder_share_a_memory(bundle: Bundle, opened: Opened, memory: CudaMemory) -> None:
+    """A step's embeddings are written where the decoder reads them."""
+    opened.memories = {"decoder": memory}
+    with pytest.raises(OptionError, match="lie in different memories"):
+        open_sessions(bundle, dict.fromkeys(PARTS, Place("abacus", Abacus())))
+    assert all(session.closed for session in opened.sessions)
+    opened.memories = {"decoder": memory, "embed": memory}
+    assert tuple(open_sessions(bundle, dict.fromkeys(PARTS, Place("abacus", Abacus())))) == PARTS
 
 
 def test_nothing_stays_open_where_one_fails(bundle: Bundle, opened: Opened) -> None:

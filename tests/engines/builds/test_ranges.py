@@ -162,7 +162,8 @@ def test_ranges_of_the_graphs_follow_from_each_other(shapes: ShapeProfile) -> No
         assert getattr(score["total_tokens"], bound) == getattr(visual, bound) + getattr(text, bound)
     assert score["instruction_tokens"].max == text.max
     prefill, decode = decoder["prefill"], decoder["decode"]
-    assert prefill["sequence"] == prefill["cache_tokens"] == shapes.prompt_tokens
+    assert prefill["sequence"] == shapes.prompt_tokens
+    assert prefill["cache_tokens"] == Range(shapes.prompt_tokens.min, shapes.prompt_tokens.opt, shapes.kv_capacity)
     assert decode["sequence"] == embed["step"]["sequence"] == Range(1, 1, 1)
     assert decode["kv_capacity"] == prefill["kv_capacity"] == Range(*[shapes.kv_capacity] * 3)
     assert shapes.kv_capacity == decode["cache_tokens"].max
@@ -219,6 +220,15 @@ def test_a_single_profile_is_tuned_for_prompts() -> None:
 def test_several_images_may_need_more_visual_tokens_than_one_run_of_vision_gives() -> None:
     shapes = ShapeProfile(Range(16, 64, 512), Range(64, 64, 64))
     assert graph_profiles(SPECS["vision_standard"], shapes)[0].ranges["patches"] == Range(64, 64, 64)
+
+
+@given(shape_profiles(), st.data())
+def test_a_prompt_behind_what_a_slot_holds(shapes: ShapeProfile, data: st.DataObject) -> None:
+    """Chunks, second turns, and whatever else goes on with a filled cache."""
+    sequence = data.draw(within(shapes.prompt_tokens))
+    held = data.draw(st.integers(0, shapes.kv_capacity - sequence))
+    profiles = graph_profiles(SPECS["decoder_standard"], shapes)
+    assert choose(profiles, {"batch": shapes.batch.opt, "sequence": sequence, "cache_tokens": held + sequence}) is not None
 
 
 @st.composite
@@ -384,6 +394,9 @@ def test_symbols_of_one_family_alone() -> None:
     fact = "the image needs 96 windows ('windows' of graph 'vision_standard'), the engine takes 1 to 64"
     assert error.startswith(f"{fact}. {BUILD} --visual-tokens 64:256:1536 ")
     assert shapes.widened("windows", 96).widened("visual_tokens", 2048).others == (("windows", Range(1, 16, 128)),)
+    # Twice the patches and three times the windows are three times the image, not six times.
+    both = str(refusal(windows.name, profiles, {**request, "patches": 8192, "windows": 192}, shapes, COMMAND))
+    assert f" {BUILD} --visual-tokens 64:256:3072 " in both
     weights = spec("vision_standard", tensors(weights="windows 4"))
     large = ShapeProfile(Range(1, 1, 1), Range(1, 1, 1), others=(("windows", Range(1, 1, 2**30)),))
     with pytest.raises(OptionError, match="Lower the max of 'windows': use a smaller visual_tokens"):

@@ -151,6 +151,14 @@ def test_an_edit_by_hand_says_what_to_do_and_that_works(folder: Path, manifest: 
     assert Bundle.open(folder).manifest == msgspec.structs.replace(manifest, family="llava")
 
 
+def test_a_copy_under_another_name_is_not_resealed(tmp_path: Path) -> None:
+    """Its content would be written over `manifest.json`."""
+    (tmp_path / "copy.json").write_bytes(GOLDEN.read_bytes())
+    with pytest.raises(BundleError, match=r"copy.json is no manifest.json\. Give the path of one"):
+        reseal(tmp_path / "copy.json")
+    assert not (tmp_path / "manifest.json").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [(None, "can't be read"), (b"{", "is not JSON"), (b"{}", "has schema version None"), (b"\xff", "is not JSON")],

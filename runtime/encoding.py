@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +64,7 @@ class Part:
 
     def budget(self, budget: Budget) -> Budget:
         """A budget over all visual tokens, as one over those that were computed."""
-        return budget if budget.ratio is None else Budget(tokens=budget.count(np.empty(self.total)))
+        return budget if budget.ratio is None else replace(budget, ratio=None, tokens=budget.count(np.empty(self.total)))
 
     def lift(self, selection: Selection) -> Selection:
         """A selection among the computed tokens, as one among all."""

@@ -14,7 +14,7 @@ from PIL import Image
 
 from foveate.engines import RequestError, find_neighbours
 from foveate.runtime import Answer, Budget, Pipeline, Request, load
-from foveate.runtime.encoding import Encoding, check_encode, count_tokens
+from foveate.runtime.encoding import Encoding, Part, check_encode, count_tokens
 from foveate.runtime.glance import enlarge, only, split
 from foveate.runtime.processors import Foveal
 from foveate.runtime.types import Visual
@@ -216,6 +216,13 @@ def test_no_more_is_computed_than_was_allowed(total: int, encode: float, keep: f
     else:
         assert count_tokens(encode, Budget(ratio=keep), total) == allowed
     assert count_tokens("auto", Budget(ratio=keep), total) == kept
+
+
+@pytest.mark.parametrize("asked", [Budget(), Budget(ratio=0.3), Budget(ratio=0.3, only_if_faster=True), Budget(mass=0.5)])
+def test_a_budget_over_what_was_computed(asked: Budget) -> None:
+    part = Part(np.arange(40), np.ones(100, np.float32), "foveated", 100)
+    expected = Budget(tokens=30, only_if_faster=asked.only_if_faster) if asked.ratio else asked
+    assert part.budget(asked) == expected
 
 
 def test_what_a_request_may_say() -> None:

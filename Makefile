@@ -15,7 +15,7 @@ demo: $(INSTALLED)
 	$(BIN)/foveate demo
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 # mypy and import-linter read folders: the copy has the rooms where an install puts them.
 lint: $(INSTALLED)

@@ -18,7 +18,7 @@ from types import ModuleType
 
 (path,) = sys.argv[1:]
 text = open(path).read()
-entry = '    glance_ms: float = _stage("a small picture first", "#123abc")\\n'
+entry = '    peek_ms: float = _stage("a small picture first", "#123abc")\\n'
 place = text.index("    vision_ms: float")
 module = sys.modules["foveate.runtime.stages"] = ModuleType("foveate.runtime.stages")
 exec(text[:place] + entry + text[place:], module.__dict__)
@@ -42,23 +42,23 @@ stopwatch = Stopwatch()
 for stage in FIRST_TOKEN:
     with stopwatch(stage.name):
         pass
-timings = Timings(**{**stopwatch.stage_ms, "glance_ms": 7.5}, decode_ms=(1.0,))
+timings = Timings(**{**stopwatch.stage_ms, "peek_ms": 7.5}, decode_ms=(1.0,))
 assert timings.ttft_ms > 7.5
 answer = Answer("cat", (1, 2), "eos", keep_everything(160, ""), (), 200, timings, 4096)
 facts = msgspec.convert(answer.to_dict(), AnswerFacts)
-assert facts.timings.glance_ms == 7.5
-assert list(answer.to_dict()["timings"])[:3] == ["preprocess_ms", "glance_ms", "vision_ms"]
-assert "glance 7.5" in figures(answer)
-assert "| `glance_ms` | number | a small picture first |" in lines()
+assert facts.timings.peek_ms == 7.5
+assert list(answer.to_dict()["timings"])[:3] == ["preprocess_ms", "peek_ms", "vision_ms"]
+assert "peek 7.5" in figures(answer)
+assert "| `peek_ms` | number | a small picture first |" in lines()
 outcome = Outcome(Sample(question="What?", answer="cat", image="a.png"), dict.fromkeys(KEEPS, answer), None)
-assert _figures_table([outcome]).titles[3:6] == ("prepare ms", "glance ms", "vision ms")
+assert _figures_table([outcome]).titles[3:6] == ("prepare ms", "peek ms", "vision ms")
 profile = invented({1: 1.0}, {1: 1.0}, 20, 100)
 assert profile.whole.ttft.median == len(FIRST_TOKEN) == 7
-assert make_csv(profile).startswith(b"keep,kept_tokens,prompt_tokens,preprocess_ms,glance_ms,vision_ms,")
-assert _table(profile).titles[2:5] == ("prepare ms", "glance ms", "vision ms")
+assert make_csv(profile).startswith(b"keep,kept_tokens,prompt_tokens,preprocess_ms,peek_ms,vision_ms,")
+assert _table(profile).titles[2:5] == ("prepare ms", "peek ms", "vision ms")
 chart = stages_chart(profile)
-assert "<!-- glance -->" in chart and "#123abc" in chart
-assert "glance" in next(_tables(profile)).columns
+assert "<!-- peek -->" in chart and "#123abc" in chart
+assert "peek" in next(_tables(profile)).columns
 """
 
 
@@ -69,7 +69,7 @@ def test_an_added_stage_is_everywhere() -> None:
 
 
 def test_the_list() -> None:
-    names = "preprocess vision score select embed prefill decode"
+    names = "preprocess glance vision score select embed prefill decode"
     assert [stage.name for stage in STAGES] == names.split()
     assert (*ENCODING, *ANSWERING) == FIRST_TOKEN == STAGES[:-1]
     assert all(stage.does and stage.colour for stage in FIRST_TOKEN)

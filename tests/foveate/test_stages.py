@@ -19,7 +19,7 @@ from types import ModuleType
 (path,) = sys.argv[1:]
 text = open(path).read()
 entry = '    peek_ms: float = _stage("a small picture first", "#123abc")\\n'
-place = text.index("    vision_ms: float")
+place = text.index("    glance_ms: float")
 module = sys.modules["foveate.runtime.stages"] = ModuleType("foveate.runtime.stages")
 exec(text[:place] + entry + text[place:], module.__dict__)
 
@@ -47,14 +47,14 @@ assert timings.ttft_ms > 7.5
 answer = Answer("cat", (1, 2), "eos", keep_everything(160, ""), (), 200, timings, 4096)
 facts = msgspec.convert(answer.to_dict(), AnswerFacts)
 assert facts.timings.peek_ms == 7.5
-assert list(answer.to_dict()["timings"])[:3] == ["preprocess_ms", "peek_ms", "vision_ms"]
+assert list(answer.to_dict()["timings"])[:3] == ["preprocess_ms", "peek_ms", "glance_ms"]
 assert "peek 7.5" in figures(answer)
 assert "| `peek_ms` | number | a small picture first |" in lines()
 outcome = Outcome(Sample(question="What?", answer="cat", image="a.png"), dict.fromkeys(KEEPS, answer), None)
 assert _figures_table([outcome]).titles[3:6] == ("prepare ms", "peek ms", "vision ms")
 profile = invented({1: 1.0}, {1: 1.0}, 20, 100)
-assert profile.whole.ttft.median == len(FIRST_TOKEN) == 7
-assert make_csv(profile).startswith(b"keep,kept_tokens,prompt_tokens,preprocess_ms,peek_ms,vision_ms,")
+assert profile.whole.ttft.median == len(FIRST_TOKEN) == 8
+assert make_csv(profile).startswith(b"keep,kept_tokens,prompt_tokens,preprocess_ms,peek_ms,glance_ms,vision_ms,")
 assert _table(profile).titles[2:5] == ("prepare ms", "peek ms", "vision ms")
 chart = stages_chart(profile)
 assert "<!-- peek -->" in chart and "#123abc" in chart

@@ -9,7 +9,6 @@ import numpy as np
 
 from foveate.charts import COLOURS, INK, MUTED, RULE, Axes, Figure, frame
 from foveate.profile.results import LoadRun, Profile
-from foveate.runtime.stages import FIRST_TOKEN
 
 _WHOLE, _HALF, _PHONE = (10.0, 4.2), (5.6, 4.0), (4.5, 4.2)
 """Inches of a chart that takes the page's width, of one that takes half of it, and of one on a narrow screen."""
@@ -23,8 +22,8 @@ def stages_chart(profile: Profile, narrow: bool = False) -> str:
     runs = profile.keeps[::-1]
     figure = _figure(_PHONE if narrow else _WHOLE)
     axes = figure.subplots()
-    places, starts, legend_columns = np.arange(len(runs)), np.zeros(len(runs)), 3 if narrow else len(FIRST_TOKEN)
-    for stage in FIRST_TOKEN:
+    places, starts, legend_columns = np.arange(len(runs)), np.zeros(len(runs)), 3 if narrow else len(profile.stages)
+    for stage in profile.stages:
         widths = np.array([run.stage(stage.key) for run in runs])
         axes.barh(places, widths, left=starts, height=0.62, color=stage.colour, label=stage.name)
         starts += widths
@@ -32,7 +31,7 @@ def stages_chart(profile: Profile, narrow: bool = False) -> str:
         axes.annotate(f"{_ms(end)} ms", (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
     axes.set_yticks(places, [f"keep {run.keep:g}\n{run.kept_tokens} tokens" for run in runs])
     axes.set_xlim(0, (1.3 if narrow else 1.12) * starts.max())
-    frame(axes, "Time to first token", "milliseconds, medians", "", pad=_above(-(-len(FIRST_TOKEN) // legend_columns)))
+    frame(axes, "Time to first token", "milliseconds, medians", "", pad=_above(-(-len(profile.stages) // legend_columns)))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=RULE, linewidth=1)
     _legend(axes, legend_columns)

@@ -145,7 +145,7 @@ def _tables(profile: Profile) -> Iterator[Table]:
     columns = (
         "keep",
         "tokens",
-        *(stage.name for stage in FIRST_TOKEN),
+        *(stage.name for stage in profile.stages),
         "first token",
         "first token, quartiles",
         "speed-up",
@@ -187,7 +187,7 @@ def _keep_row(profile: Profile, run: KeepRun) -> tuple[str, ...]:
     return (
         f"{run.keep:g}",
         f"{run.kept_tokens}",
-        *(f"{run.stage(stage.key):,.1f}" for stage in FIRST_TOKEN),
+        *(f"{run.stage(stage.key):,.1f}" for stage in profile.stages),
         f"{ttft.median:,.1f}",
         f"{ttft.low:,.1f} to {ttft.high:,.1f}",
         f"{profile.speedup(run):.2f}x",

@@ -181,6 +181,11 @@ class Profile(msgspec.Struct, frozen=True, tag_field="schema", tag="foveate.prof
     retention: list[RetentionPoint]
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the first token that took any time; the others were left out at every ratio."""
+        return tuple(stage for stage in FIRST_TOKEN if any(run.stage(stage.key) for run in self.keeps))
+
+    @property
     def whole(self) -> KeepRun:
         """Keep 1."""
         return self.keeps[0]

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from foveate.engines import Bundle, Environment, LatencyPoint, read_latencies
 from foveate.profile import Profile, ProfilePlan, profile_bundle, write_reports
-from foveate.profile.report import break_even_remark
+from foveate.profile.charts import stages_chart
+from foveate.profile.report import _tables, break_even_remark
 from foveate.profile.results import KeepRun, LoadRun, Setting, Spread, first_token
 from foveate.runtime import Timings
 from foveate.runtime.stages import FIRST_TOKEN
@@ -205,6 +206,13 @@ def test_the_stages_add_up_to_the_first_token() -> None:
     measured = zip(stages["vision_ms"], stages["prefill_ms"], strict=True)
     timings = [Timings(vision_ms=vision, prefill_ms=prefill) for vision, prefill in measured]
     assert sum(first_token(timings).values()) == 6.0
+
+
+def test_a_stage_that_was_left_out_is_not_drawn(profile: Profile) -> None:
+    """`glance` is for requests that say what the tower may compute, and these do not."""
+    assert [stage.name for stage in profile.stages] == ["preprocess", "vision", "score", "select", "embed", "prefill"]
+    assert "glance" not in next(_tables(profile)).columns
+    assert "<!-- glance -->" not in stages_chart(profile)
 
 
 def test_every_report_has_the_same_first_token(profile: Profile, tmp_path: Path) -> None:

@@ -107,11 +107,12 @@ def test_an_error_is_one_line_whatever_is_in_it(run: Run, tmp_path: Path) -> Non
 
 
 def test_the_stages_add_up_to_the_first_token() -> None:
-    timings = Timings(3.04, 250.26, 10.14, 0.96, 2.04, 30.06, (20.0, 22.0))
+    stages_ms = {"preprocess": 3.04, "vision": 250.26, "score": 10.14, "select": 0.96, "embed": 2.04, "prefill": 30.06}
+    timings = Timings(**{f"{name}_ms": ms for name, ms in stages_ms.items()}, decode_ms=(20.0, 22.0))
     selection: Selection = keep_everything(160, "")
     line = figures(Answer("cat", (1, 2), "eos", selection, (), 200, timings, 4096))
     total, stages = re.search(r"first token ([\d.]+) ms \((.*?)\)", line).groups()  # type: ignore[union-attr]
     parts = {name: float(ms) for name, ms in (stage.split() for stage in stages.split(", "))}
-    assert list(parts) == ["preprocess", "vision", "score", "select", "embed", "prefill"]
+    assert list(parts) == list(stages_ms)
     assert sum(parts.values()) == pytest.approx(float(total), abs=1e-9)
     assert float(total) == pytest.approx(timings.ttft_ms, abs=0.3)

@@ -82,12 +82,13 @@ def check_encode(value: object) -> Encode | None:
     Raises:
         RequestError: it is neither a share nor `auto`.
     """
-    if value is None or value == AUTO:
-        return AUTO if value == AUTO else None
+    if value is None:
+        return None
     if isinstance(value, str):
-        raise RequestError(
-            f"encode is {shown(value)}, expected a share above 0, up to 1, or auto. Use 0.25.", options=("encode",)
-        )
+        if value == AUTO:
+            return AUTO
+        fact = f"encode is {shown(value)}, expected a share above 0, up to 1, or auto"
+        raise RequestError(f"{fact}. Use 0.25.", options=("encode",))
     return share("encode", value, "Use 0.25 for a quarter of the visual tokens, or auto.")
 
 

@@ -227,6 +227,9 @@ def test_a_budget_over_what_was_computed(asked: Budget) -> None:
 
 def test_what_a_request_may_say() -> None:
     assert [check_encode(value) for value in (None, "auto", np.float32(0.25), 1)] == [None, "auto", 0.25, 1.0]
+    for value in (np.ones(2), b"auto", [0.5], True):
+        with pytest.raises(RequestError, match="encode is"):
+            check_encode(value)
 
 
 def test_qwen2_vl_is_foveal(pipe: Pipeline) -> None:

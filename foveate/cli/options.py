@@ -43,18 +43,11 @@ OTHER_BACKEND = Need(
 )
 
 
-def session_options(
-    backend: str | None = "onnxruntime", vision: bool = True
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Adds the options to a command, which gets them as `session: SessionChoice`.
-
-    Args:
-        backend: the default; without one a backend must be given.
-        vision: the vision graph may have another backend.
-    """
+def _session_flags(backend: str | None, vision: bool) -> tuple[Callable[..., Any], ...]:
+    """A decorator for each of the options; see `session_options`."""
     chosen = {"required": True} if backend is None else {"default": backend, "show_default": True}
     vision_help = "What runs the vision graph, e.g. openvino.  [default: the backend]"
-    options = (
+    return (
         always("--backend", **chosen, help=f"What runs the graphs: {', '.join(BACKENDS)}."),
         *((when(OTHER_BACKEND, "--vision-backend", help=vision_help),) if vision else ()),
         when(
@@ -88,6 +81,18 @@ def session_options(
         ),
         when(_heeds("threads"), "--threads", default=0, show_default=True, help="CPU threads; 0 leaves it to the backend."),
     )
+
+
+def session_options(
+    backend: str | None = "onnxruntime", vision: bool = True
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Adds the options to a command, which gets them as `session: SessionChoice`.
+
+    Args:
+        backend: the default; without one a backend must be given.
+        vision: the vision graph may have another backend.
+    """
+    options = _session_flags(backend, vision)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)

@@ -139,6 +139,17 @@ def test_a_second_question_takes_the_whole_tower_that_is_there(reference_bundle:
     assert len(second.selection.keep_indices) == 100
 
 
+def test_visual_tokens_that_were_given_are_all_there(pipe: Pipeline) -> None:
+    """For another budget, or another question about the same image: nothing is computed, and the answer says so."""
+    whole = Request.ask(QUESTION, [picture()], max_new_tokens=2)
+    asked = Request.ask(QUESTION, [picture()], max_new_tokens=2, encode=0.25)
+    encoded = pipe.encode(whole)
+    for known in (encoded, pipe.encode(asked, encoded.visual_embeds)):
+        answer = pipe.generate(asked, known)
+        assert answer.encoding == Encoding(TOKENS, TOKENS, reason="the visual tokens were given")
+    assert pipe.generate(whole, encoded).encoding is None
+
+
 def test_a_video_is_seen_whole(pipe: Pipeline) -> None:
     frames = [picture(224, seed) for seed in range(4)]
     answer = pipe.generate(Request.ask(QUESTION, videos=[frames], encode=0.25, max_new_tokens=2))

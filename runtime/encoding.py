@@ -66,11 +66,16 @@ class Part:
         """A budget over all visual tokens, as one over those that were computed."""
         return budget if budget.ratio is None else replace(budget, ratio=None, tokens=budget.count(np.empty(self.total)))
 
-    def lift(self, selection: Selection) -> Selection:
-        """A selection among the computed tokens, as one among all."""
+    def lift(self, selection: Selection, reason: str) -> Selection:
+        """A selection among the computed tokens, as one among all.
+
+        Args:
+            selection: among those.
+            reason: what is worth knowing where all of them stayed, which is no reason in itself.
+        """
         keep_indices = self.tokens[selection.keep_indices]
         if selection.scores is None:
-            return Selection(keep_indices, self.total, self.selector, "", self.scores)
+            return Selection(keep_indices, self.total, self.selector, reason, self.scores)
         scores = np.zeros(self.total, np.float32)
         scores[self.tokens] = selection.scores
         return Selection(keep_indices, self.total, selection.selector, selection.reason, scores)

@@ -325,7 +325,8 @@ class Pipeline:
         self._check_length(len(prompt.input_ids), self._max_new_tokens(request))
         sequence = self._sequence(request, prepared, prompt)
         sequence.stage_ms = stopwatch.stage_ms
-        told, encoding = selection if part is None else part.lift(selection), encoded.encoding
+        told = selection if part is None else part.lift(selection, planned.reason or prepared.note)
+        encoding = encoded.encoding
         if encoding is None and request.encode is not None:
             encoding = Encoding(told.num_visual_tokens, told.num_visual_tokens, reason="the visual tokens were given")
         sequence.facts = describe(prepared, told, planned.predicted_ttft_ms, encoding)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from foveate.engines import RequestError, find_neighbours
-from foveate.runtime import Answer, Budget, Pipeline, Request, load
+from foveate.runtime import Answer, Budget, Pipeline, Request, Selection, load
 from foveate.runtime.encoding import Encoding, Part, check_encode, count_tokens
 from foveate.runtime.glance import enlarge, only, split
 from foveate.runtime.processors import Foveal
@@ -234,6 +234,20 @@ def test_a_budget_over_what_was_computed(asked: Budget) -> None:
     part = Part(np.arange(40), np.ones(100, np.float32), "foveated", 100)
     expected = Budget(tokens=30, only_if_faster=asked.only_if_faster) if asked.ratio else asked
     assert part.budget(asked) == expected
+
+
+def test_why_all_that_was_computed_stayed() -> None:
+    part = Part(np.array([2, 5]), np.ones(9, np.float32), "foveated", 9)
+    everything = Selection(np.arange(2), 2, "all", "no budget was set")
+    lifted = part.lift(everything, "scoring takes longer than it saves")
+    assert (lifted.keep_indices.tolist(), lifted.selector) == ([2, 5], "foveated")
+    assert lifted.reason == "scoring takes longer than it saves"
+    assert part.lift(everything, "").reason == ""
+
+
+def test_a_note_about_the_question_stays(pipe: Pipeline) -> None:
+    answer = pipe.generate(Request.ask("", [picture()], encode=0.25, max_new_tokens=2))
+    assert answer.selection.reason.startswith("no user text follows the last image")
 
 
 def test_what_a_request_may_say() -> None:

@@ -293,7 +293,7 @@ class Pipeline:
         encoding = encoded.encoding
         if encoding is None and request.encode is not None:
             encoding = Encoding(told.num_visual_tokens, told.num_visual_tokens, reason="the visual tokens were given")
-        sequence.facts = describe(prepared, told, planned.predicted_ttft_ms, encoding)
+        sequence.facts = describe(prepared, told, planned.predicted_ttft_ms, encoding, part)
         return sequence
 
     def prepare(self, request: Request) -> Prepared:

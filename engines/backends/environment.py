@@ -30,7 +30,9 @@ def describe_environment(placement: Placement, memory: Memory) -> Environment:
         cpus=usable_cpus(),
         backend=_named(decoder),
         options=_options(decoder),
-        vision="" if vision.backend == decoder.backend else ", ".join([_named(vision), *map(" ".join, _options(vision).items())]),
+        vision=""
+        if vision.backend == decoder.backend
+        else ", ".join([_named(vision), *map(" ".join, _options(vision).items())]),
     )
 
 

@@ -48,7 +48,7 @@ Points = Annotated[tuple[LatencyPoint, ...], msgspec.Meta(min_length=1)]
 
 
 class LatencyEntry(_Strict, frozen=True):
-    """What the stages that depend on the number of tokens took in one environment, as `foveate profile --save` measured them."""
+    """What the stages that depend on numbers of tokens took in one environment, as `foveate profile --save` measured them."""
 
     environment: Environment
     vision: Points

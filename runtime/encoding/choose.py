@@ -75,7 +75,7 @@ def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stop
     with stopwatch("select"):
         found = Relevance(np.empty((total, 0)), prepared.grids, scores, scores)
         tokens = select(found, Budget(tokens=count), selector).keep_indices
-    return Part(tokens, scores, selector.name, total, small.num_visual_tokens)
+    return Part(tokens, scores, selector.name, total, small.num_visual_tokens, small.pictures)
 
 
 def _check_floor(request: Request) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from foveate.runtime.budget import Budget
+from foveate.runtime.picture import Picture
 from foveate.runtime.select import Selection
 
 
@@ -48,6 +49,7 @@ class Part:
         selector: that chose them.
         total: how many visual tokens there are.
         glance_tokens: of the small pictures that were looked at.
+        pictures: those, as the tower saw them.
     """
 
     tokens: np.ndarray
@@ -55,6 +57,7 @@ class Part:
     selector: str
     total: int
     glance_tokens: int = 0
+    pictures: tuple[Picture, ...] = ()
 
     def encoding(self) -> Encoding:
         """What an answer says."""

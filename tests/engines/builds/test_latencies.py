@@ -84,6 +84,8 @@ def test_a_file_of_an_earlier_version_is_named_as_such(tmp_path: Path) -> None:
     """It has other fields, which is no damage."""
     file = tmp_path / LATENCIES
     file.write_bytes(seal({"schema_version": 1, "measured": [{"entry": {"score": []}}]}))
-    with pytest.raises(BundleError, match=r"has schema version 1, expected 2\. Delete it, or measure again with 'foveate profile"):
+    with pytest.raises(
+        BundleError, match=r"has schema version 1, expected 2\. Delete it, or measure again with 'foveate profile"
+    ):
         read_latencies(tmp_path, ONE)
     assert read_latencies(save_latencies(tmp_path, ONE, ENTRY).parent, ONE) == (ENTRY,)

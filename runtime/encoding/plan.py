@@ -87,7 +87,7 @@ class TowerPlan:
 
 
 def plan_tower(ttft_ms: float, sizes: TowerSizes, model: LatencyModel) -> TowerPlan:
-    """The way to the first token that keeps the most visual tokens within a time: everything; else a glance and a part; else the
+    """The way to the first token that keeps the most visual tokens within a time: everything; else a glance and a part, or the
     whole tower and pruning behind it, where that keeps as many.
 
     Raises:
@@ -112,8 +112,8 @@ def _too_little(ttft_ms: float, sizes: TowerSizes, takes: TowerModel) -> Request
         ways["after a glance"] = takes.part_ms(1)
     way = min(ways, key=lambda name: ways[name])
     return RequestError(
-        f"the budget is {ttft_ms:g} ms, and with a single visual token, {way}, the answer begins after about {ways[way]:.0f} ms, "
-        f"{sizes.spent_ms:.0f} ms of them before the vision tower. Raise it, or use smaller images."
+        f"the budget is {ttft_ms:g} ms, and with a single visual token, {way}, the answer begins after about "
+        f"{ways[way]:.0f} ms, {sizes.spent_ms:.0f} ms of them before the vision tower. Raise it, or use smaller images."
     )
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.engines import Environment, LatencyEntry, LatencyPoint, RequestError
+from foveate.runtime.encoding.plan import Comparison, TowerModel, TowerPlan, TowerSizes, compare, plan_tower
 from foveate.runtime.latency import LatencyModel
-from foveate.runtime.tower import Comparison, TowerModel, TowerPlan, TowerSizes, compare, plan_tower
 
 
 def line(points: dict[int, float]) -> tuple[LatencyPoint, ...]:
@@ -48,7 +48,9 @@ def test_milliseconds_become_what_is_computed_and_kept(ttft_ms: float, expected:
 def test_without_a_glance_there_is_only_the_whole_tower() -> None:
     sizes = replace(SIZES, glances=None)
     assert plan_tower(1140, sizes, TOWER) == TowerPlan(None, 65, pytest.approx(1140.0))
-    with pytest.raises(RequestError, match=r"a single visual token, with all visual tokens computed, .* after about 1076 ms, 50 ms"):
+    with pytest.raises(
+        RequestError, match=r"a single visual token, with all visual tokens computed, .* after about 1076 ms, 50 ms"
+    ):
         plan_tower(1075, sizes, TOWER)
     assert plan_tower(1075, replace(sizes, needs_scores=False), TOWER).kept_tokens == 5
 

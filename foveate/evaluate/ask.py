@@ -94,8 +94,8 @@ class Plan:
     def keys(self) -> tuple[Key, ...]:
         """In the order of the report: keep 1, fewer visual tokens behind the whole tower, then behind a part of it."""
         whole = [Key(name, keep) for keep in self.keeps for name in self.selectors]
-        parts = [Key(name, keep, encode) for encode in self.encodes for keep in self.keeps for name in self.early_selectors]
-        return (WHOLE, *whole, *(key for key in parts if key.encode == AUTO or key.keep <= key.encode))
+        budgets = [(keep, encode) for encode in self.encodes for keep in self.keeps if encode == AUTO or keep <= encode]
+        return (WHOLE, *whole, *(Key(name, *budget) for budget in budgets for name in self.early_selectors))
 
     def selectors_of(self, number: int) -> dict[str, Selector | Policy]:
         """The selectors that choose for a sample, by name; the oracle only where the sample has a label."""
@@ -255,7 +255,7 @@ def _foveated(
     pipe: Pipeline, request: Request, plan: Plan, whole: Mapping[Key, Answer]
 ) -> Iterator[tuple[Key, Answer, Encoding | None]]:
     """The answers where the tower may see a part, and what it saw. Where that is everything, they are those of `whole`."""
-    found: dict[tuple[str, Encode, float], Encoded] = {}
+    found: dict[tuple[str, Encode | None, float], Encoded] = {}
     for key in plan.keys:
         if key.encode is None:
             continue

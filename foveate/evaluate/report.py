@@ -121,14 +121,17 @@ def _not_early(results: Results) -> Iterator[str]:
     asked = {row.selector for row in results.overall.rows if row.encode is not None}
     left_out = [name for name in results.selectors if name not in asked]
     if results.encodes and left_out:
-        yield f"Without rows with encode, which asks for a choice before the tower: {', '.join(left_out)}."
+        yield f"Without rows with encode, where the choice comes before the tower: {', '.join(left_out)}."
 
 
 def _seen_whole(results: Results) -> Iterator[str]:
+    alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
     for encode, reasons in results.seen_whole.items():
-        told = "; ".join(f"{count:,}: {reason}" for reason, count in reasons.items())
-        number = f"{sum(reasons.values()):,} of {results.questions:,}"
-        yield f"With encode {encode} the tower saw everything for {number} questions ({told})."
+        alike.setdefault(tuple(reasons.items()), []).append(encode)
+    for counts, encodes in alike.items():
+        number = f"{sum(count for _, count in counts):,} of {results.questions:,}"
+        told = ", ".join(f"{reason} ({count:,})" for reason, count in counts)
+        yield f"With encode {' and '.join(encodes)} the tower saw everything for {number} questions: {told}."
 
 
 def write_report(results: Results, run: Run, bundle_name: str, output: Path) -> None:
@@ -165,8 +168,8 @@ def _markdown(results: Results, run: Run, bundle_name: str) -> str:
     )
     if results.encodes:
         parts.append(
-            "Tower: visual tokens that the vision tower computed, those of the small picture among them, as a share of all. Seen "
-            "whole: questions for which it saw everything all the same; they are in the row's figures."
+            "Tower: visual tokens that the vision tower computed, those of the small picture among them, as a share of all. "
+            "Seen whole: questions for which it saw everything all the same; they are in the row's figures."
         )
     parts.append(
         f"foveate {version('foveate')}, bundle {run.bundle_sha256[:12]}, questions {run.questions_sha256[:12]}, {run.backend}, "

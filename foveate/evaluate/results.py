@@ -192,9 +192,7 @@ def summarise(samples: Sequence[Sample], records: Sequence[Record], plan: Plan, 
 
 
 def _columns(records: Sequence[Record], plan: Plan, parts_only: bool) -> dict[Key, _Column]:
-    found = [
-        {reply.key: reply for reply in record.replies if not (parts_only and reply.seen_whole)} for record in records
-    ]
+    found = [{reply.key: reply for reply in record.replies if not (parts_only and reply.seen_whole)} for record in records]
     return {key: _Column.of([answered.get(key) for answered in found]) for key in plan.keys}
 
 

@@ -39,9 +39,8 @@ def check_floor(min_retained: float | None, selection: Selection, scorer: Scorer
         return
     _check_selector(min_retained, selection.selector, scorer)
     encode = None if encoded is None else _find_encode(min_retained, encoded, total, scorer)
-    measured, of = scorer.curve(encode), "" if encode is None else f" with encode {encode:g}"
-    _check_measured(min_retained, measured, of)
-    curve = dict(sorted((point.keep, point.share[1]) for point in measured)) | ({1.0: 1.0} if encode is None else {})
+    of = "" if encode is None else f" with encode {encode:g}"
+    curve = _check_measured(min_retained, scorer.curve(encode), of) | ({1.0: 1.0} if encode is None else {})
     points = {_tokens(keep, total): share for keep, share in curve.items()}
     fewest = min(points)
     retained = float(np.interp(kept, list(points), list(points.values())))
@@ -55,8 +54,7 @@ def check_floor(min_retained: float | None, selection: Selection, scorer: Scorer
     remedy = "Raise encode" if enough is None else f"Keep at least {enough} tokens"
     raise RequestError(
         f"keeping {kept} of {total} visual tokens {outcome}, and min_retained is {min_retained:g}. "
-        f"The bundle's curve{of} has at least {known}. "
-        f"{remedy}, or lower min_retained."
+        f"The bundle's curve{of} has at least {known}. {remedy}, or lower min_retained."
     )
 
 
@@ -67,6 +65,8 @@ def _tokens(ratio: float, total: int) -> int:
 
 def _find_encode(min_retained: float, encoded: int, total: int, scorer: ScorerEntry) -> float:
     """The largest measured share that is not above what the tower computed."""
+    if not scorer.retention:
+        raise _no_curve(min_retained)
     if not scorer.encodes:
         raise RequestError(
             f"min_retained is {min_retained:g}, and this bundle's curve was measured with the whole tower alone. {_MEASURE}, "
@@ -93,14 +93,20 @@ def _check_selector(min_retained: float, selector: str, scorer: ScorerEntry) -> 
         )
 
 
-def _check_measured(min_retained: float, curve: Sequence[RetentionPoint], of: str) -> None:
+def _check_measured(min_retained: float, curve: Sequence[RetentionPoint], of: str) -> dict[float, float]:
+    """Keep ratio to what stays for certain, ascending."""
     if not curve:
-        raise RequestError(
-            f"min_retained is {min_retained:g}, and this bundle has no retention curve. {_MEASURE}, or leave out min_retained."
-        )
+        raise _no_curve(min_retained)
     questions = min(point.questions for point in curve)
     if questions < FEWEST_QUESTIONS:
         raise RequestError(
             f"min_retained is {min_retained:g}, and this bundle's curve{of} was measured with {questions} questions, expected "
             f"at least {FEWEST_QUESTIONS}. Export it with more, or leave out min_retained."
         )
+    return dict(sorted((point.keep, point.share[1]) for point in curve))
+
+
+def _no_curve(min_retained: float) -> RequestError:
+    return RequestError(
+        f"min_retained is {min_retained:g}, and this bundle has no retention curve. {_MEASURE}, or leave out min_retained."
+    )

@@ -86,7 +86,7 @@ def _check_same(there: Run, run: Run, output: Path) -> None:
 
 def _short(value: object) -> str:
     if isinstance(value, tuple):
-        return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value)
+        return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value) or "none"
     return str(value)[:12]  # enough of a hash
 
 

@@ -297,7 +297,7 @@ def test_figures_say_what_the_tower_saw(parts: list[Record]) -> None:
     assert half.tower == pytest.approx(sum(tokens) / sum(seen.visual_tokens for seen in encodings))
     assert half.questions == 6
     assert half.seen_whole == 4
-    assert results.seen_whole == dict.fromkeys(("0.5", "0.25", "auto, keep 0.25", "auto, keep 0.05"), {SEEN_WHOLE: 4})
+    assert results.seen_whole == {key: {SEEN_WHOLE: 4} for key in ("0.5", "0.25", "auto, keep 0.25", "auto, keep 0.05")}
     told = f"the tower saw everything for 4 of 6 questions: {SEEN_WHOLE} (4)"
     assert told in remark(results)
     assert "before the tower: random." in remark(results)
@@ -318,7 +318,7 @@ def test_a_curve_of_parts_leaves_out_what_was_seen_whole(parts: list[Record]) ->
     ]
     assert results.seen_whole["0.5"] == {SEEN_WHOLE: 4}
     assert max(row.tower for row in results.overall.rows if row.encode == 0.25) < 0.6
-    small = summarise(SAMPLES[2:6], [msgspec.structs.replace(record) for record in parts[2:]], plan, parts_only=True)
+    small = summarise(SAMPLES[2:6], parts[2:], plan, parts_only=True)
     assert [point.encode for point in retention_curve(small, "attention")] == [None, None]
 
 

@@ -50,7 +50,7 @@ from foveate.exporter.weights import Weight, Writable, resolve_weights, write_we
 _WEIGHTS = "graphs/weights.safetensors"
 
 Progress = Callable[[str], None]
-Calibrate = Callable[[Path], Sequence[RetentionPoint]]
+Calibrate = Callable[[Path, Progress], Sequence[RetentionPoint]]
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,8 @@ def export(
         output: the bundle's folder.
         options: how to export.
         progress: told each step as it begins, in a few words.
-        calibrate: measures the retention curve of the bundle, which lies in a temporary folder still.
+        calibrate: measures the retention curve of the bundle, which lies in a temporary folder still; it is told how to report
+            its progress.
 
     Raises:
         OptionError: there is no such precision.
@@ -125,7 +126,7 @@ def export(
         parity = check_parity(bundle, family, network, report) if options.check else None
         if calibrate:
             report("measuring the retention curve")
-            _store_retention(folder, calibrate(folder))
+            _store_retention(folder, calibrate(folder, report))
     return ExportResult(Path(output), parity)
 
 

@@ -282,14 +282,14 @@ class Pipeline:
             selection = self.select(request, prepared, relevance)
             if planned.reason:
                 selection = replace(selection, reason=planned.reason)
-            check_floor(request.min_retained, selection, self.manifest.scorer)
+            told = selection if part is None else part.lift(selection, planned.reason or prepared.note)
+            check_floor(request.min_retained, told, self.manifest.scorer, None if part is None else len(part.tokens))
             if relevance is not None:
                 visual_embeds = self._text_model.bring(selector.embeds(relevance, selection.keep_indices))
             prompt = prune(prepared, visual_embeds, selection)
         self._check_length(len(prompt.input_ids), self._max_new_tokens(request))
         sequence = self._sequence(request, prepared, prompt)
         sequence.stage_ms = stopwatch.stage_ms
-        told = selection if part is None else part.lift(selection, planned.reason or prepared.note)
         encoding = encoded.encoding
         if encoding is None and request.encode is not None:
             encoding = Encoding(told.num_visual_tokens, told.num_visual_tokens, reason="the visual tokens were given")

@@ -13,7 +13,7 @@ from foveate.engines.format.dtypes import DType
 from foveate.engines.format.seal import seal, unseal
 from foveate.engines.format.spec import GraphSpec, Size
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 _REMEDY = "Export the bundle again with this version of foveate."
 _Kind = TypeVar("_Kind")
 
@@ -120,7 +120,7 @@ class PromptEntry(_Strict, frozen=True):
     """How tokens are drawn."""
 
 
-class RetentionPoint(_Strict, frozen=True):
+class RetentionPoint(_Strict, frozen=True, omit_defaults=True):
     """What is left of the right answers at one keep ratio."""
 
     keep: Share
@@ -139,6 +139,9 @@ class RetentionPoint(_Strict, frozen=True):
     """Lower end of its 95 % interval."""
     stay_high: NonNegative
     """Upper end of it."""
+    encode: Share | None = None
+    """Of the visual tokens the share that the vision tower computed; null for all. Questions whose pictures were seen whole all
+    the same are not among those of such a point."""
 
     @property
     def share(self) -> tuple[float, float, float]:
@@ -157,6 +160,15 @@ class ScorerEntry(_Strict, frozen=True):
     """What chooses by the scores where a request names nothing."""
     retention: tuple[RetentionPoint, ...] = ()
     """Measured at export, with `default_selector`."""
+
+    @property
+    def encodes(self) -> tuple[float, ...]:
+        """The shares that the tower computed where points were measured with a part of it, ascending."""
+        return tuple(sorted({point.encode for point in self.retention if point.encode is not None}))
+
+    def curve(self, encode: float | None = None) -> tuple[RetentionPoint, ...]:
+        """The points at a share of `encodes`; None: those with the whole tower."""
+        return tuple(point for point in self.retention if point.encode == encode)
 
 
 class Manifest(_Strict, frozen=True):

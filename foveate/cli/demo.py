@@ -11,7 +11,7 @@ from rich.console import Console
 
 from foveate.cli.command import always, command
 from foveate.cli.documents import AnswerFacts, Demonstrated, Shown
-from foveate.cli.export import calibration, load_exporter
+from foveate.cli.export import Calibration, load_exporter
 from foveate.cli.files import check_checkpoint
 from foveate.cli.options import PATH, json_option
 from foveate.cli.output import Output
@@ -53,7 +53,7 @@ def demo_command(checkpoint: Path, data: Path, output: Path, json_file: Path | N
 
         scorer = checkpoint / SCORER
         options = exporter.ExportOptions(overwrite=True, scorer=scorer if scorer.is_file() else None)
-        bundle = exporter.export(checkpoint, output / "tiny.bundle", options, progress, calibration(data)).bundle
+        bundle = exporter.export(checkpoint, output / "tiny.bundle", options, progress, Calibration(data)).bundle
         outcomes = run(bundle, samples, output, progress)
     with Bar("Measuring") as bar:
         write_reports(profile_bundle(bundle, _PROFILE, progress=bar.show), output / REPORT)

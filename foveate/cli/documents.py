@@ -129,6 +129,7 @@ class Inspected(Document, frozen=True, kw_only=True, tag="foveate.inspect.1"):
         scorer: kind of the scorer: `trained` or `attention`.
         selector: that chooses where a request names none.
         retained: keep ratio to share of right answers that stay; empty where it was not measured.
+        retained_encoded: the same behind a part of the tower, by the share of the visual tokens that it computes.
         bytes: of all files.
         graphs: name to names of the inputs.
         engines: that were built of it.
@@ -142,6 +143,7 @@ class Inspected(Document, frozen=True, kw_only=True, tag="foveate.inspect.1"):
     scorer: str
     selector: str
     retained: dict[str, float]
+    retained_encoded: dict[str, dict[str, float]] = {}
     bytes: int
     graphs: dict[str, tuple[str, ...]]
     engines: tuple[Engine, ...]

@@ -16,6 +16,7 @@ from foveate.cli.tables import Table as Printable
 from foveate.engines import Bundle, Manifest
 from foveate.evaluate import REPORTS, Results, Table, evaluate_bundle, remark, tables
 from foveate.evaluate.folder import Run
+from foveate.runtime.encoding import AUTO, Encode
 from foveate.runtime.select.scores import Oracle
 from foveate.samples import read_samples
 
@@ -54,6 +55,13 @@ ORACLE = Need(_asks_the_oracle, "selector 'oracle' is not asked for, which choos
     "selectors",
     help="Selectors, with commas; the others are held against the first.  [default: the bundle's own, attention, random]",
 )
+@always(
+    "--encode",
+    "encodes",
+    metavar="SHARE|auto",
+    help="Shares of the visual tokens that the vision tower computes after a glance, with commas, or auto. Each is asked with "
+    "the shares to keep that are not above it, beside the whole tower.",
+)
 @when(
     ORACLE,
     "--labels",
@@ -70,6 +78,7 @@ def evaluate_command(
     data: Path,
     keeps: str,
     selectors: str | None,
+    encodes: str | None,
     labels: Path | None,
     output: Path,
     max_new_tokens: int | None,
@@ -94,6 +103,7 @@ def evaluate_command(
             default_selectors(manifest) if selectors is None else _parts(selectors),
             labels=labels,
             max_new_tokens=max_new_tokens,
+            encodes=_encodes(encodes),
             backend=session.backend,
             options=session.options,
             vision_backend=session.vision_backend,
@@ -120,6 +130,10 @@ def _read_run(output: Path) -> Run:
 
 def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
+
+
+def _encodes(text: str | None) -> list[Encode]:
+    return [part if part == AUTO else numbers("--encode", part)[0] for part in _parts(text)] if text else []
 
 
 def _printable(table: Table) -> Printable:

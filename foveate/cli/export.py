@@ -21,11 +21,14 @@ from foveate.engines import RetentionPoint, needed_package
 from foveate.engines.format.folders import check_free
 from foveate.engines.format.names import DECODER, VISION
 from foveate.engines.format.precisions import EXPORTED, FP32, PARTS, either
+from foveate.samples import read_samples
 
 if TYPE_CHECKING:
     from foveate.exporter import ExportResult
 
 CALIBRATION_KEEPS = (1.0, 0.75, 0.5, 0.375, 0.25, 0.125)
+CALIBRATION_ENCODES = (0.5, 0.25)
+"""Where the family's tower computes parts. A share costs a glance and so much of the tower, with however many keep ratios."""
 
 
 def load_exporter(module: str = "pipeline") -> ModuleType:
@@ -46,7 +49,7 @@ def load_exporter(module: str = "pipeline") -> ModuleType:
 @always("--decoder", also=("parts",), help=f"Precision of the decoder, where it is another: {either(PARTS[DECODER])}.")
 @always("--force", "overwrite", is_flag=True, help="Replace a bundle that exists.")
 @always("--scorer", type=PATH, help="A trained scorer, from 'foveate scorer train'.")
-@always("--calibrate", type=PATH, help="Folder of questions to measure the retention curve on.")
+@always("--calibrate", type=PATH, help="Folder of questions to measure the retention curves on.")
 @always("--check/--no-check", default=True, show_default=True, help="Compare every graph with the reference model.")
 @json_option
 def export_command(
@@ -68,7 +71,7 @@ def export_command(
     check_exists("--scorer", scorer)
     parts = {name: chosen for name, chosen in ((VISION, vision), (DECODER, decoder)) if chosen}
     load_exporter("precision").plan_precisions(precision, parts)
-    measure = None if calibrate is None else calibration(calibrate)
+    measure = None if calibrate is None else Calibration(calibrate)
     exporter = load_exporter()
     with Console(stderr=True).status("Exporting ...") as status:
         result = exporter.export(
@@ -85,6 +88,8 @@ def export_command(
             f"{worst.graph}.{worst.output}, {worst.measure} {worst.difference:.2g} of {worst.tolerance:.2g} allowed",
             err=True,
         )
+    if measure is not None:
+        click.echo(measure.told, err=True)
     out.say(str(result.bundle))
     out.finish(_document(result))
 
@@ -94,17 +99,35 @@ def _document(result: ExportResult) -> Exported:
     return Exported(bundle=str(result.bundle), parity=rows)
 
 
-def calibration(data: Path) -> Callable[[Path], list[RetentionPoint]]:
-    """Measures the retention curve of a bundle on the questions of a folder, which are read at once."""
-    from foveate.evaluate import evaluate, retention_curve
-    from foveate.runtime import load
-    from foveate.samples import read_samples
+class Calibration:
+    """Measures the retention curves of a bundle on the questions of a folder, which are read at once.
 
-    samples = read_samples(data)
+    Attributes:
+        told: what was measured, in words.
+    """
 
-    def measure(bundle: Path) -> list[RetentionPoint]:
+    def __init__(self, data: Path) -> None:
+        self.told = ""
+        self._samples = read_samples(data)
+
+    def __call__(self, bundle: Path, report: Callable[[str], None]) -> list[RetentionPoint]:
+        """Behind the whole tower, and behind a part of it on the questions where it saw no more than that."""
+        from foveate.evaluate import evaluate, remark, retention_curve
+        from foveate.runtime import load
+
         with load(bundle, verify=False) as pipe:
             selector = pipe.selector().name
-            return retention_curve(evaluate(pipe, samples, CALIBRATION_KEEPS, [selector]), selector)
-
-    return measure
+            results = evaluate(
+                pipe,
+                self._samples,
+                CALIBRATION_KEEPS,
+                [selector],
+                encodes=CALIBRATION_ENCODES,
+                parts_only=True,
+                progress=lambda done, total: report(f"measuring the retention curves: {done} of {total} questions"),
+            )
+        points = retention_curve(results, selector)
+        whole = sum(point.encode is None for point in points)
+        parts = f"{whole} keep ratios behind the whole tower, and at {len(points) - whole} behind a part of it"
+        self.told = f"retention: {len(self._samples)} questions at {parts}. {remark(results)}".strip()
+        return points

@@ -27,6 +27,7 @@ from foveate.runtime import (
     load,
     open_selector,
 )
+from foveate.runtime.encoding import AUTO
 from foveate.runtime.resolution import describe
 from foveate.runtime.stages import FIRST_TOKEN
 
@@ -35,7 +36,8 @@ _BUDGETS = ("keep", "keep_tokens", "mass", "ttft_ms")
 
 
 def _has_budget(given: Given) -> bool:
-    return any(given[name] is not None for name in _BUDGETS)
+    """Whether visual tokens are left out, behind the tower or before it."""
+    return any(given[name] is not None for name in _BUDGETS) or given["encode"] not in (None, AUTO)
 
 
 VISUAL = Need(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from foveate.cli.command import Need, always, command, when
@@ -9,7 +10,7 @@ from foveate.cli.documents import Engine, Inspected
 from foveate.cli.options import PATH, json_option
 from foveate.cli.output import STDOUT, Output
 from foveate.cli.tables import Table
-from foveate.engines import Bundle
+from foveate.engines import Bundle, RetentionPoint
 from foveate.engines.builds.store import ENGINES, EngineStore, Entry
 
 TABLES = Need(lambda given: given["json_file"] != STDOUT, "the JSON has the layers in any case", "Leave out --json")
@@ -48,7 +49,8 @@ def _facts(bundle: Bundle, entries: list[Entry], damaged: list[str]) -> Inspecte
         exported_by=manifest.foveate_version,
         scorer=manifest.scorer.kind,
         selector=manifest.scorer.default_selector,
-        retained={f"{point.keep:g}": round(point.share[0], 4) for point in manifest.scorer.retention},
+        retained=_retained(manifest.scorer.curve()),
+        retained_encoded={f"{share:g}": _retained(manifest.scorer.curve(share)) for share in reversed(manifest.scorer.encodes)},
         bytes=sum(file.size_bytes for file in manifest.files.values()),
         graphs={name: tuple(tensor.name for tensor in graph.inputs) for name, graph in manifest.graphs.items()},
         engines=tuple(map(Engine.of, entries)),
@@ -56,8 +58,11 @@ def _facts(bundle: Bundle, entries: list[Entry], damaged: list[str]) -> Inspecte
     )
 
 
+def _retained(curve: Sequence[RetentionPoint]) -> dict[str, float]:
+    return {f"{point.keep:g}": round(point.share[0], 4) for point in curve}
+
+
 def _summary(facts: Inspected) -> str:
-    retained = ", ".join(f"{100 * share:.1f} % at keep {keep}" for keep, share in facts.retained.items())
     lines = {
         "family": facts.family,
         "source": facts.source,
@@ -65,10 +70,15 @@ def _summary(facts: Inspected) -> str:
         "exported by": f"foveate {facts.exported_by}",
         "scorer": facts.scorer,
         "selector": facts.selector,
-        "right answers that stay": retained or "not measured",
+        "right answers that stay": _told(facts.retained) or "not measured",
+        **{f"right answers that stay with encode {share}": _told(curve) for share, curve in facts.retained_encoded.items()},
         "size": f"{facts.bytes / 2**20:,.1f} MiB",
     }
     return "\n".join(f"{name}: {value}" for name, value in lines.items())
+
+
+def _told(retained: Mapping[str, float]) -> str:
+    return ", ".join(f"{100 * share:.1f} % at keep {keep}" for keep, share in retained.items())
 
 
 def _graphs(bundle: Bundle) -> Table:

@@ -15,6 +15,7 @@ from foveate.engines.errors import DataError, MachineError, reason_of
 from foveate.engines.format.bundle import MANIFEST
 from foveate.evaluate.ask import Plan, Record
 from foveate.evaluate.labels import hash_labels
+from foveate.runtime.encoding import Encode
 from foveate.samples import QUESTIONS
 
 ANSWERS = "answers.jsonl"
@@ -34,12 +35,13 @@ class Run(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     selectors: tuple[str, ...]
     max_new_tokens: int | None
     backend: str
+    encodes: tuple[Encode, ...] = ()
 
     @classmethod
     def of(cls, bundle: Path, data: Path, plan: Plan, backend: str) -> Run:
         """What a plan asks a bundle about the questions of a folder."""
         hashes = hash_file(bundle / MANIFEST), hash_file(data / QUESTIONS), hash_labels(plan.oracle) if plan.oracle else None
-        return cls(*hashes, plan.keeps, plan.selectors, plan.max_new_tokens, backend)
+        return cls(*hashes, plan.keeps, plan.selectors, plan.max_new_tokens, backend, plan.encodes)
 
 
 def read_answers(output: Path, run: Run) -> list[Record]:
@@ -84,7 +86,7 @@ def _check_same(there: Run, run: Run, output: Path) -> None:
 
 def _short(value: object) -> str:
     if isinstance(value, tuple):
-        return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value)
+        return ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value) or "none"
     return str(value)[:12]  # enough of a hash
 
 

@@ -15,6 +15,7 @@ from foveate.evaluate.labels import labels_for
 from foveate.evaluate.report import write_report
 from foveate.evaluate.results import Results, summarise
 from foveate.runtime import Pipeline, Policy, Selector, load
+from foveate.runtime.encoding import Encode
 from foveate.samples import Sample, read_samples
 
 
@@ -27,9 +28,14 @@ def evaluate(
     custom: Mapping[str, Selector | Policy] | None = None,
     oracle: Labels | None = None,
     max_new_tokens: int | None = None,
+    encodes: Sequence[Encode] = (),
+    parts_only: bool = False,
     progress: Progress | None = None,
 ) -> Results:
     """Asks every sample at keep 1, and with every selector at every keep ratio below 1, greedily.
+
+    With `auto` among `encodes` the pipeline's vision cache is emptied before each such question: it is asked as the first one
+    about its picture.
 
     Args:
         pipe: the bundle.
@@ -39,18 +45,22 @@ def evaluate(
         custom: further selectors by name.
         oracle: the labels that selector `oracle` chooses by; samples without one are left out of its rows.
         max_new_tokens: most tokens of an answer; None takes the bundle's default.
+        encodes: shares of the visual tokens that the tower may compute, 0 < encode <= 1, or `auto`: each is asked with the keep
+            ratios that are not above it and the selectors that choose by scores alone. 1 is asked in any case.
+        parts_only: leave out of the rows with `encode` what the tower saw whole all the same.
         progress: is told before the first and after each sample.
 
     Raises:
         OptionError: no sample, a keep ratio out of range, an unknown selector, one of them twice or none at all, an oracle
-            without labels or labels without an oracle.
+            without labels or labels without an oracle, an encode that is no share or below every keep ratio, or that no
+            selector can be asked with.
         RequestError: a selector that this bundle can't serve, or an unusable image.
         BackendError: a graph failed.
     """
-    plan = Plan.make(keeps, selectors, custom, oracle, max_new_tokens)
+    plan = Plan.make(keeps, selectors, custom, oracle, max_new_tokens, encodes)
     if not samples:
         raise OptionError("there are no samples, expected at least one. Give some questions.")
-    return summarise(samples, list(ask(pipe, samples, plan, progress=progress)), plan)
+    return summarise(samples, list(ask(pipe, samples, plan, progress=progress)), plan, parts_only)
 
 
 def evaluate_bundle(
@@ -62,6 +72,7 @@ def evaluate_bundle(
     *,
     labels: Path | None = None,
     max_new_tokens: int | None = None,
+    encodes: Sequence[Encode] = (),
     backend: str = "onnxruntime",
     options: SessionOptions | None = None,
     vision_backend: str | None = None,
@@ -80,6 +91,7 @@ def evaluate_bundle(
         selectors: as for `evaluate`.
         labels: folder that `foveate scorer label` wrote for these questions and this checkpoint; the oracle chooses by them.
         max_new_tokens: as for `evaluate`.
+        encodes: as for `evaluate`.
         backend: what runs the graphs.
         options: how the backend runs them.
         vision_backend: what runs the vision graph, where it is another.
@@ -99,7 +111,7 @@ def evaluate_bundle(
     samples = read_samples(data)
     source = Bundle.open(bundle, verify=False).manifest.source
     oracle = None if labels is None else labels_for(data, source, labels)
-    plan = Plan.make(keeps, selectors, oracle=oracle, max_new_tokens=max_new_tokens)
+    plan = Plan.make(keeps, selectors, oracle=oracle, max_new_tokens=max_new_tokens, encodes=encodes)
     run = Run.of(bundle, data, plan, _runner(make_placement(backend, options, vision_backend)))
     records = [] if force else read_answers(output, run)
     if len(records) < len(samples):

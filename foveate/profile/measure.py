@@ -137,7 +137,7 @@ def profile_bundle(
     """
     options = options or SessionOptions()
     placement = make_placement(backend, options, vision_backend)
-    retention = list(Bundle.open(bundle).manifest.scorer.retention)
+    retention = list(Bundle.open(bundle).manifest.scorer.curve())
     step, image = _counter(plan.steps, progress), _noise(plan.image_size)
     # First, so that two copies of the bundle are never in memory together.
     task = Task(bundle, backend, options, vision_backend, _png(image), QUESTION, plan.new_tokens)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines import Array, RequestError
+from foveate.engines import Array
 from foveate.runtime.budget import Budget
 from foveate.runtime.encoding.cost import is_worth
 from foveate.runtime.encoding.glance import check_selector
@@ -50,7 +50,6 @@ def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stop
     assert encode is not None
     if not total:
         return "the request has no image"
-    _check_floor(request)
     count = count_tokens(encode, request.budget, total)
     if isinstance(count, str):
         return count
@@ -76,11 +75,3 @@ def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stop
         found = Relevance(np.empty((total, 0)), prepared.grids, scores, scores)
         tokens = select(found, Budget(tokens=count), selector).keep_indices
     return Part(tokens, scores, selector.name, total, small.num_visual_tokens, small.pictures)
-
-
-def _check_floor(request: Request) -> None:
-    if request.min_retained is not None:
-        raise RequestError(
-            "min_retained is set, and the bundle's curve was measured with the whole tower. Leave out one of the two.",
-            options=("min_retained", "encode"),
-        )

@@ -34,7 +34,7 @@ GRAPH = GraphSpec(
 def make_manifest(folder: Path) -> Manifest:
     """The manifest of whatever files lie in `folder`."""
     return Manifest(
-        schema_version=6,
+        schema_version=7,
         foveate_version="0.1.0",
         family="qwen2_vl",
         source=SourceEntry(name="tiny", sha256="0" * 64),
@@ -70,7 +70,15 @@ def make_manifest(folder: Path) -> Manifest:
             "image_token_id": 5,
             "video_token_id": 6,
         },
-        scorer=ScorerEntry("trained", "1" * 64, "foveated", (RetentionPoint(0.5, 0.99, 0.98, 1.0, 500, 0.985, 0.97, 0.993),)),
+        scorer=ScorerEntry(
+            "trained",
+            "1" * 64,
+            "foveated",
+            (
+                RetentionPoint(0.5, 0.99, 0.98, 1.0, 500, 0.985, 0.97, 0.993),
+                RetentionPoint(0.5, 0.98, 0.97, 0.99, 300, 0.975, 0.95, 0.99, encode=0.5),
+            ),
+        ),
         files=list_files(folder),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -24,7 +25,7 @@ from foveate.evaluate import (
     tables,
     wilson,
 )
-from foveate.runtime import Prepared, Relevance
+from foveate.runtime import Encoded, Prepared, Relevance
 from foveate.samples import Sample
 from tests.foveate.conftest import KEEPS, SAMPLES, SELECTORS
 
@@ -235,6 +236,111 @@ def test_random_tokens_are_those_of_the_question(pipe: Pipeline) -> None:
     assert pipe.generate(request, encoded).selection.keep_indices.tolist() == subsets[0]
     for answer in pipe.generate_batch([Request.ask("What?", other.image), request])[1:]:
         assert answer.selection.keep_indices.tolist() == subsets[0]
+
+
+# A part of the tower
+
+
+ENCODES = (0.25, "auto", 0.5)
+SEEN_WHOLE = "a smaller picture would show too little"
+
+
+@pytest.fixture(scope="module")
+def parts(pipe: Pipeline) -> list[Record]:
+    """Six questions, two each about a large, a small and another small picture."""
+    return list(ask(pipe, SAMPLES[:6], Plan.make(KEEPS, SELECTORS, max_new_tokens=2, encodes=ENCODES)))
+
+
+def foveated(record: Record) -> list[Reply]:
+    return [reply for reply in record.replies if reply.encode is not None]
+
+
+def test_answers_with_a_part_of_the_tower_are_those_of_generate(pipe: Pipeline, parts: list[Record]) -> None:
+    for record in parts:
+        sample = SAMPLES[record.number]
+        asked = [(reply.encode, reply.keep) for reply in foveated(record)]
+        assert asked == [(0.5, 0.25), (0.5, 0.05), (0.25, 0.25), (0.25, 0.05), ("auto", 0.25), ("auto", 0.05)]
+        for reply in foveated(record):
+            assert reply.selector == "attention"  # random can't choose before the tower
+            pipe.vision_cache.clear()  # with auto, what was computed for another question is taken as it is
+            options = {"keep": reply.keep, "encode": reply.encode, "select": reply.selector, "max_new_tokens": 2}
+            answer = pipe.generate(Request.ask(sample.question, sample.image, **options))
+            assert (reply.text, reply.encoding) == (answer.text, answer.encoding)
+            assert reply.kept_tokens == len(answer.selection.keep_indices)
+    whole = [reply.seen_whole for record in parts for reply in foveated(record)]
+    assert 0 < sum(whole) < len(whole)
+
+
+def test_a_share_of_the_tower_is_computed_once_for_all_keep_ratios(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def encode(request: Request, visual_embeds: object = None) -> Encoded:
+        seen.append(request.encode)
+        return Pipeline.encode(pipe, request, visual_embeds)
+
+    monkeypatch.setattr(pipe, "encode", encode)
+    evaluate(pipe, SAMPLES[:1], KEEPS, ["attention"], encodes=[0.5, "auto"], max_new_tokens=1)
+    assert seen == [None, 0.5, "auto", "auto"]
+
+
+def test_figures_say_what_the_tower_saw(parts: list[Record]) -> None:
+    plan = Plan.make(KEEPS, SELECTORS, encodes=ENCODES)
+    results = summarise(SAMPLES[:6], parts, plan)
+    rows = {row.key: row for row in results.overall.rows}
+    assert results.encodes == (0.5, 0.25, "auto")
+    half, quarter, auto, whole = (rows["attention", 0.25, encode] for encode in (0.5, 0.25, "auto", None))
+    assert (whole.tower, whole.seen_whole) == (1.0, 0)
+    assert quarter.tower < half.tower < 1
+    assert quarter.tower == auto.tower  # it computes what is kept
+    encodings = [reply.encoding for record in parts for reply in foveated(record)[:1] if reply.encoding]
+    tokens = [seen.encoded_tokens + seen.glance_tokens for seen in encodings]
+    assert half.tower == pytest.approx(sum(tokens) / sum(seen.visual_tokens for seen in encodings))
+    assert half.questions == 6
+    assert half.seen_whole == 4
+    assert results.seen_whole == {key: {SEEN_WHOLE: 4} for key in ("0.5", "0.25", "auto, keep 0.25", "auto, keep 0.05")}
+    told = f"the tower saw everything for 4 of 6 questions: {SEEN_WHOLE} (4)"
+    assert told in remark(results)
+    assert "before the tower: random." in remark(results)
+    overall = tables(results)[0]
+    assert overall.columns[:4] == ("encode : keep", "selector", "tower %", "seen whole")
+    assert [row[0] for row in overall.rows[:2]] == ["all : 1", "all : 0.25"]
+    assert ("0.5 : 0.25", "attention", f"{100 * half.tower:.1f}", "4") in [row[:4] for row in overall.rows]
+    assert all(len(row) == len(table.columns) for table in tables(results) for row in table.rows)
+
+
+def test_a_curve_of_parts_leaves_out_what_was_seen_whole(parts: list[Record]) -> None:
+    plan = Plan.make(KEEPS, SELECTORS, encodes=ENCODES)
+    results = summarise(SAMPLES[:6], parts, plan, parts_only=True)
+    points = retention_curve(results, "attention")
+    assert [(point.encode, point.keep, point.questions) for point in points] == [
+        *[(None, 0.25, 6), (None, 0.05, 6)],
+        *[(0.5, 0.25, 2), (0.5, 0.05, 2), (0.25, 0.25, 2), (0.25, 0.05, 2)],
+    ]
+    assert results.seen_whole["0.5"] == {SEEN_WHOLE: 4}
+    assert max(row.tower for row in results.overall.rows if row.encode == 0.25) < 0.6
+    small = summarise(SAMPLES[2:6], parts[2:], plan, parts_only=True)
+    assert [point.encode for point in retention_curve(small, "attention")] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("encodes", "selectors", "part"),
+    [
+        ([1.5], ["attention"], "encode is 1.5"),
+        (["half"], ["attention"], "expected a share above 0, up to 1, or auto"),
+        ([0.5, 0.5], ["attention"], "encode 0.5 is given 2 times"),
+        ([0.5, 0.1], ["attention"], "encode 0.1 is below every keep ratio"),
+        ([0.5], ["random", "cdpruner"], "none of the selectors (random, cdpruner) can choose before the tower"),
+    ],
+)
+def test_parts_that_can_not_be_asked_for(pipe: Pipeline, encodes: list[Any], selectors: list[str], part: str) -> None:
+    with pytest.raises(OptionError) as caught:
+        evaluate(pipe, SAMPLES, [0.5, 0.25], selectors, encodes=encodes)
+    assert part in str(caught.value)
+    assert caught.value.options[0] == "encodes"
+
+
+def test_the_whole_tower_is_asked_in_any_case() -> None:
+    assert Plan.make([0.5], ["random"], encodes=[1]) == Plan.make([0.5], ["random"])
 
 
 # The oracle

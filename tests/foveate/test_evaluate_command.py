@@ -190,6 +190,27 @@ def test_a_type_may_hold_any_text(run: Run, bundle: Path, tmp_path: Path) -> Non
     assert "\n| keep | selector | [red]a\\|b (1) | $x_ (1) |\n" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_a_part_of_the_tower_has_rows_of_its_own(run: Run, bundle: Path, tmp_path: Path) -> None:
+    options = ("--keep", "0.5,0.25", "--select", "attention,random", "--encode", "0.25,auto", "--max-new-tokens", "1")
+    result = run("evaluate", bundle, SCENES, *options, "-o", tmp_path / "report")
+    assert result.exit_code == 0, result.output
+    told = "Without rows with encode, where the choice comes before the tower: random."
+    assert told in " ".join(result.stdout.split())
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "| encode : keep | selector | tower % | seen whole | tokens |" in page
+    assert [page.count(f"\n| {budget} | attention |") for budget in ("all : 0.5", "0.25 : 0.25", "auto : 0.5")] == [3, 3, 3]
+    assert "0.25 : 0.5" not in page
+    assert told in page
+    assert "a smaller picture would show too little (" in page
+    lines = [json.loads(line) for line in (tmp_path / "report" / ANSWERS).read_bytes().splitlines()]
+    assert lines[0]["encodes"] == [0.25, "auto"]
+    found = [reply["encoding"] for line in lines[1:] for reply in line["replies"] if reply.get("encode") == 0.25]
+    assert {0} < {seen["glance_tokens"] for seen in found}
+    without = options[:4]
+    result = run("evaluate", bundle, SCENES, *without, "--max-new-tokens", "1", "-o", tmp_path / "report")
+    assert_one_clear_line(result, "encodes was 0.25,auto and is none")
+
+
 def test_a_stopped_run_goes_on_where_it_ended(bundle: Path, finished: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> None:
         if done == 5:
@@ -297,6 +318,9 @@ def test_answers_that_were_edited_are_refused(
         (("--keep", "1,nan"), "nan"),
         (("--keep", "0.5,50e-2"), "given 2 times"),
         (("--keep", "1"), "below 1"),
+        (("--encode", "half"), "--encode is 'half'"),
+        (("--encode", "0.01"), "encode 0.01 is below every keep ratio"),
+        (("--encode", "0.5", "--select", "random"), "Add attention"),
         (("--select", "attention,astrology"), "no selector 'astrology'"),
         (("--select", "attention,attention"), "given 2 times"),
         (("--select", "oracle"), "Give labels"),

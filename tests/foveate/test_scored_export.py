@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from click.testing import Result
 
 import foveate
 from foveate.engines import Bundle, SessionOptions, hash_file
@@ -27,12 +29,17 @@ Make = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def scored(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference checkpoint with its scorer, calibrated on the demo's questions. Not to be changed."""
+def calibrated(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """What `foveate export` says about the reference checkpoint with its scorer, calibrated on the demo's questions."""
     output = tmp_path_factory.mktemp("bundle") / "scored.bundle"
-    result = run("export", CHECKPOINT, "-o", output, "--scorer", SCORER, "--calibrate", SCENES, "--no-check")
-    assert result.exit_code == 0, result.stderr
-    return output
+    return run("export", CHECKPOINT, "-o", output, "--scorer", SCORER, "--calibrate", SCENES, "--no-check")
+
+
+@pytest.fixture(scope="module")
+def scored(calibrated: Result) -> Path:
+    """The bundle. Not to be changed."""
+    assert calibrated.exit_code == 0, calibrated.stderr
+    return Path(calibrated.stdout.strip())
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +75,27 @@ def test_the_score_graph_agrees_with_the_network(make_scorer: Make, network: Net
 def test_the_manifest_records_the_scorer(scored: Path) -> None:
     entry = Bundle.open(scored).manifest.scorer
     assert (entry.kind, entry.sha256, entry.default_selector) == ("trained", hash_file(SCORER), "foveated")
-    assert [point.keep for point in entry.retention] == sorted((p.keep for p in entry.retention), reverse=True)
-    assert {point.questions for point in entry.retention} == {len(read_samples(SCENES))}
+    assert [point.keep for point in entry.curve()] == [0.75, 0.5, 0.375, 0.25, 0.125]
+    assert {point.questions for point in entry.curve()} == {len(read_samples(SCENES))}
     assert all(0 <= point.low <= point.retained <= point.high for point in entry.retention)
+
+
+def test_what_stays_behind_a_part_of_the_tower_is_measured_where_it_saw_a_part(
+    run: Run, scored: Path, calibrated: Result
+) -> None:
+    entry = Bundle.open(scored).manifest.scorer
+    assert entry.encodes == (0.25, 0.5)
+    assert [point.keep for point in entry.curve(0.5)] == [0.5, 0.375, 0.25, 0.125]
+    assert [point.keep for point in entry.curve(0.25)] == [0.25, 0.125]
+    (questions,) = {point.questions for encode in entry.encodes for point in entry.curve(encode)}
+    everything = len(read_samples(SCENES))
+    assert 0 < questions < everything
+    assert f"the tower saw everything for {everything - questions} of {everything} questions" in calibrated.stderr
+    shown = run("inspect", scored).stdout
+    assert f"with encode 0.25: {100 * entry.curve(0.25)[0].stay:.1f} % at keep 0.25, " in shown
+    facts = json.loads(run("inspect", scored, "--json").stdout)
+    assert list(facts["retained_encoded"]) == ["0.5", "0.25"]
+    assert len(facts["retained"]) == 5
 
 
 def test_the_fovea_of_the_learned_scores_is_the_default(pipe: foveate.Pipeline) -> None:
@@ -95,6 +120,8 @@ def test_a_floor_does_not_trust_a_curve_of_few_questions(run: Run, scored: Path)
     ask = ("generate", scored, "-i", SCENE, QUESTION, "--max-new-tokens", 4)
     assert_one_clear_line(run(*ask, "--keep", 0.5, "--min-retained", 0.5), "measured with 12 questions, expected at least 100")
     assert run(*ask, "--keep", 1, "--min-retained", 1).exit_code == 0
+    part = run(*ask, "--encode", 0.5, "--min-retained", 0.5)
+    assert_one_clear_line(part, "curve with encode 0.5 was measured with", "expected at least 100")
 
 
 def test_a_scorer_of_other_heads_is_refused(run: Run, make_scorer: Make, tmp_path: Path) -> None:

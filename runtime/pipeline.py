@@ -36,10 +36,10 @@ from foveate.engines.format.names import DECODER, EMBED, SCORE, VISION
 from foveate.engines.format.processors import read_constants
 from foveate.engines.system.steady import steadily
 from foveate.runtime.batch import Pruned, pad, prune
-from foveate.runtime.budget import Budget
 from foveate.runtime.decode import decode
-from foveate.runtime.encoding import AUTO, Encoding, Part, count_tokens
-from foveate.runtime.glance import check_selector, enlarge, is_worth, only, split
+from foveate.runtime.encoding import Encoding, Part
+from foveate.runtime.encoding.choose import Stages, choose
+from foveate.runtime.encoding.part import by_visual, only
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
 from foveate.runtime.logits import LogitsProcessor
@@ -150,6 +150,7 @@ class Pipeline:
         self._prepare = Preparer(manifest.family, manifest.prompt, constants, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
+        self._stages = Stages(self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait)
         decoder = open_decoder(sessions.values(), manifest.decoder)
         self._text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)
         limit = min(manifest.decoder.max_position_embeddings, decoder.capacity_tokens or sys.maxsize)
@@ -217,10 +218,13 @@ class Pipeline:
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
         total, encoding = prepared.num_visual_tokens, None
         if request.encode is not None and visual_embeds is None:
-            foveated = self._foveate(request, prepared, stopwatch)
-            if isinstance(foveated, Encoded):
-                return foveated
-            encoding = Encoding(total, total, reason=foveated)
+            chosen = choose(request, prepared, self._stages, stopwatch)
+            if isinstance(chosen, Part):
+                with stopwatch("vision"):
+                    visual_embeds = self._encode_part(prepared, chosen.tokens)
+                    self._wait()
+                return Encoded(only(prepared, chosen.tokens), visual_embeds, stopwatch.stage_ms, chosen.encoding(), chosen)
+            encoding = Encoding(total, total, reason=chosen)
         with stopwatch("vision"):
             visual_embeds = self.vision(prepared) if visual_embeds is None else self._text_model.bring(visual_embeds)
             self._wait()
@@ -231,51 +235,11 @@ class Pipeline:
             )
         return Encoded(prepared, visual_embeds, stopwatch.stage_ms, encoding)
 
-    def _foveate(self, request: Request, prepared: Prepared, stopwatch: Stopwatch) -> Encoded | str:
-        """Glance, score, choose, and the tower over what was chosen; or why it has to see everything."""
-        total, encode = prepared.num_visual_tokens, request.encode
-        assert encode is not None
-        if not total:
-            return "the request has no image"
-        if request.min_retained is not None:
-            raise RequestError(
-                "min_retained is set, and the bundle's curve was measured with the whole tower. Leave out one of the two.",
-                options=("min_retained", "encode"),
-            )
-        count = count_tokens(encode, request.budget, total)
-        if isinstance(count, str) or count >= total:
-            return count if isinstance(count, str) else f"encode covers all {total} visual tokens"
-        if encode == AUTO and all(self.vision_cache.holds(visual.feeds) for visual in prepared.visuals):
-            return "all visual tokens were computed for another question"
-        selector = self.selector(request.select)
-        check_selector(selector)
-        with stopwatch("glance"):
-            small = self._prepare.glance(request, prepared)
-            if isinstance(small, str):
-                return small
-            if encode == AUTO and not is_worth(small.visuals, count, prepared.visuals):
-                return f"a glance and {count} of {total} visual tokens are hardly less work"
-            glance_embeds = self.vision(small)
-            self._wait()
-        with stopwatch("score"):
-            seen = selector.weights(self.score(small, glance_embeds, selector.needs))
-        with stopwatch("select"):
-            assert seen is not None  # `check_selector` saw to it
-            scores = enlarge(seen, small.visuals, prepared.visuals)
-            found = Relevance(np.empty((total, 0)), prepared.grids, scores, scores)
-            tokens = select(found, Budget(tokens=count), selector).keep_indices
-        with stopwatch("vision"):
-            visual_embeds = self._encode_part(prepared, tokens)
-            self._wait()
-        encoding = Encoding(len(tokens), total, small.num_visual_tokens)
-        part = Part(tokens, scores, selector.name, total)
-        return Encoded(only(prepared, tokens), visual_embeds, stopwatch.stage_ms, encoding, part)
-
     def _encode_part(self, prepared: Prepared, tokens: np.ndarray) -> Array:
         """`visual_embeds [encoded, hidden_size]` of some of the visual tokens, for this question alone: no cache has them."""
         session = self._sessions[VISION]
-        runs = [session.run(self._prepare.part(visual, own)) for visual, own in split(tokens, prepared.visuals)]
-        return self._text_model.bring(session.memory.concatenate([run["visual_embeds"] for run in runs]))
+        parts = [feeds for visual, own in by_visual(tokens, prepared.visuals) for feeds in self._prepare.part(visual, own)]
+        return self._text_model.bring(session.memory.concatenate([session.run(feeds)["visual_embeds"] for feeds in parts]))
 
     @enough_memory()
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:

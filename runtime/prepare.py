@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -81,10 +81,20 @@ class Preparer:
             return "a smaller picture would show too little"
         return self._lay_out(self._encoder.encode(request.messages), glances)
 
-    def part(self, visual: Visual, tokens: np.ndarray) -> Mapping[str, np.ndarray]:
-        """See `Processor.part`."""
+    def enlarge(self, scores: np.ndarray, small: Sequence[Visual], whole: Sequence[Visual]) -> np.ndarray:
+        """Scores of all small pictures at the places of the large ones' visual tokens; see `Foveal.enlarge`."""
+        ends = np.cumsum([visual.num_tokens for visual in small])[:-1]
+        parts = zip(np.split(scores, ends), small, whole, strict=True)
+        return np.concatenate([self._foveal.enlarge(own, glance, visual) for own, glance, visual in parts])
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
+        """See `Foveal.part`."""
+        return self._foveal.part(visual, tokens)
+
+    @property
+    def _foveal(self) -> Foveal:
         assert isinstance(self._processor, Foveal)  # or there would be no glance to choose by
-        return self._processor.part(visual, tokens)
+        return self._processor
 
     def _visuals(self, request: Request, prompt: EncodedPrompt) -> tuple[Visual, ...]:
         """What the pixels give, in the order of the placeholders."""

@@ -95,12 +95,18 @@ class Foveal(Protocol):
         """The same image as a small picture; None where that shows too little."""
         ...
 
-    def part(self, visual: Visual, tokens: np.ndarray) -> Mapping[str, np.ndarray]:
-        """What the vision graph takes for some of the visual tokens alone, each at its place.
+    def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
+        """Scores `[glance_tokens]` of the visual tokens of `glance`, read at the places of the whole's, `[visual_tokens]`
+        float32."""
+        ...
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
+        """What the vision graph takes for some of the visual tokens alone, each at its place: the inputs of one run or several,
+        whose visual tokens, one run behind the other, are `tokens`.
 
         Args:
             visual: an image.
-            tokens: int64, ascending, their numbers in it.
+            tokens: int64, ascending, their numbers in it; at least one.
         """
         ...
 

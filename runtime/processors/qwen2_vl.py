@@ -12,6 +12,7 @@ from PIL import Image
 from foveate.engines import RequestError, VisionShape
 from foveate.engines.format.processors.pixels import patch_values
 from foveate.engines.format.processors.qwen2_vl import POSITION_AXES, Qwen2VLConstants, patch_positions
+from foveate.runtime.encoding.glance import enlarge
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.pixels import Normalisation, resize
@@ -157,7 +158,7 @@ class Qwen2VLProcessor:
         return Visual(feeds, ((len(steps), *grid),), tuple(pictures), kind, resized)
 
     def glance(self, visual: Visual) -> Visual | None:
-        """See `Processor.glance`: the image at a third or half of its sides."""
+        """See `Foveal.glance`: the image at a third or half of its sides."""
         rows, columns = visual.grids[0][1:]
         shrink = glance_shrink(rows * columns)
         if shrink is None:
@@ -167,15 +168,16 @@ class Qwen2VLProcessor:
         small = resize(visual.pictures[0].image, width, height, self.constants)
         return self._visual([small] * self.constants.temporal_patch_size, [Picture(small, *self._tiles(small))], "image", None)
 
-    def part(self, visual: Visual, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """See `Processor.part`: patches of a token lie side by side, and know their place by their positions."""
+    def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
+        """See `Foveal.enlarge`."""
+        return enlarge(scores, small.grids, whole.grids)
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> list[dict[str, np.ndarray]]:
+        """See `Foveal.part`: patches of a token lie side by side, and know their place by their positions."""
         merged = self.constants.merge_size**2
         patches = (tokens[:, None] * merged + np.arange(merged)).ravel()
         feeds = visual.feeds
-        return {
-            "pixel_values": feeds["pixel_values"][:, patches],
-            "patch_positions": feeds["patch_positions"][patches],
-        }
+        return [{"pixel_values": feeds["pixel_values"][:, patches], "patch_positions": feeds["patch_positions"][patches]}]
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`."""

@@ -15,9 +15,9 @@ from PIL import Image
 from foveate.engines import RequestError, find_neighbours
 from foveate.runtime import Answer, Budget, Pipeline, Request, Selection, load
 from foveate.runtime.encoding import Encoding, Part, check_encode, count_tokens
-from foveate.runtime.glance import enlarge, only, split
+from foveate.runtime.encoding.glance import enlarge
+from foveate.runtime.encoding.part import by_visual, only
 from foveate.runtime.processors import Foveal
-from foveate.runtime.types import Visual
 
 QUESTION = "What colour is the circle?"
 TOKENS = 400
@@ -95,7 +95,7 @@ def test_several_images_share_what_is_computed(pipe: Pipeline) -> None:
 
 def test_images_with_nothing_that_matters_are_not_run(pipe: Pipeline) -> None:
     prepared = pipe.prepare(Request.ask(QUESTION, [picture(560, 1), picture(448, 2)]))
-    (found,) = split(np.array([401, 405]), prepared.visuals)
+    (found,) = by_visual(np.array([401, 405]), prepared.visuals)
     assert found[0] is prepared.visuals[1]
     assert found[1].tolist() == [1, 5]
     assert np.asarray(pipe._encode_part(prepared, np.array([401, 405]))).shape[0] == 2
@@ -210,7 +210,7 @@ def test_neighbours_among_those_that_are_there(sizes: list[tuple[int, int, int]]
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4))
 def test_enlarged_scores_are_those_of_the_small_picture(rows: int, columns: int, scale: int) -> None:
     scores = np.random.default_rng(rows * columns).random(rows * columns).astype(np.float32)
-    small, large = (Visual({}, ((1, rows * factor, columns * factor),), ()) for factor in (1, scale))
+    small, large = ((1, rows * factor, columns * factor) for factor in (1, scale))
     enlarged = enlarge(scores, [small], [large])
     assert enlarged.shape == (rows * columns * scale**2,)
     assert scores.min() * 0.99 <= enlarged.min() <= enlarged.max() <= scores.max() * 1.01

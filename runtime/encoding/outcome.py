@@ -1,22 +1,14 @@
-"""How much the vision tower computes: what a request asks for, and what became of it."""
+"""What became of it: which visual tokens the tower computed, and what an answer says about that."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from foveate.engines import RequestError
-from foveate.engines.errors import shown
 from foveate.runtime.budget import Budget
 from foveate.runtime.select import Selection
-from foveate.runtime.values import share
-
-AUTO: Literal["auto"] = "auto"
-Encode = float | Literal["auto"]
-"""Share of the visual tokens that the tower may compute, 0 < share <= 1; `auto` takes what the budget keeps, where a glance
-and so many are less work than all."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +40,25 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The visual tokens that the tower computed for a question.
+    """The visual tokens that the tower computes for a question.
 
     Attributes:
         tokens: `[encoded]` int64, ascending, counted over all visual tokens.
         scores: `[visual_tokens]` float32, what the glance said about each.
         selector: that chose them.
         total: how many visual tokens there are.
+        glance_tokens: of the small pictures that were looked at.
     """
 
     tokens: np.ndarray
     scores: np.ndarray
     selector: str
     total: int
+    glance_tokens: int = 0
+
+    def encoding(self) -> Encoding:
+        """What an answer says."""
+        return Encoding(len(self.tokens), self.total, self.glance_tokens)
 
     def budget(self, budget: Budget) -> Budget:
         """A budget over all visual tokens, as one over those that were computed."""
@@ -79,42 +77,3 @@ class Part:
         scores = np.zeros(self.total, np.float32)
         scores[self.tokens] = selection.scores
         return Selection(keep_indices, self.total, selection.selector, selection.reason, scores)
-
-
-def check_encode(value: object) -> Encode | None:
-    """`Request.encode`, settled.
-
-    Raises:
-        RequestError: it is neither a share nor `auto`.
-    """
-    if value is None:
-        return None
-    if isinstance(value, str):
-        if value == AUTO:
-            return AUTO
-        fact = f"encode is {shown(value)}, expected a share above 0, up to 1, or auto"
-        raise RequestError(f"{fact}. Use 0.25.", options=("encode",))
-    return share("encode", value, "Use 0.25 for a quarter of the visual tokens, or auto.")
-
-
-def count_tokens(encode: Encode, budget: Budget, total: int) -> int | str:
-    """How many visual tokens the tower may compute; or why it computes all.
-
-    Raises:
-        RequestError: the budget keeps more than that, or is in milliseconds.
-    """
-    kept = budget.count(np.empty(total)) if budget.ratio is not None or budget.tokens is not None else None
-    if encode == AUTO:
-        return kept if kept is not None else "no share or number of tokens is kept that would say how many are enough"
-    if budget.ttft_ms is not None:
-        raise RequestError(
-            "the budget is in milliseconds, and those are planned after the tower. Set keep beside encode.",
-            options=("encode", "keep"),
-        )
-    allowed = Budget(ratio=encode).count(np.empty(total))
-    if kept is not None and kept > allowed:
-        raise RequestError(
-            f"the budget keeps {kept} visual tokens, the tower may compute {allowed} of {total}. Keep fewer, or raise encode.",
-            options=("encode", "keep"),
-        )
-    return allowed

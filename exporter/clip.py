@@ -44,8 +44,8 @@ class ClipTower(nn.Module):
     def forward(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
         """`[frames, patches, hidden_size]` of `pixel_values [frames, patches, patch_values]`, any patches of a picture.
 
-        `patch_indices [frames, patches]` are their places in it, counted row by row. The class token, which every patch sees, is
-        left out at the end. Frames are a batch: they do not see each other.
+        `patch_indices [frames, patches]` are their places in it, counted row by row. The class token, which every patch
+        sees, is left out at the end. Frames are a batch: they do not see each other.
         """
         return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values, patch_indices)))[:, 1:]
 

@@ -13,7 +13,7 @@ from foveate.engines.format.dtypes import DType
 from foveate.engines.format.seal import seal, unseal
 from foveate.engines.format.spec import GraphSpec, Size
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 _REMEDY = "Export the bundle again with this version of foveate."
 _Kind = TypeVar("_Kind")
 

@@ -169,9 +169,7 @@ class VisionTower(nn.Module):
         self.multi_modal_projector = Projector(config.hidden_size, hidden_size, bias)
         self.image_newline = empty(hidden_size)
 
-    def forward(
-        self, pixel_values: Tensor, patch_indices: Tensor, gather_indices: Tensor, gather_weights: Tensor
-    ) -> Tensor:
+    def forward(self, pixel_values: Tensor, patch_indices: Tensor, gather_indices: Tensor, gather_weights: Tensor) -> Tensor:
         features = self.multi_modal_projector(self.vision_tower(pixel_values, patch_indices))
         newline = self.image_newline[None]
         rows = torch.cat((features.reshape(-1, newline.shape[1]), newline))

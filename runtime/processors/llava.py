@@ -10,7 +10,7 @@ from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
 from foveate.engines.format.processors.llava import LlavaConstants
-from foveate.engines.format.processors.pixels import mean_colour
+from foveate.engines.format.processors.pixels import mean_colour, whole_pictures
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.pixels import Normalisation, resize
@@ -48,7 +48,8 @@ class LlavaProcessor:
         patches = self._normalisation.square_patches(np.asarray(square)[None], constants.grid_size, constants.patch_size)
         side = constants.grid_size * constants.patch_size
         picture = Picture(square.crop((0, 0, side, side)), grid, np.arange(constants.patches))
-        return Visual({"pixel_values": patches}, ((1, *grid),), (picture,))
+        feeds = {"pixel_values": patches, "patch_indices": whole_pictures(1, constants.patches)}
+        return Visual(feeds, ((1, *grid),), (picture,))
 
     def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """See `Processor.video`: there are none."""

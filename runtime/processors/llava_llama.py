@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
-from foveate.engines.format.processors.llava_llama import LlavaLlamaConstants
+from foveate.engines.format.processors.llava_llama import LlavaLlamaConstants, merged_patches
+from foveate.engines.format.processors.pixels import whole_pictures
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.pixels import Normalisation, to_square
@@ -81,7 +82,12 @@ class LlavaLlamaProcessor:
         pictures = tuple(Picture(self._seen(image), grid, own.flatten(), second) for image, own, second in shown)
         pixels = np.stack([np.asarray(image) for image in resized])
         patches = self._normalisation.square_patches(pixels, self.constants.grid_size, self.constants.patch_size)
-        return Visual({"pixel_values": patches}, ((len(resized), *grid),), pictures, kind)
+        feeds = {
+            "pixel_values": patches,
+            "patch_indices": whole_pictures(*patches.shape[:2]),
+            "gather_indices": merged_patches(len(patches), self.constants.grid_size, self.constants.merge_size),
+        }
+        return Visual(feeds, ((len(resized), *grid),), pictures, kind)
 
     def _seen(self, image: Image.Image) -> Image.Image:
         """What the visual tokens tile: an odd grid's last row and column of tokens reach past the patches, into black."""

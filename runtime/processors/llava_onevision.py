@@ -11,7 +11,7 @@ from PIL import Image
 
 from foveate.engines import Grid, RequestError, VisionShape
 from foveate.engines.format.processors.llava_onevision import LlavaOnevisionConstants, newline_number
-from foveate.engines.format.processors.pixels import mean_colour
+from foveate.engines.format.processors.pixels import mean_colour, whole_pictures
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.interpolate import bilinear, single
@@ -226,7 +226,12 @@ class LlavaOnevisionProcessor:
     ) -> Visual:
         indices, weights = (np.concatenate(parts) for parts in zip(*taps, strict=True))
         pixel_values = self._normalisation.square_patches(crops, self.grid_size, self.constants.patch_size)
-        feeds = {"pixel_values": pixel_values, "gather_indices": indices, "gather_weights": weights}
+        feeds = {
+            "pixel_values": pixel_values,
+            "patch_indices": whole_pictures(*pixel_values.shape[:2]),
+            "gather_indices": indices,
+            "gather_weights": weights,
+        }
         return Visual(feeds, grids, tuple(pictures), kind)
 
 

@@ -24,7 +24,8 @@ from foveate.engines.format.processors import read_constants
 from foveate.exporter import ExportOptions, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
-from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference, regroup, unpatch
+from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference, regroup
+from foveate.exporter.tower_reference import unpatch
 from foveate.runtime import Pipeline, Request, Visual, load
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava_llama import LlavaLlamaProcessor
@@ -82,7 +83,7 @@ def test_patches_are_those_of_transformers_bit_for_bit(
     expected = siglip([Image.fromarray(pixels)], return_tensors="np")["pixel_values"]
     patches = made.feeds["pixel_values"]
     assert (patches.shape, patches.dtype) == ((1, 25, 588), np.float32)
-    seen = unpatch(torch.from_numpy(patches), 14, 72)[:, :, :70, :70].numpy()
+    seen = unpatch(torch.from_numpy(patches), torch.arange(25)[None], 14, 72)[:, :, :70, :70].numpy()
     np.testing.assert_array_equal(seen, expected[:, :, :70, :70])
     assert (made.kind, made.grids, made.num_tokens) == ("image", ((1, 3, 3),), 9)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.engines import Array
 from foveate.runtime.budget import Budget
 from foveate.runtime.select import Selection
 
@@ -48,6 +49,7 @@ class Part:
         selector: that chose them.
         total: how many visual tokens there are.
         glance_tokens: of the small pictures that were looked at.
+        seen: `visual_embeds` of each small picture, where they are the first ones of the whole; else empty.
     """
 
     tokens: np.ndarray
@@ -55,6 +57,7 @@ class Part:
     selector: str
     total: int
     glance_tokens: int = 0
+    seen: tuple[Array, ...] = ()
 
     def encoding(self) -> Encoding:
         """What an answer says."""

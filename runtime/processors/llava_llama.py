@@ -13,9 +13,9 @@ from foveate.engines.format.processors.llava_llama import LlavaLlamaConstants, m
 from foveate.engines.format.processors.pixels import whole_pictures
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
-from foveate.runtime.processors.pixels import Normalisation, to_square
+from foveate.runtime.processors.pixels import Normalisation, cut, to_square
 from foveate.runtime.resolution import NO_LIMITS, Resolution
-from foveate.runtime.types import Layout, Visual, VisualKind
+from foveate.runtime.types import Layout, Run, Visual, VisualKind
 
 
 class LlavaLlamaProcessor:
@@ -51,6 +51,27 @@ class LlavaLlamaProcessor:
     def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
         """See `Processor.vision_shape_of_tokens`: as many whole frames as the tokens need."""
         return VisionShape(math.ceil(visual_tokens / self.constants.frame_tokens), self.constants.patches, visual_tokens)
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> list[Run]:
+        """See `Foveal.part`: a run for each frame, over the patches that its tokens are made of."""
+        constants, frames = self.constants, tokens // self.constants.frame_tokens
+        made_of = merged_patches(1, constants.grid_size, constants.merge_size)[tokens % constants.frame_tokens]
+        runs = []
+        for frame in np.unique(frames).tolist():
+            patches = made_of[frames == frame]
+            there = np.unique(patches[patches < constants.patches])
+            feeds = {
+                "pixel_values": visual.feeds["pixel_values"][frame : frame + 1, there],
+                "patch_indices": there[None],
+                "gather_indices": np.searchsorted(there, patches),
+            }
+            runs.append(Run(feeds, tokens[frames == frame]))
+        return runs
+
+    def cells(self, visual: Visual) -> list[np.ndarray]:
+        """See `Foveal.cells`."""
+        side = self.constants.merge_size * self.constants.patch_size
+        return [cut([picture.image for picture in visual.pictures], side).swapaxes(1, 2)]  # tokens go column by column
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
         """See `Processor.layout`. A video is as many images with a separator between them; positions count every token."""

@@ -24,8 +24,6 @@ from foveate.runtime.types import Layout, Run, Visual, VisualKind
 
 _SHRINK_ABOVE = 1.1
 _NEWLINE_GRID = (1, 1, 1)
-_CLOSER = 1.0
-"""What the scores of the first crop are multiplied with at the places of tokens of high resolution."""
 _Taps = tuple[np.ndarray, np.ndarray]
 
 
@@ -112,13 +110,14 @@ class LlavaOnevisionProcessor:
         return Visual({**feeds, **taps}, visual.grids[:1], (self._whole_picture(self._resize(visual.pictures[0].image)),))
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
-        """See `Foveal.enlarge`: tokens of the first crop keep theirs, and those of high resolution lie over the same image."""
+        """See `Foveal.enlarge`: tokens of the first crop keep theirs, and those of high resolution lie over the same image. A
+        newline has the mean of its row."""
         parts = [scores]
         for _, rows, columns in whole.grids[1:]:
             grid = np.zeros((rows, columns), np.float32)
             if columns > 1:
-                grid[:, :-1] = enlarge(scores, small.grids, ((1, rows, columns - 1),)).reshape(rows, -1) * _CLOSER
-            grid[:, -1] = _newline_scores(grid[:, :-1])
+                grid[:, :-1] = enlarge(scores, small.grids, ((1, rows, columns - 1),)).reshape(rows, -1)
+                grid[:, -1] = grid[:, :-1].mean(axis=1)
             parts.append(grid.ravel())
         return np.concatenate(parts)
 
@@ -298,11 +297,6 @@ def _fitting(image: Image.Image, canvas: tuple[int, int]) -> tuple[int, int]:
     if scale_x < scale_y:
         return width, min(math.ceil(image.height * scale_x), height)
     return min(math.ceil(image.width * scale_y), width), height
-
-
-def _newline_scores(grid: np.ndarray) -> np.ndarray:
-    """`[rows]` of scores `[rows, columns]` of the tokens before each newline."""
-    return np.asarray(grid.mean(axis=1) if grid.size else np.zeros(len(grid)))
 
 
 def _behind_rows(values: np.ndarray, newlines: np.ndarray) -> np.ndarray:

@@ -217,6 +217,45 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return pipe, Published(request.param, model, tokenizer, SiglipImageProcessorPil(**PREPROCESSOR), pipe.manifest)
 
 
+def merges(feeds: dict[str, Any]) -> np.ndarray:
+    """The vision graph with a number of each patch for its features, and no projector."""
+    return np.asarray(np.append(feeds["pixel_values"][:, :, 0], 0)[feeds["gather_indices"]])
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 3), st.sets(st.integers(0, 8), min_size=1))
+def test_a_part_merges_the_same_patches(processor: LlavaLlamaProcessor, frames: int, chosen: set[int]) -> None:
+    pictures = [Image.fromarray(noise(80, 80, seed)) for seed in range(frames)]
+    visual = processor.video(pictures, [float(number) for number in range(frames)])
+    tokens = np.array(sorted({token * frames for token in chosen}))
+    runs = processor.part(visual, tokens)
+    assert np.concatenate([run.tokens for run in runs]).tolist() == tokens.tolist()
+    np.testing.assert_array_equal(np.concatenate([merges(dict(run.feeds)) for run in runs]), merges(dict(visual.feeds))[tokens])
+    for run in runs:  # no patch that no token needs
+        rows = run.feeds["gather_indices"]
+        assert set(rows.ravel().tolist()) | {run.feeds["patch_indices"].size} == set(range(run.feeds["patch_indices"].size + 1))
+
+
+def test_a_part_of_everything_is_the_whole(processor: LlavaLlamaProcessor, both: tuple[Pipeline, Published]) -> None:
+    pipe, _ = both
+    prepared = pipe.prepare(Request.ask(QUESTION, videos=[[noise(64, 48, seed) for seed in range(3)]]))
+    runs = processor.part(prepared.visuals[0], np.arange(27))
+    made = [np.asarray(pipe._sessions["vision"].run(run.feeds)["visual_embeds"]) for run in runs]
+    assert len(made) == 3
+    np.testing.assert_allclose(np.concatenate(made), pipe.vision(prepared), atol=1e-5)
+
+
+def test_cells_are_the_pixels_of_the_visual_tokens(processor: LlavaLlamaProcessor) -> None:
+    visual = processor.video([Image.fromarray(noise(80, 80, seed)) for seed in range(2)], [0.0, 1.0])
+    (cells,) = processor.cells(visual)
+    assert (cells.shape, cells.dtype) == ((2, 3, 3, 28 * 28 * 3), np.uint8)
+    for frame, shown in enumerate(visual.pictures):
+        pixels = np.asarray(shown.image)
+        for cell, token in enumerate(shown.tokens.tolist()):
+            y, x = (28 * place for place in divmod(cell, 3))
+            np.testing.assert_array_equal(cells.reshape(18, -1)[token], pixels[y : y + 28, x : x + 28].ravel(), str(frame))
+
+
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}
 QUESTION = "What colour is the circle on the left?"
 

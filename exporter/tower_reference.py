@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 
 @torch.no_grad()
-def hidden_state(tower: nn.Module, feeds: Mapping[str, np.ndarray], layer: int) -> Tensor:
+def hidden_state(tower: Any, feeds: Mapping[str, np.ndarray], layer: int) -> Tensor:
     """`hidden_states[layer]` of a vision model, `[frames, patches, hidden_size]`, a class token before the patches.
 
     The model sees whole pictures. Behind its own embeddings those patches are taken out that are not there.

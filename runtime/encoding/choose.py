@@ -76,8 +76,8 @@ def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stop
     with stopwatch("select"):
         found = Relevance(np.empty((total, 0)), prepared.grids, scores, scores)
         tokens = select(found, Budget(tokens=count), selector).keep_indices
-    seen = by_visual(glance_embeds, small.visuals) if stages.preparer.glance_stays else ()
-    return Part(tokens, scores, selector.name, total, small.num_visual_tokens, seen)
+    known = by_visual(glance_embeds, small.visuals) if stages.preparer.glance_stays else ()
+    return Part(tokens, scores, selector.name, total, small.num_visual_tokens, known)
 
 
 def _check_floor(request: Request) -> None:

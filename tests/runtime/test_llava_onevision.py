@@ -20,7 +20,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from foveate.engines import BundleError, RequestError, SessionOptions
 from foveate.engines.format.processors import read_constants
-from foveate.runtime import Pipeline, Request, Visual, load
+from foveate.runtime import Budget, Pipeline, Request, Visual, load
 from foveate.runtime.encoding.part import plan_runs
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.interpolate import bilinear, single
@@ -321,9 +321,9 @@ def test_scores_of_the_first_crop_lie_over_the_whole_image(processor: LlavaOnevi
 def test_the_tower_sees_what_the_question_needs(pipe: Pipeline, size: tuple[int, int]) -> None:
     answer = pipe.generate(Request.ask(QUESTION, [picture(*size)], encode=0.5, keep=0.25, max_new_tokens=2))
     total = answer.selection.num_visual_tokens
-    assert (answer.encoding.encoded_tokens, answer.encoding.visual_tokens) == (round(total / 2), total)
+    assert (answer.encoding.encoded_tokens, answer.encoding.visual_tokens) == (Budget(ratio=0.5).count(np.empty(total)), total)
     assert (answer.encoding.glance_tokens, answer.encoding.reason) == (GRID_SIZE**2, "")
-    assert len(answer.selection.keep_indices) == round(total / 4)
+    assert len(answer.selection.keep_indices) == Budget(ratio=0.25).count(np.empty(total))
 
 
 @pytest.mark.parametrize(

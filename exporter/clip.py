@@ -41,12 +41,13 @@ class ClipTower(nn.Module):
         self.pre_layrnorm = LayerNorm(config.hidden_size, config.layer_norm_eps)  # as the weights spell it
         self.encoder = SiglipEncoder(config, layers)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """`[frames, patches, hidden_size]` of `pixel_values [frames, patches, patch_values]`, patches row by row.
+    def forward(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
+        """`[frames, patches, hidden_size]` of `pixel_values [frames, patches, patch_values]`, any patches of a picture.
 
-        The class token, which every patch sees, is left out at the end. Frames are a batch: they do not see each other.
+        `patch_indices [frames, patches]` are their places in it, counted row by row. The class token, which every patch
+        sees, is left out at the end. Frames are a batch: they do not see each other.
         """
-        return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values)))[:, 1:]
+        return self.encoder(self.pre_layrnorm(self.embeddings(pixel_values, patch_indices)))[:, 1:]
 
 
 class ClipEmbeddings(nn.Module):
@@ -58,7 +59,8 @@ class ClipEmbeddings(nn.Module):
         self.patch_embedding = Linear(config.patch_values, config.hidden_size, bias=False)
         self.position_embedding = Positions(config.patches + 1, config.hidden_size)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
+    def forward(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
         patches = self.patch_embedding(pixel_values)
         first = self.class_embedding.expand(patches.shape[0], 1, -1)
-        return self.position_embedding(torch.cat((first, patches), dim=1))
+        places = nn.functional.pad(patch_indices + 1, (1, 0))  # the class token has the first place
+        return torch.cat((first, patches), dim=1) + self.position_embedding(places)

@@ -28,6 +28,8 @@ BLOCK = 128
 """Weights of a matrix in 4 bits that share a scale and a zero."""
 ROW_BLOCK = 128
 """Weights of a table in 8 bits that share a scale."""
+_POSITIONS = "position_embedding.weight"
+"""How the table of a tower's positions ends, which is small and stays as it is."""
 _LARGEST_4, _MIDDLE_8 = 15, 128
 _CONTRIB = "com.microsoft"
 _INT8_COMPUTE = 4  # `accuracy_level` of MatMulNBits: activations in 8 bits
@@ -177,7 +179,7 @@ def quantise_graph(model: ir.Model, weights: Mapping[str, Weight], precision: st
     graph, parts = model.graph, _Parts(model.graph)
     for node in list(graph):
         name = _name(node, {"MatMul": 1, "Gemm": 1, "Gather": 0}.get(node.op_type))
-        if name not in weights or len(weights[name].shape) != 2:
+        if name not in weights or len(weights[name].shape) != 2 or name.endswith(_POSITIONS):
             continue
         weight = weights[name]
         if node.op_type == "MatMul" and weight.transposed:

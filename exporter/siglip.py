@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foveate.engines import ExportError
+from foveate.engines import ExportError, TensorSpec
 from foveate.engines.format.processors.pixels import patch_values, whole_patches
 from foveate.exporter.config import BELONGING, Layers, ModelConfig, Positive, because, check_multiple
 from foveate.exporter.modules import LayerNorm, Linear, empty
@@ -68,6 +70,26 @@ class SiglipConfig(ModelConfig, frozen=True):
         """Numbers of one flattened patch."""
         return patch_values(self.patch_size)
 
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What the tower takes: patches of crops or frames, and the places of these, counted row by row."""
+        return (
+            TensorSpec("pixel_values", "float32", ("frames", "patches", self.patch_values)),
+            TensorSpec("patch_indices", "int64", ("frames", "patches")),
+        )
+
+    def cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        """Whole pictures and parts of pictures to try, each with what it is; `inputs` of the tower."""
+        third = math.ceil(self.patches / 3)
+        for frames, patches, what in ((1, self.patches, "whole"), (3, self.patches, "whole"), (2, third, "a third of")):
+            places = [np.sort(random.permutation(self.patches)[:patches]) for _ in range(frames)]
+            yield f"{what} {frames}", self.feeds(np.stack(places), random)
+
+    def feeds(self, places: np.ndarray, random: np.random.Generator) -> dict[str, np.ndarray]:
+        """Noise as the patches at `places [frames, patches]`; `inputs` of the tower."""
+        pixels = random.standard_normal((*places.shape, self.patch_values), dtype=np.float32)
+        return {"pixel_values": pixels, "patch_indices": places}
+
     def layers(self, feature_layer: int, where: Path) -> int:
         """How many blocks `hidden_states[feature_layer]` of transformers takes, 0 being the embeddings.
 
@@ -99,12 +121,13 @@ class SiglipTower(nn.Module):
         self.encoder = SiglipEncoder(config, layers)
         self.post_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps) if post_layernorm else None
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """`[frames, patches, hidden_size]` of `pixel_values [frames, patches, patch_values]`, patches row by row.
+    def forward(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
+        """`[frames, patches, hidden_size]` of `pixel_values [frames, patches, patch_values]`, any patches of a picture.
 
-        Frames are a batch: they do not see each other.
+        `patch_indices [frames, patches]` are their places in it, counted row by row. Frames are a batch: they do not see each
+        other.
         """
-        x = self.encoder(self.embeddings(pixel_values))
+        x = self.encoder(self.embeddings(pixel_values, patch_indices))
         return x if self.post_layernorm is None else self.post_layernorm(x)
 
 
@@ -116,19 +139,19 @@ class SiglipEmbeddings(nn.Module):
         self.patch_embedding = Linear(config.patch_values, config.hidden_size, bias=True)
         self.position_embedding = Positions(config.patches, config.hidden_size)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.position_embedding(self.patch_embedding(pixel_values))
+    def forward(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
+        return self.patch_embedding(pixel_values) + self.position_embedding(patch_indices)
 
 
 class Positions(nn.Module):
-    """Adds `weight [patches, hidden_size]`."""
+    """Rows of `weight [places, hidden_size]`."""
 
-    def __init__(self, patches: int, hidden_size: int) -> None:
+    def __init__(self, places: int, hidden_size: int) -> None:
         super().__init__()
-        self.weight = empty(patches, hidden_size)
+        self.weight = empty(places, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.weight
+    def forward(self, indices: Tensor) -> Tensor:
+        return nn.functional.embedding(indices, self.weight)
 
 
 class SiglipEncoder(nn.Module):

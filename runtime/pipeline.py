@@ -39,7 +39,7 @@ from foveate.runtime.batch import Pruned, pad, prune
 from foveate.runtime.decode import decode
 from foveate.runtime.encoding import Encoding, Part
 from foveate.runtime.encoding.choose import Stages, choose
-from foveate.runtime.encoding.part import by_visual, only
+from foveate.runtime.encoding.part import only, plan_runs
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
 from foveate.runtime.logits import LogitsProcessor
@@ -221,7 +221,7 @@ class Pipeline:
             chosen = choose(request, prepared, self._stages, stopwatch)
             if isinstance(chosen, Part):
                 with stopwatch("vision"):
-                    visual_embeds = self._encode_part(prepared, chosen.tokens)
+                    visual_embeds = self._encode_part(prepared, chosen.tokens, chosen.seen)
                     self._wait()
                 return Encoded(only(prepared, chosen.tokens), visual_embeds, stopwatch.stage_ms, chosen.encoding(), chosen)
             encoding = Encoding(total, total, reason=chosen)
@@ -235,11 +235,19 @@ class Pipeline:
             )
         return Encoded(prepared, visual_embeds, stopwatch.stage_ms, encoding)
 
-    def _encode_part(self, prepared: Prepared, tokens: np.ndarray) -> Array:
-        """`visual_embeds [encoded, hidden_size]` of some of the visual tokens, for this question alone: no cache has them."""
+    def _encode_part(self, prepared: Prepared, tokens: np.ndarray, seen: Sequence[Array] = ()) -> Array:
+        """`visual_embeds [encoded, hidden_size]` of some of the visual tokens, for this question alone: no cache has them.
+
+        Args:
+            prepared: the request.
+            tokens: `[encoded]` int64, ascending.
+            seen: `Part.seen`.
+        """
         session = self._sessions[VISION]
-        parts = [feeds for visual, own in by_visual(tokens, prepared.visuals) for feeds in self._prepare.part(visual, own)]
-        return self._text_model.bring(session.memory.concatenate([session.run(feeds)["visual_embeds"] for feeds in parts]))
+        runs = plan_runs(tokens, prepared.visuals, self._prepare.part, [len(embeds) for embeds in seen])
+        made = [session.run(feeds)["visual_embeds"] for feeds in runs.feeds]
+        new = [self._text_model.bring(session.memory.concatenate(made))] if made else []
+        return self._text_model.pick([*seen, *new], runs.rows)
 
     @enough_memory()
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:

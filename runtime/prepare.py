@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -13,7 +13,7 @@ from foveate.runtime.frames import RULES_WITHOUT_RATE
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.processors import Foveal, open_processor
 from foveate.runtime.prompt import EncodedPrompt, PromptEncoder, collect_visuals, find_instruction
-from foveate.runtime.types import Prepared, Request, Visual
+from foveate.runtime.types import Prepared, Request, Run, Visual
 from foveate.runtime.video import VideoLimits, VideoSource, is_given_frames, open_frames
 
 _MOST_GIVEN_FRAMES = 32
@@ -87,9 +87,14 @@ class Preparer:
         parts = zip(np.split(scores, ends), small, whole, strict=True)
         return np.concatenate([self._foveal.enlarge(own, glance, visual) for own, glance, visual in parts])
 
-    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
+    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Run]:
         """See `Foveal.part`."""
         return self._foveal.part(visual, tokens)
+
+    @property
+    def glance_stays(self) -> bool:
+        """See `Foveal.glance_stays`."""
+        return self._foveal.glance_stays
 
     @property
     def _foveal(self) -> Foveal:

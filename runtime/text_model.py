@@ -42,6 +42,25 @@ class TextModel:
         """Visual embeddings in the memory and dtype of the `embed` graph; a selector may have made new ones on the host."""
         return self._embed.memory.asarray(visual_embeds, self._visual_dtype)
 
+    def pick(self, visual_embeds: Sequence[Array], rows: np.ndarray) -> Array:
+        """`[rows, hidden_size]` of several arrays, one behind the other; the `embed` graph moves them, where it runs.
+
+        Args:
+            visual_embeds: as `bring` gives them.
+            rows: int64, in any order.
+        """
+        joined = self._embed.memory.concatenate(visual_embeds)
+        if np.array_equal(rows, np.arange(len(joined))):
+            return joined
+        feeds = {
+            "input_ids": np.zeros((1, len(rows)), np.int64),  # none of them stays
+            "visual_embeds": joined,
+            "keep_indices": rows,
+            "placeholder_indices": np.arange(len(rows)),
+        }
+        embeds: Array = self._embed.run(feeds)["inputs_embeds"][0]
+        return embeds
+
     def embed(self, batch: Batch) -> Array:
         """`inputs_embeds [batch, sequence, hidden_size]` of pruned prompts."""
         feeds = {

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -211,6 +211,15 @@ class Visual:
     @property
     def num_tokens(self) -> int:
         return sum(math.prod(grid) for grid in self.grids)
+
+
+class Run(NamedTuple):
+    """One run of the vision graph over some of the visual tokens of an image or video."""
+
+    feeds: Mapping[str, np.ndarray]
+    """What it takes."""
+    tokens: np.ndarray
+    """int64: which visual tokens it gives, in its order."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from foveate.exporter.preprocessing import Preprocessing
 from foveate.exporter.quiet import quiet_transformers
 from foveate.exporter.siglip import SiglipConfig
 from foveate.exporter.text_config import TextConfig, read_text_config
+from foveate.exporter.tower_reference import hidden_state
 
 _LARGEST_RESIZE = 4
 """Times the side of the square: how large the shorter side of a resized image may be before it is cropped."""
@@ -108,7 +109,7 @@ class Llava:
 
     @property
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("pixel_values", "float32", ("frames", self.vision.patches, self.vision.patch_values)),)
+        return self.vision.inputs
 
     def vision_tower(self) -> nn.Module:
         assert isinstance(self.vision, ClipConfig)
@@ -203,9 +204,8 @@ class Llava:
         return size
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        for frames in (1, 3):
-            shape = (frames, self.vision.patches, self.vision.patch_values)
-            yield f"{frames} images", {"pixel_values": random.standard_normal(shape, dtype=np.float32)}
+        for case, feeds in self.vision.cases(random):
+            yield f"{case} images", feeds
 
     def reference(self) -> LlavaReference:
         return LlavaReference(self.checkpoint.path, self.config.vision_feature_layer)
@@ -219,9 +219,9 @@ class VisionTower(nn.Module):
         self.vision_tower = ClipTower(vision, layers)
         self.multi_modal_projector = Projector(vision.hidden_size, hidden_size, bias)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """`[frames * patches, hidden_size]` of `pixel_values [frames, patches, patch_values]`, patches row by row."""
-        return self.multi_modal_projector(self.vision_tower(pixel_values)).flatten(0, 1)
+    def forward(self, pixel_values: Tensor, patch_indices: Tensor) -> Tensor:
+        """`[frames * patches, hidden_size]`; see `ClipTower`."""
+        return self.multi_modal_projector(self.vision_tower(pixel_values, patch_indices)).flatten(0, 1)
 
 
 class Projector(nn.Module):
@@ -255,14 +255,9 @@ class LlavaReference:
         return self.model.model.multi_modal_projector(self.features(feeds)[:, 1:]).flatten(0, 1)
 
     def features(self, feeds: Mapping[str, np.ndarray]) -> Tensor:
-        """The hidden states of the tower that are read, of patches put together to pictures again."""
-        pixels = torch.from_numpy(feeds["pixel_values"])
-        vision = self.model.config.vision_config
-        size, grid = vision.patch_size, vision.image_size // vision.patch_size
-        images = pixels.unflatten(2, (3, size, size)).unflatten(1, (grid, grid)).permute(0, 3, 1, 4, 2, 5)
-        images = images.reshape(len(pixels), 3, grid * size, grid * size)
-        hidden: Tensor = self.model.model.vision_tower(images, output_hidden_states=True).hidden_states[self._feature_layer]
-        return hidden
+        """The hidden states of the tower that are read."""
+        assert isinstance(self._feature_layer, int)  # or there would be no graph
+        return hidden_state(self.model.model.vision_tower, feeds, self._feature_layer)
 
     @torch.no_grad()
     def text_embeds(self, input_ids: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,8 +20,9 @@ from foveate.engines.format.processors.llava_llama import (
     MOST_VIDEO_FRAMES,
     VIDEO_FRAMES,
     LlavaLlamaConstants,
-    merged,
+    merged_patches,
 )
+from foveate.engines.format.processors.pixels import whole_pictures
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.config import ModelConfig, because, check_supported
 from foveate.exporter.decoder import DecoderConfig
@@ -171,7 +172,7 @@ class LlavaLlama:
 
     @property
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
-        return (TensorSpec("pixel_values", "float32", ("frames", self.vision.patches, self.vision.patch_values)),)
+        return (*self.vision.inputs, TensorSpec("gather_indices", "int64", ("visual_tokens", MERGE_SIZE**2)))
 
     def vision_tower(self) -> nn.Module:
         layers = self.vision.layers(self.config.mm_vision_select_layer, self.checkpoint.path / "config.json")
@@ -235,9 +236,14 @@ class LlavaLlama:
         return frames or VIDEO_FRAMES
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+        vision, merges = self.vision, partial(merged_patches, grid_size=self.vision.grid_size, merge_size=MERGE_SIZE)
         for frames in (1, 3):
-            shape = (frames, self.vision.patches, self.vision.patch_values)
-            yield f"{frames} frames", {"pixel_values": random.standard_normal(shape, dtype=np.float32)}
+            feeds = vision.feeds(whole_pictures(frames, vision.patches), random)
+            yield f"{frames} frames", {**feeds, "gather_indices": merges(frames)}
+        tokens = merges(1)[::-3]  # from the last one on, which an odd grid fills up
+        there = np.unique(tokens[tokens < vision.patches])
+        feeds = vision.feeds(there[None], random)
+        yield f"{len(tokens)} tokens of a frame", {**feeds, "gather_indices": np.searchsorted(there, tokens)}
 
     def reference(self) -> LlavaLlamaReference:
         return LlavaLlamaReference(self.checkpoint.path, self.config.mm_vision_select_layer)
@@ -306,16 +312,22 @@ class LlavaLlama:
 
 
 class VisionTower(nn.Module):
-    """SigLIP up to the layer that is read, then the projector."""
+    """SigLIP up to the layer that is read, then the projector.
+
+    Which patches become one visual token is the processor's to say, so the graph takes any tokens of a picture.
+    """
 
     def __init__(self, vision: SiglipConfig, layers: int, hidden_size: int) -> None:
         super().__init__()
         self.vision_tower = SiglipTower(vision, layers, post_layernorm=False)
         self.mm_projector = Projector(vision, hidden_size)
 
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """`[frames * tokens, hidden_size]` of `pixel_values [frames, patches, patch_values]`, patches row by row."""
-        return self.mm_projector(self.vision_tower(pixel_values)).flatten(0, 1)
+    def forward(self, pixel_values: Tensor, patch_indices: Tensor, gather_indices: Tensor) -> Tensor:
+        """`[visual_tokens, hidden_size]` of rows `gather_indices [visual_tokens, 4]` of what `SiglipTower` gives, and a row of
+        zeros behind it."""
+        features = self.vision_tower(pixel_values, patch_indices)
+        rows = nn.functional.pad(features.flatten(0, 1), (0, 0, 0, 1))
+        return self.mm_projector(nn.functional.embedding(gather_indices, rows).flatten(1))
 
 
 class Projector(nn.Module):
@@ -325,7 +337,7 @@ class Projector(nn.Module):
         super().__init__()
         width = MERGE_SIZE**2 * vision.hidden_size
         self.layers = nn.Sequential(
-            Regroup(vision.grid_size),
+            nn.Identity(),
             LayerNorm(width, _PROJECTOR_EPS),
             Linear(width, hidden_size, bias=True),
             nn.GELU(),
@@ -334,22 +346,6 @@ class Projector(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
-
-
-class Regroup(nn.Module):
-    """Neighbouring patches become one token, column by column; an odd grid gets a row and a column of zeros first."""
-
-    def __init__(self, grid_size: int) -> None:
-        super().__init__()
-        self.grid_size = grid_size
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`[frames, tokens, 4 * channels]` of `[frames, patches, channels]`, patches row by row."""
-        side = merged(self.grid_size, MERGE_SIZE)
-        rest = side * MERGE_SIZE - self.grid_size
-        grid = nn.functional.pad(x.unflatten(1, (self.grid_size, self.grid_size)), (0, 0, 0, rest, 0, rest))
-        blocks = grid.unflatten(2, (side, MERGE_SIZE)).unflatten(1, (side, MERGE_SIZE))  # row, in it, column, in it
-        return blocks.permute(0, 3, 1, 2, 4, 5).flatten(1, 2).flatten(2)
 
 
 def _read_part(checkpoint: Checkpoint, part: str) -> tuple[dict[str, Any], Path]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from foveate.exporter.family import ReferenceOutput
 from foveate.exporter.quiet import quiet_transformers
+from foveate.exporter.tower_reference import hidden_state
 
 
 class DownsampleProjector(nn.Module):
@@ -79,10 +80,18 @@ class LlavaLlamaReference:
         states = self.tower(pixel_values=pixels, output_hidden_states=True).hidden_states
         return self.projector(states[self._select_layer])
 
+    @torch.no_grad()
     def visual_embeds(self, feeds: Mapping[str, np.ndarray]) -> Tensor:
         config = self.tower.config
-        pixels = unpatch(torch.from_numpy(feeds["pixel_values"]), config.patch_size, config.image_size)
-        return self.encode(pixels).flatten(0, 1)
+        side = config.image_size // config.patch_size
+        features, places = hidden_state(self.tower, feeds, self._select_layer), torch.from_numpy(feeds["patch_indices"])
+        grid = features.new_zeros(len(features), side**2, features.shape[2])
+        tokens = self.projector(grid.scatter_(1, places[..., None].expand(features.shape), features))
+        upper_left = torch.from_numpy(feeds["gather_indices"][:, 0])
+        # A token's place follows from its first patch, the one of its upper left corner.
+        frame = upper_left // places.shape[1]
+        row, column = places.flatten()[upper_left] // side, places.flatten()[upper_left] % side
+        return tokens[frame, column // 2 * math.ceil(side / 2) + row // 2]
 
     @torch.no_grad()
     def text_embeds(self, input_ids: Tensor) -> Tensor:
@@ -99,14 +108,3 @@ class LlavaLlamaReference:
             output_attentions=True,
         )
         return ReferenceOutput(output.logits[0], tuple(output.attentions))
-
-
-def unpatch(patches: Tensor, patch_size: int, image_size: int) -> Tensor:
-    """Pictures `[frames, 3, image_size, image_size]` of their patches `[frames, patches, 3 * patch_size ** 2]`.
-
-    The pixels of the right and lower edge that fill no whole patch are zero; the tower does not see them.
-    """
-    side = image_size // patch_size
-    pictures = nn.functional.fold(patches.transpose(1, 2), side * patch_size, patch_size, stride=patch_size)
-    rest = image_size - side * patch_size
-    return nn.functional.pad(pictures, (0, rest, 0, rest))

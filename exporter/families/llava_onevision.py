@@ -76,7 +76,7 @@ class LlavaOnevision(Llava):
     @property
     def vision_inputs(self) -> tuple[TensorSpec, ...]:
         return (
-            TensorSpec("pixel_values", "float32", ("frames", self.vision.patches, self.vision.patch_values)),
+            *self.vision.inputs,
             TensorSpec("gather_indices", "int64", ("visual_tokens", TAPS)),
             TensorSpec("gather_weights", "float32", ("visual_tokens", TAPS)),
         )
@@ -144,17 +144,13 @@ class LlavaOnevision(Llava):
             file.check("crop_size", file.sides("crop_size", square=True), (square,))
 
     def vision_cases(self, random: np.random.Generator) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-        for frames, tokens in ((1, 5), (3, 11)):
-            newline = newline_number(frames, self.vision.patches)
+        tokens = 11
+        for case, feeds in self.vision.cases(random):
+            newline = newline_number(*feeds["patch_indices"].shape)
             indices = random.integers(0, newline + 1, (tokens, TAPS))
             indices[-1] = newline
-            shape = (frames, self.vision.patches, self.vision.patch_values)
-            feeds: dict[str, np.ndarray] = {
-                "pixel_values": random.standard_normal(shape, dtype=np.float32),
-                "gather_indices": indices,
-                "gather_weights": random.dirichlet(np.ones(TAPS), tokens).astype(np.float32),
-            }
-            yield f"{tokens} tokens of {frames} crops", feeds
+            weights = random.dirichlet(np.ones(TAPS), tokens).astype(np.float32)
+            yield f"{tokens} tokens of {case} crops", {**feeds, "gather_indices": indices, "gather_weights": weights}
 
     def reference(self) -> LlavaOnevisionReference:
         return LlavaOnevisionReference(self.checkpoint.path, self.config.vision_feature_layer)
@@ -173,8 +169,8 @@ class VisionTower(nn.Module):
         self.multi_modal_projector = Projector(config.hidden_size, hidden_size, bias)
         self.image_newline = empty(hidden_size)
 
-    def forward(self, pixel_values: Tensor, gather_indices: Tensor, gather_weights: Tensor) -> Tensor:
-        features = self.multi_modal_projector(self.vision_tower(pixel_values))
+    def forward(self, pixel_values: Tensor, patch_indices: Tensor, gather_indices: Tensor, gather_weights: Tensor) -> Tensor:
+        features = self.multi_modal_projector(self.vision_tower(pixel_values, patch_indices))
         newline = self.image_newline[None]
         rows = torch.cat((features.reshape(-1, newline.shape[1]), newline))
         # One corner after the other: all at once would take four times the memory of the result.

@@ -12,6 +12,7 @@ from foveate.runtime.budget import Budget
 from foveate.runtime.encoding.cost import is_worth
 from foveate.runtime.encoding.glance import check_selector
 from foveate.runtime.encoding.outcome import Part
+from foveate.runtime.encoding.part import by_visual
 from foveate.runtime.encoding.request import AUTO, count_tokens
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.select import Policy, Relevance, Selector, select
@@ -74,4 +75,5 @@ def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stop
     with stopwatch("select"):
         found = Relevance(np.empty((total, 0)), prepared.grids, scores, scores)
         tokens = select(found, Budget(tokens=count), selector).keep_indices
-    return Part(tokens, scores, selector.name, total, small.num_visual_tokens, small.pictures)
+    known = by_visual(glance_embeds, small.visuals) if stages.preparer.glance_stays else ()
+    return Part(tokens, scores, selector.name, total, small.num_visual_tokens, small.pictures, known)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from foveate.engines import Array
 from foveate.runtime.budget import Budget
 from foveate.runtime.picture import Picture
 from foveate.runtime.select import Selection
@@ -50,6 +51,7 @@ class Part:
         total: how many visual tokens there are.
         glance_tokens: of the small pictures that were looked at.
         pictures: those, as the tower saw them.
+        seen: `visual_embeds` of each small picture, where they are the first ones of the whole; else empty.
     """
 
     tokens: np.ndarray
@@ -58,6 +60,7 @@ class Part:
     total: int
     glance_tokens: int = 0
     pictures: tuple[Picture, ...] = ()
+    seen: tuple[Array, ...] = ()
 
     def encoding(self) -> Encoding:
         """What an answer says."""

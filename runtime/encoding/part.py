@@ -2,22 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
-from foveate.runtime.types import Prepared, Visual
+from foveate.engines import Array
+from foveate.runtime.types import Prepared, Run, Visual
 
 
-def by_visual(tokens: np.ndarray, visuals: Sequence[Visual]) -> Iterator[tuple[Visual, np.ndarray]]:
-    """Each image or video with those of its own visual tokens that are among `tokens`, if any."""
-    first = 0
-    for visual in visuals:
-        own = tokens[(tokens >= first) & (tokens < first + visual.num_tokens)] - first
-        if len(own):
-            yield visual, own
-        first += visual.num_tokens
+class Runs(NamedTuple):
+    """How some of the visual tokens come about."""
+
+    feeds: tuple[Mapping[str, np.ndarray], ...]
+    """Of each run of the vision graph."""
+    rows: np.ndarray
+    """`[encoded]` int64: the row of each token among those that were seen and, behind them, those of the runs."""
+
+
+def plan_runs(
+    tokens: np.ndarray,
+    visuals: Sequence[Visual],
+    part: Callable[[Visual, np.ndarray], Sequence[Run]],
+    seen: Sequence[int] = (),
+) -> Runs:
+    """The runs of the vision graph that give some of the visual tokens.
+
+    Args:
+        tokens: `[encoded]` int64, ascending, counted over all images and videos.
+        visuals: these images and videos.
+        part: see `Foveal.part`.
+        seen: how many of the first tokens of each are there already; empty for none.
+    """
+    feeds, row_of = list[Mapping[str, np.ndarray]](), np.empty(sum(visual.num_tokens for visual in visuals), np.int64)
+    first, before, rows = 0, 0, sum(seen)
+    for visual, known in zip(visuals, seen or [0] * len(visuals), strict=True):
+        row_of[first : first + known] = before + np.arange(known)
+        own = tokens[(tokens >= first + known) & (tokens < first + visual.num_tokens)] - first
+        for run in part(visual, own) if len(own) else ():
+            feeds.append(run.feeds)
+            row_of[first + run.tokens] = rows + np.arange(len(run.tokens))
+            rows += len(run.tokens)
+        first, before = first + visual.num_tokens, before + known
+    return Runs(tuple(feeds), row_of[tokens])
+
+
+def by_visual(visual_embeds: Array, visuals: Sequence[Visual]) -> tuple[Array, ...]:
+    """The rows of each image and video."""
+    ends = np.cumsum([visual.num_tokens for visual in visuals]).tolist()
+    return tuple(visual_embeds[end - visual.num_tokens : end] for end, visual in zip(ends, visuals, strict=True))
 
 
 def only(prepared: Prepared, tokens: np.ndarray) -> Prepared:

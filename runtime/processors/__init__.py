@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Protocol, runtime_checkable
 
@@ -13,7 +13,7 @@ from foveate.engines import VisionShape
 from foveate.engines.format.processors.pixels import PixelConstants
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.resolution import NO_LIMITS, Resolution
-from foveate.runtime.types import Layout, Visual
+from foveate.runtime.types import Layout, Run, Visual
 
 PROCESSORS = {
     "llava": "foveate.runtime.processors.llava:LlavaProcessor",
@@ -89,7 +89,13 @@ class Processor(Protocol):
 
 @runtime_checkable
 class Foveal(Protocol):
-    """A processor whose vision graph takes some of the visual tokens of a picture, for `Request.encode`."""
+    """A processor whose vision graph takes some of the visual tokens of a picture, for `Request.encode`.
+
+    Attributes:
+        glance_stays: whether a glance's visual tokens are the first ones of the whole, so that no part computes them again.
+    """
+
+    glance_stays: bool
 
     def glance(self, visual: Visual) -> Visual | None:
         """The same image as a small picture; None where that shows too little."""
@@ -100,9 +106,8 @@ class Foveal(Protocol):
         float32."""
         ...
 
-    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
-        """What the vision graph takes for some of the visual tokens alone, each at its place: the inputs of one run or several,
-        whose visual tokens, one run behind the other, are `tokens`.
+    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Run]:
+        """The runs that give some of the visual tokens alone, each at its place.
 
         Args:
             visual: an image.

@@ -10,14 +10,14 @@ from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
 from foveate.engines.format.processors.llava import LlavaConstants
-from foveate.engines.format.processors.pixels import mean_colour
+from foveate.engines.format.processors.pixels import mean_colour, whole_pictures
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
-from foveate.runtime.processors.pixels import Normalisation, resize
+from foveate.runtime.processors.pixels import Normalisation, cut, resize
 from foveate.runtime.processors.placeholders import expand_placeholders
 from foveate.runtime.processors.square import resize_in_square
 from foveate.runtime.resolution import NO_LIMITS, Resolution
-from foveate.runtime.types import Layout, Visual
+from foveate.runtime.types import Layout, Run, Visual
 
 _MAX_ASPECT_RATIO = 200
 """The longer side is resized with the shorter one before it is cropped, so a thin image would take much memory."""
@@ -48,7 +48,8 @@ class LlavaProcessor:
         patches = self._normalisation.square_patches(np.asarray(square)[None], constants.grid_size, constants.patch_size)
         side = constants.grid_size * constants.patch_size
         picture = Picture(square.crop((0, 0, side, side)), grid, np.arange(constants.patches))
-        return Visual({"pixel_values": patches}, ((1, *grid),), (picture,))
+        feeds = {"pixel_values": patches, "patch_indices": whole_pictures(1, constants.patches)}
+        return Visual(feeds, ((1, *grid),), (picture,))
 
     def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """See `Processor.video`: there are none."""
@@ -62,6 +63,14 @@ class LlavaProcessor:
         """See `Processor.vision_shape_of_tokens`: as many whole images as the tokens need."""
         patches = self.constants.patches
         return VisionShape(math.ceil(visual_tokens / patches), patches, visual_tokens)
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> list[Run]:
+        """See `Foveal.part`: each visual token is a patch."""
+        return [Run({name: array[:, tokens] for name, array in visual.feeds.items()}, tokens)]
+
+    def cells(self, visual: Visual) -> list[np.ndarray]:
+        """See `Foveal.cells`."""
+        return [cut([picture.image for picture in visual.pictures], self.constants.patch_size)]
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
         """See `Processor.layout`. Positions count all tokens, visual ones too."""

@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from foveate.engines import RequestError, VisionShape
-from foveate.engines.format.processors.llava_llama import LlavaLlamaConstants
+from foveate.engines.format.processors.llava_llama import LlavaLlamaConstants, merged_patches
+from foveate.engines.format.processors.pixels import whole_pictures
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
-from foveate.runtime.processors.pixels import Normalisation, to_square
+from foveate.runtime.processors.pixels import Normalisation, cut, to_square
 from foveate.runtime.resolution import NO_LIMITS, Resolution
-from foveate.runtime.types import Layout, Visual, VisualKind
+from foveate.runtime.types import Layout, Run, Visual, VisualKind
 
 
 class LlavaLlamaProcessor:
@@ -51,6 +52,27 @@ class LlavaLlamaProcessor:
         """See `Processor.vision_shape_of_tokens`: as many whole frames as the tokens need."""
         return VisionShape(math.ceil(visual_tokens / self.constants.frame_tokens), self.constants.patches, visual_tokens)
 
+    def part(self, visual: Visual, tokens: np.ndarray) -> list[Run]:
+        """See `Foveal.part`: a run for each frame, over the patches that its tokens are made of."""
+        constants, frames = self.constants, tokens // self.constants.frame_tokens
+        made_of = merged_patches(1, constants.grid_size, constants.merge_size)[tokens % constants.frame_tokens]
+        runs = []
+        for frame in np.unique(frames).tolist():
+            patches = made_of[frames == frame]
+            there = np.unique(patches[patches < constants.patches])
+            feeds = {
+                "pixel_values": visual.feeds["pixel_values"][frame : frame + 1, there],
+                "patch_indices": there[None],
+                "gather_indices": np.searchsorted(there, patches),
+            }
+            runs.append(Run(feeds, tokens[frames == frame]))
+        return runs
+
+    def cells(self, visual: Visual) -> list[np.ndarray]:
+        """See `Foveal.cells`."""
+        side = self.constants.merge_size * self.constants.patch_size
+        return [cut([picture.image for picture in visual.pictures], side).swapaxes(1, 2)]  # tokens go column by column
+
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
         """See `Processor.layout`. A video is as many images with a separator between them; positions count every token."""
         placeholder = self.constants.image_token_id
@@ -81,7 +103,12 @@ class LlavaLlamaProcessor:
         pictures = tuple(Picture(self._seen(image), grid, own.flatten(), second) for image, own, second in shown)
         pixels = np.stack([np.asarray(image) for image in resized])
         patches = self._normalisation.square_patches(pixels, self.constants.grid_size, self.constants.patch_size)
-        return Visual({"pixel_values": patches}, ((len(resized), *grid),), pictures, kind)
+        feeds = {
+            "pixel_values": patches,
+            "patch_indices": whole_pictures(*patches.shape[:2]),
+            "gather_indices": merged_patches(len(patches), self.constants.grid_size, self.constants.merge_size),
+        }
+        return Visual(feeds, ((len(resized), *grid),), pictures, kind)
 
     def _seen(self, image: Image.Image) -> Image.Image:
         """What the visual tokens tile: an odd grid's last row and column of tokens reach past the patches, into black."""

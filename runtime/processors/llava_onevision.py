@@ -11,7 +11,8 @@ from PIL import Image
 
 from foveate.engines import Grid, RequestError, VisionShape
 from foveate.engines.format.processors.llava_onevision import LlavaOnevisionConstants, newline_number
-from foveate.engines.format.processors.pixels import mean_colour
+from foveate.engines.format.processors.pixels import mean_colour, whole_pictures
+from foveate.runtime.encoding.glance import enlarge
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.interpolate import bilinear, single
@@ -19,7 +20,7 @@ from foveate.runtime.processors.pixels import Normalisation, resize, to_square
 from foveate.runtime.processors.placeholders import expand_placeholders
 from foveate.runtime.processors.square import resize_in_square
 from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
-from foveate.runtime.types import Layout, Visual, VisualKind
+from foveate.runtime.types import Layout, Run, Visual, VisualKind
 
 _SHRINK_ABOVE = 1.1
 _NEWLINE_GRID = (1, 1, 1)
@@ -47,6 +48,7 @@ class LlavaOnevisionProcessor:
     """See `Processor`. The vision graph gets weighted sums of features to make, so packing is all here."""
 
     frame_defaults = FrameDefaults("uniform")
+    glance_stays = True
 
     def __init__(self, constants: LlavaOnevisionConstants) -> None:
         self.constants = constants
@@ -97,6 +99,59 @@ class LlavaOnevisionProcessor:
             pictures,
             "video",
         )
+
+    def glance(self, visual: Visual) -> Visual | None:
+        """See `Foveal.glance`: the first crop, which shows the whole image. What is one crop in all has no smaller one."""
+        if len(visual.feeds["pixel_values"]) == 1 or visual.kind == "video":
+            return None
+        base = np.arange(self.patches)
+        feeds = {name: array[:1] for name, array in visual.feeds.items() if name in ("pixel_values", "patch_indices")}
+        taps = {name: visual.feeds[name][base] for name in ("gather_indices", "gather_weights")}
+        return Visual({**feeds, **taps}, visual.grids[:1], (self._whole_picture(self._resize(visual.pictures[0].image)),))
+
+    def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
+        """See `Foveal.enlarge`: tokens of the first crop keep theirs, and those of high resolution lie over the same image. A
+        newline has the mean of its row."""
+        parts = [scores]
+        for _, rows, columns in whole.grids[1:]:
+            grid = np.zeros((rows, columns), np.float32)
+            if columns > 1:
+                grid[:, :-1] = enlarge(scores, small.grids, ((1, rows, columns - 1),)).reshape(rows, -1)
+                grid[:, -1] = grid[:, :-1].mean(axis=1)
+            parts.append(grid.ravel())
+        return np.concatenate(parts)
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> list[Run]:
+        """See `Foveal.part`: a run for each crop, over the patches that its tokens are sums of.
+
+        A token at the border of crops becomes the sum over the crop that has most of it, its weights scaled up to 1. Newlines
+        come with the first run.
+        """
+        indices, weights = visual.feeds["gather_indices"][tokens], visual.feeds["gather_weights"][tokens]
+        crops = len(visual.feeds["pixel_values"])
+        of_taps, count = indices // self.patches, len(tokens)  # that of a newline is behind the last crop
+        shares = np.zeros((count, crops + 1), np.float32)
+        np.add.at(shares, (np.arange(count)[:, None], of_taps), weights)
+        own = shares.argmax(axis=1)
+        weights = np.where(of_taps == own[:, None], weights, 0) / shares.max(axis=1, keepdims=True)
+        used = np.unique(own[own < crops]).tolist() or [0]
+        own[own == crops] = used[0]
+        return [self._run(visual, crop, tokens[own == crop], indices[own == crop], weights[own == crop]) for crop in used]
+
+    def _run(self, visual: Visual, crop: int, tokens: np.ndarray, indices: np.ndarray, weights: np.ndarray) -> Run:
+        """Tokens that are sums over one crop, or newlines."""
+        places = indices - crop * self.patches
+        counts = (weights > 0) & (places < self.patches)
+        there = np.unique(places[counts]) if counts.any() else np.zeros(1, np.int64)  # no run is without a patch
+        is_newline = indices == newline_number(len(visual.feeds["pixel_values"]), self.patches)
+        rows = np.where(is_newline, newline_number(1, len(there)), np.where(counts, np.searchsorted(there, places), 0))
+        feeds = {
+            "pixel_values": visual.feeds["pixel_values"][crop : crop + 1, there],
+            "patch_indices": there[None],
+            "gather_indices": rows,
+            "gather_weights": weights,
+        }
+        return Run(feeds, tokens)
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`; of an image that is alone in its prompt."""
@@ -226,7 +281,12 @@ class LlavaOnevisionProcessor:
     ) -> Visual:
         indices, weights = (np.concatenate(parts) for parts in zip(*taps, strict=True))
         pixel_values = self._normalisation.square_patches(crops, self.grid_size, self.constants.patch_size)
-        feeds = {"pixel_values": pixel_values, "gather_indices": indices, "gather_weights": weights}
+        feeds = {
+            "pixel_values": pixel_values,
+            "patch_indices": whole_pictures(*pixel_values.shape[:2]),
+            "gather_indices": indices,
+            "gather_weights": weights,
+        }
         return Visual(feeds, grids, tuple(pictures), kind)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image
 
@@ -28,6 +30,14 @@ def to_square(image: Image.Image, side: int, constants: PixelConstants) -> Image
             f"{side}. Resize it."
         )
     return image
+
+
+def cut(pictures: Sequence[Image.Image], side: int) -> np.ndarray:
+    """`[pictures, rows, columns, 3 * side ** 2]` uint8: the pixels of the squares of that side that tile RGB pictures."""
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
+    count, height, width, _ = pixels.shape
+    blocks = pixels.reshape(count, height // side, side, width // side, side, 3).swapaxes(2, 3)
+    return blocks.reshape(count, height // side, width // side, -1)
 
 
 class Normalisation:

@@ -17,7 +17,7 @@ from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.pixels import Normalisation, resize
 from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
-from foveate.runtime.types import Layout, Visual, VisualKind
+from foveate.runtime.types import Layout, Run, Visual, VisualKind
 
 _MAX_ASPECT_RATIO = 200
 _GLANCES = ((512, 3), (150, 2))
@@ -36,6 +36,7 @@ class Qwen2VLProcessor:
     """See `Processor`."""
 
     frame_defaults = FrameDefaults("qwen-vl-utils", fps=2.0)
+    glance_stays = False
 
     def __init__(self, constants: Qwen2VLConstants) -> None:
         self.constants = constants
@@ -172,12 +173,13 @@ class Qwen2VLProcessor:
         """See `Foveal.enlarge`."""
         return enlarge(scores, small.grids, whole.grids)
 
-    def part(self, visual: Visual, tokens: np.ndarray) -> list[dict[str, np.ndarray]]:
+    def part(self, visual: Visual, tokens: np.ndarray) -> list[Run]:
         """See `Foveal.part`: patches of a token lie side by side, and know their place by their positions."""
         merged = self.constants.merge_size**2
         patches = (tokens[:, None] * merged + np.arange(merged)).ravel()
         feeds = visual.feeds
-        return [{"pixel_values": feeds["pixel_values"][:, patches], "patch_positions": feeds["patch_positions"][patches]}]
+        part = {"pixel_values": feeds["pixel_values"][:, patches], "patch_positions": feeds["patch_positions"][patches]}
+        return [Run(part, tokens)]
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`."""

@@ -18,13 +18,15 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from foveate.engines import Bundle, ExportError, Range
 from foveate.engines.builds.build import BuildOptions, build
 from foveate.engines.builds.store import EngineStore
+from foveate.engines.format.processors.llava_llama import merged_patches
 from foveate.exporter import ExportResult, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
-from foveate.exporter.families.llava_llama import LlavaLlama, Regroup
-from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference, regroup, unpatch
+from foveate.exporter.families.llava_llama import LlavaLlama
+from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference, regroup
 from foveate.exporter.pipeline import build_graphs
 from foveate.exporter.precision import FP32_GRAPHS
+from foveate.exporter.tower_reference import unpatch
 from foveate.exporter.weights import resolve_weights
 from foveate.runtime.shapes import plan_shapes
 from tests.exporter.spellings import shard_weights
@@ -80,14 +82,18 @@ def test_regrouping_lays_neighbours_side_by_side(side: int) -> None:
                 if y < side and x < side:
                     expected[:, column * tokens + row, 3 * part : 3 * part + 3] = grid[:, y, x]
     assert torch.equal(regroup(patches), expected)
-    assert torch.equal(Regroup(side)(patches), expected)
+    rows = torch.nn.functional.pad(patches.flatten(0, 1), (0, 0, 0, 1))
+    assert torch.equal(rows[merged_patches(2, side, 2)].flatten(1), expected.flatten(0, 1))
 
 
 def test_pictures_and_their_patches() -> None:
     picture = torch.arange(2 * 3 * 7 * 7, dtype=torch.float32).reshape(2, 3, 7, 7)
     patches = torch.stack([picture[:, :, y : y + 3, x : x + 3].flatten(1) for y in (0, 3) for x in (0, 3)], dim=1)
     picture[:, :, 6:], picture[:, :, :, 6:] = 0, 0
-    assert torch.equal(unpatch(patches, 3, 7), picture)
+    assert torch.equal(unpatch(patches, torch.arange(4).expand(2, 4), 3, 7), picture)
+    some = unpatch(patches[:, [1, 3]], torch.tensor([[1, 3], [3, 1]]), 3, 7)
+    assert torch.equal(some[0], torch.cat((torch.zeros(3, 7, 3), picture[0, :, :, 3:]), dim=2))
+    assert torch.equal(some[1, :, 3:6, 3:6], picture[1, :, :3, 3:6])
 
 
 def test_the_projector_reads_the_state_before_the_last_layer(vicuna_folder: Path) -> None:

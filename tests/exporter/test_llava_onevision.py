@@ -25,7 +25,7 @@ from foveate.exporter.families.llava_onevision import LlavaOnevision
 from foveate.exporter.precision import FP32_GRAPHS
 from foveate.runtime.shapes import plan_shapes
 from tests.exporter.spellings import change, shard_weights, weights_of
-from tests.tiny_llava_onevision import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, PINPOINTS, save_tiny
+from tests.tiny_llava_onevision import IMAGE_SIZE, PATCH_SIZE, PINPOINTS, save_tiny
 
 PUBLISHED = {"vision_tower.": "vision_tower.vision_model."}
 FIRST_OF_5 = {
@@ -76,10 +76,11 @@ def test_an_earlier_feature_layer_is_that_of_transformers(copy: Path) -> None:
     assert family.vision.num_hidden_layers == 2
 
 
-def test_the_vision_graph_has_fixed_patches_and_free_crops(exported: ExportResult) -> None:
+def test_the_vision_graph_takes_any_crops_and_any_of_their_patches(exported: ExportResult) -> None:
     inputs = {tensor.name: tensor.shape for tensor in Bundle.open(exported.bundle).graph("vision").inputs}
     assert inputs == {
-        "pixel_values": ("frames", GRID_SIZE**2, 3 * PATCH_SIZE**2),
+        "pixel_values": ("frames", "patches", 3 * PATCH_SIZE**2),
+        "patch_indices": ("frames", "patches"),
         "gather_indices": ("visual_tokens", 4),
         "gather_weights": ("visual_tokens", 4),
     }

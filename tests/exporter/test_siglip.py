@@ -46,7 +46,12 @@ def test_hidden_states_are_those_of_transformers(config: SiglipConfig, model: Si
     tower = load(SiglipTower(config, config.layers(feature_layer, WHERE), post_layernorm=False), model)
     pixels = torch.randn(2, 3, 30, 30)
     expected = model(pixels, output_hidden_states=True).hidden_states[feature_layer]
-    torch.testing.assert_close(tower(patches(pixels)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tower(patches(pixels), everywhere(2)), expected, rtol=1e-5, atol=1e-5)
+
+
+def everywhere(frames: int) -> torch.Tensor:
+    """All places of pictures of 4 x 4 patches."""
+    return torch.arange(16).expand(frames, 16)
 
 
 def patches(pixels: torch.Tensor) -> torch.Tensor:
@@ -57,7 +62,20 @@ def patches(pixels: torch.Tensor) -> torch.Tensor:
 def test_the_norm_behind_the_last_block(config: SiglipConfig, model: SiglipVisionModel) -> None:
     tower = load(SiglipTower(config, config.num_hidden_layers, post_layernorm=True), model)
     pixels = torch.randn(1, 3, 30, 30)
-    torch.testing.assert_close(tower(patches(pixels)), model(pixels).last_hidden_state, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(tower(patches(pixels), everywhere(1)), model(pixels).last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_some_of_the_patches_each_at_its_place(config: SiglipConfig, model: SiglipVisionModel) -> None:
+    """As if the others were there, and no patch could see them."""
+    tower = load(SiglipTower(config, 3, post_layernorm=False), model)
+    pixels, places = torch.randn(1, 3, 30, 30), torch.tensor([[1, 5, 6, 15]])
+    blind = torch.full((16, 16), float("-inf"))
+    blind[:, places[0]] = 0
+    embeds = model.embeddings(pixels)
+    for layer in model.encoder.layers:
+        embeds = layer(embeds, attention_mask=blind[None, None])
+    got = tower(patches(pixels)[:, places[0]], places)
+    torch.testing.assert_close(got, embeds[:, places[0]], rtol=1e-5, atol=1e-5)
 
 
 def test_only_the_layers_that_are_needed_are_built(config: SiglipConfig) -> None:

@@ -16,8 +16,9 @@ from foveate.engines import RequestError, find_neighbours
 from foveate.runtime import Answer, Budget, Pipeline, Request, Selection, load
 from foveate.runtime.encoding import Encoding, Part, check_encode, count_tokens
 from foveate.runtime.encoding.glance import enlarge
-from foveate.runtime.encoding.part import by_visual, only
+from foveate.runtime.encoding.part import by_visual, only, plan_runs
 from foveate.runtime.processors import Foveal
+from foveate.runtime.types import Run, Visual
 
 QUESTION = "What colour is the circle?"
 TOKENS = 400
@@ -95,10 +96,26 @@ def test_several_images_share_what_is_computed(pipe: Pipeline) -> None:
 
 def test_images_with_nothing_that_matters_are_not_run(pipe: Pipeline) -> None:
     prepared = pipe.prepare(Request.ask(QUESTION, [picture(560, 1), picture(448, 2)]))
-    (found,) = by_visual(np.array([401, 405]), prepared.visuals)
-    assert found[0] is prepared.visuals[1]
-    assert found[1].tolist() == [1, 5]
+    runs = plan_runs(np.array([401, 405]), prepared.visuals, pipe._prepare.part)
+    (feeds,) = runs.feeds
+    assert feeds["patch_positions"].tolist() == [[0, 2], [0, 3], [1, 2], [1, 3], [0, 10], [0, 11], [1, 10], [1, 11]]
+    assert runs.rows.tolist() == [0, 1]
     assert np.asarray(pipe._encode_part(prepared, np.array([401, 405]))).shape[0] == 2
+
+
+def test_runs_in_any_order_give_each_token_its_row() -> None:
+    """Of two images, the first of which had two tokens already; a run gives odd tokens, another one even ones."""
+    visuals = [Visual({}, ((1, 1, 6),), ()), Visual({}, ((1, 1, 4),), ())]
+
+    def part(visual: Visual, tokens: np.ndarray) -> list[Run]:
+        halves = [tokens[tokens % 2 == 1], tokens[tokens % 2 == 0]]
+        return [Run({"of": np.array([len(half)])}, half) for half in halves if len(half)]
+
+    runs = plan_runs(np.array([1, 2, 3, 5, 6, 7]), visuals, part, [2, 0])
+    assert [feeds["of"].tolist() for feeds in runs.feeds] == [[2], [1], [1], [1]]
+    assert runs.rows.tolist() == [1, 4, 2, 3, 6, 5]  # rows 0 and 1 were there; 3, 5; 2; 7; 6
+    embeds = np.arange(20).reshape(10, 2)
+    assert [part.tolist() for part in by_visual(embeds, visuals)] == [embeds[:6].tolist(), embeds[6:].tolist()]
 
 
 def test_a_batch_of_both_kinds(pipe: Pipeline) -> None:

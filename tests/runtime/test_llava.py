@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,11 @@ def test_patches_are_those_of_transformers_bit_for_bit(
     assert (made.kind, made.grids) == ("image", ((1, GRID_SIZE, GRID_SIZE),))
     (shown,) = made.pictures
     assert shown.image.size == (IMAGE_SIZE, IMAGE_SIZE)
+    (cells,) = processor.cells(made)
+    assert cells.shape == (1, GRID_SIZE, GRID_SIZE, PATCH_SIZE**2 * 3)
+    np.testing.assert_array_equal(
+        cells[0, 1, 2], np.asarray(shown.image)[PATCH_SIZE:, 2 * PATCH_SIZE :][:PATCH_SIZE, :PATCH_SIZE].ravel()
+    )
 
 
 def test_shapes_are_known_without_pixels() -> None:
@@ -131,6 +136,23 @@ def test_greedy_tokens_are_those_of_transformers(both: tuple[Pipeline, Reference
     answer = pipe.generate(Request(messages, images, max_new_tokens=NEW_TOKENS))
     assert answer.tokens == reference.generate(messages, images)
     assert answer.grids == ((1, GRID_SIZE, GRID_SIZE),) * len(sizes)
+
+
+def test_a_part_is_its_patches_each_at_its_place(both: tuple[Pipeline, Reference], processor: LlavaProcessor) -> None:
+    pipe, _ = both
+    prepared = pipe.prepare(Request.ask(QUESTION, [picture(56, 56)]))
+
+    def run_vision(feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        return np.asarray(pipe._sessions["vision"].run(feeds)["visual_embeds"])
+
+    (everything,) = processor.part(prepared.visuals[0], np.arange(GRID_SIZE**2))
+    np.testing.assert_allclose(run_vision(everything.feeds), pipe.vision(prepared), atol=1e-5)
+    tokens = np.array([2, 3, 9])
+    (run,) = processor.part(prepared.visuals[0], tokens)
+    assert run.feeds["patch_indices"].tolist() == [[2, 3, 9]]
+    np.testing.assert_array_equal(run.feeds["pixel_values"], prepared.visuals[0].feeds["pixel_values"][:, tokens])
+    moved = {**run.feeds, "patch_indices": run.feeds["patch_indices"] + 1}  # the same pixels at other places
+    assert np.abs(run_vision(run.feeds) - run_vision(moved)).max() > 1e-3
 
 
 def test_pruning_keeps_as_many_tokens_as_asked_and_shows_them(both: tuple[Pipeline, Reference]) -> None:

@@ -24,7 +24,8 @@ from foveate.engines.format.processors import read_constants
 from foveate.exporter import ExportOptions, export
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
-from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference, regroup, unpatch
+from foveate.exporter.families.llava_llama_reference import LlavaLlamaReference, regroup
+from foveate.exporter.tower_reference import unpatch
 from foveate.runtime import Pipeline, Request, Visual, load
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.llava_llama import LlavaLlamaProcessor
@@ -82,7 +83,7 @@ def test_patches_are_those_of_transformers_bit_for_bit(
     expected = siglip([Image.fromarray(pixels)], return_tensors="np")["pixel_values"]
     patches = made.feeds["pixel_values"]
     assert (patches.shape, patches.dtype) == ((1, 25, 588), np.float32)
-    seen = unpatch(torch.from_numpy(patches), 14, 72)[:, :, :70, :70].numpy()
+    seen = unpatch(torch.from_numpy(patches), torch.arange(25)[None], 14, 72)[:, :, :70, :70].numpy()
     np.testing.assert_array_equal(seen, expected[:, :, :70, :70])
     assert (made.kind, made.grids, made.num_tokens) == ("image", ((1, 3, 3),), 9)
 
@@ -214,6 +215,45 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     tokenizer = Tokenizer.from_file(str(checkpoint / "llm" / "tokenizer.json"))
     model = LlavaLlamaReference(checkpoint, select_layer=-2)
     return pipe, Published(request.param, model, tokenizer, SiglipImageProcessorPil(**PREPROCESSOR), pipe.manifest)
+
+
+def merges(feeds: dict[str, Any]) -> np.ndarray:
+    """The vision graph with a number of each patch for its features, and no projector."""
+    return np.asarray(np.append(feeds["pixel_values"][:, :, 0], 0)[feeds["gather_indices"]])
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 3), st.sets(st.integers(0, 8), min_size=1))
+def test_a_part_merges_the_same_patches(processor: LlavaLlamaProcessor, frames: int, chosen: set[int]) -> None:
+    pictures = [Image.fromarray(noise(80, 80, seed)) for seed in range(frames)]
+    visual = processor.video(pictures, [float(number) for number in range(frames)])
+    tokens = np.array(sorted({token * frames for token in chosen}))
+    runs = processor.part(visual, tokens)
+    assert np.concatenate([run.tokens for run in runs]).tolist() == tokens.tolist()
+    np.testing.assert_array_equal(np.concatenate([merges(dict(run.feeds)) for run in runs]), merges(dict(visual.feeds))[tokens])
+    for run in runs:  # no patch that no token needs
+        rows = run.feeds["gather_indices"]
+        assert set(rows.ravel().tolist()) | {run.feeds["patch_indices"].size} == set(range(run.feeds["patch_indices"].size + 1))
+
+
+def test_a_part_of_everything_is_the_whole(processor: LlavaLlamaProcessor, both: tuple[Pipeline, Published]) -> None:
+    pipe, _ = both
+    prepared = pipe.prepare(Request.ask(QUESTION, videos=[[noise(64, 48, seed) for seed in range(3)]]))
+    runs = processor.part(prepared.visuals[0], np.arange(27))
+    made = [np.asarray(pipe._sessions["vision"].run(run.feeds)["visual_embeds"]) for run in runs]
+    assert len(made) == 3
+    np.testing.assert_allclose(np.concatenate(made), pipe.vision(prepared), atol=1e-5)
+
+
+def test_cells_are_the_pixels_of_the_visual_tokens(processor: LlavaLlamaProcessor) -> None:
+    visual = processor.video([Image.fromarray(noise(80, 80, seed)) for seed in range(2)], [0.0, 1.0])
+    (cells,) = processor.cells(visual)
+    assert (cells.shape, cells.dtype) == ((2, 3, 3, 28 * 28 * 3), np.uint8)
+    for frame, shown in enumerate(visual.pictures):
+        pixels = np.asarray(shown.image)
+        for cell, token in enumerate(shown.tokens.tolist()):
+            y, x = (28 * place for place in divmod(cell, 3))
+            np.testing.assert_array_equal(cells.reshape(18, -1)[token], pixels[y : y + 28, x : x + 28].ravel(), str(frame))
 
 
 IMAGE, VIDEO = {"type": "image"}, {"type": "video"}

@@ -20,7 +20,8 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 
 from foveate.engines import BundleError, RequestError, SessionOptions
 from foveate.engines.format.processors import read_constants
-from foveate.runtime import Pipeline, Request, Visual, load
+from foveate.runtime import Budget, Pipeline, Request, Visual, load
+from foveate.runtime.encoding.part import plan_runs
 from foveate.runtime.processors import open_processor
 from foveate.runtime.processors.interpolate import bilinear, single
 from foveate.runtime.processors.llava_onevision import LlavaOnevisionProcessor
@@ -238,6 +239,103 @@ def test_shapes_of_visual_tokens_hold_images_and_videos(processor: LlavaOnevisio
     assert {shape.patches for shape in tokens} == {GRID_SIZE**2}
     video = processor.video([picture(20, 30)] * 3, [0.0, 0.5, 1.0])
     assert processor.vision_shape_of_tokens(video.num_tokens).frames >= 3
+
+
+def sums(feeds: Mapping[str, np.ndarray], newline: float = 9.0) -> np.ndarray:
+    """The vision graph with a number of each patch for its features."""
+    rows = np.append(feeds["pixel_values"][:, :, 0], newline)
+    return np.asarray((rows[feeds["gather_indices"]] * feeds["gather_weights"]).sum(axis=1))
+
+
+@settings(max_examples=30)
+@given(st.integers(60, 500), st.integers(60, 500), st.data())
+@example(216, 216, None)
+def test_runs_of_crops_give_the_same_sums(processor: LlavaOnevisionProcessor, width: int, height: int, data: Any) -> None:
+    visual = processor.image(picture(width, height))
+    places = st.sets(st.integers(0, visual.num_tokens - 1), min_size=1)
+    tokens = np.arange(visual.num_tokens) if data is None else np.array(sorted(data.draw(places)))
+    runs, patches = processor.part(visual, tokens), GRID_SIZE**2
+    assert np.sort(np.concatenate([run.tokens for run in runs])).tolist() == tokens.tolist()
+    used = [np.unique(run.feeds["gather_indices"][run.feeds["gather_weights"] > 0]) for run in runs]
+    newlines = [run.feeds["patch_indices"].size for run in runs]
+    assert [set(range(last)) - set(rows.tolist()) for last, rows in zip(newlines, used, strict=True)][1:] == [set()] * len(
+        runs[1:]
+    )
+    whole = sums(visual.feeds)
+    for run in runs:
+        np.testing.assert_allclose(run.feeds["gather_weights"].sum(axis=1), 1, atol=1e-6)
+        taps = np.where(visual.feeds["gather_weights"] > 0, visual.feeds["gather_indices"], -1)[run.tokens]
+        at_border = np.array([len({tap // patches for tap in own if tap >= 0}) > 1 for own in taps.tolist()])
+        np.testing.assert_allclose(sums(run.feeds)[~at_border], whole[run.tokens][~at_border], atol=1e-5)
+        values = np.append(visual.feeds["pixel_values"][:, :, 0], 9.0)[taps]
+        assert (sums(run.feeds) <= values.max(axis=1, where=taps >= 0, initial=-9) + 1e-5).all()
+        assert (sums(run.feeds) >= values.min(axis=1, where=taps >= 0, initial=9) - 1e-5).all()
+
+
+def test_a_part_of_everything_is_the_whole(pipe: Pipeline) -> None:
+    """A canvas of 2 x 2 crops without padding: each crop is a run of its own, and its tokens go back to their places."""
+    prepared = pipe.prepare(Request.ask(QUESTION, [picture(144, 144)]))
+    whole = np.asarray(pipe.vision(prepared))
+    assert len(prepared.visuals[0].feeds["pixel_values"]) == 5
+    np.testing.assert_allclose(pipe._encode_part(prepared, np.arange(len(whole))), whole, atol=1e-5)
+
+
+def test_the_first_crop_is_a_glance_and_is_not_computed_twice(pipe: Pipeline, processor: LlavaOnevisionProcessor) -> None:
+    request = Request.ask(QUESTION, [picture(144, 144)])
+    prepared, patches = pipe.prepare(request), GRID_SIZE**2
+    small = pipe._prepare.glance(request, prepared)
+    assert not isinstance(small, str)
+    seen, whole = pipe.vision(small), pipe.vision(prepared)
+    np.testing.assert_allclose(seen, whole[:patches], atol=1e-5)
+    tokens = np.array([3, 4, 20, 30, 31, 32, 33, 34])
+    runs = plan_runs(tokens, prepared.visuals, processor.part, [patches])
+    assert [feeds["patch_indices"].tolist() for feeds in runs.feeds] == [[[0, 1, 2, 3, 4]]]  # the second row of the first crop
+    assert runs.rows.tolist() == [3, 4, 20, 25, 26, 27, 28, 29]
+    got = pipe._encode_part(prepared, tokens, (seen,))
+    np.testing.assert_array_equal(np.asarray(got)[:3], np.asarray(seen)[tokens[:3]])
+    only_seen = pipe._encode_part(prepared, tokens[:3], (seen,))
+    np.testing.assert_array_equal(only_seen, np.asarray(seen)[tokens[:3]])
+
+
+def test_newlines_alone_need_no_crop(pipe: Pipeline) -> None:
+    prepared = pipe.prepare(Request.ask(QUESTION, [picture(144, 144)]))
+    newlines = GRID_SIZE**2 + 10 + 11 * np.arange(3)
+    got, whole = pipe._encode_part(prepared, newlines), np.asarray(pipe.vision(prepared))
+    np.testing.assert_allclose(got, whole[newlines], atol=1e-6)
+
+
+def test_scores_of_the_first_crop_lie_over_the_whole_image(processor: LlavaOnevisionProcessor) -> None:
+    visual = processor.image(picture(144, 144))
+    small = processor.glance(visual)
+    assert small is not None
+    scores = np.full((GRID_SIZE, GRID_SIZE), 0.01, np.float32)
+    scores[1, 3] = 0.5
+    large = processor.enlarge(scores.ravel(), small, visual)
+    np.testing.assert_array_equal(large[: GRID_SIZE**2], scores.ravel())
+    grid = large[GRID_SIZE**2 :].reshape(10, 11)
+    assert np.unravel_index(grid[:, :-1].argmax(), (10, 10)) in [(2, 6), (2, 7), (3, 6), (3, 7)]
+    np.testing.assert_allclose(grid[:, -1], grid[:, :-1].mean(axis=1))
+
+
+@pytest.mark.parametrize("size", [(144, 144), (500, 400), (300, 100), (72, 500)])
+def test_the_tower_sees_what_the_question_needs(pipe: Pipeline, size: tuple[int, int]) -> None:
+    answer = pipe.generate(Request.ask(QUESTION, [picture(*size)], encode=0.5, keep=0.25, max_new_tokens=2))
+    total = answer.selection.num_visual_tokens
+    assert (answer.encoding.encoded_tokens, answer.encoding.visual_tokens) == (Budget(ratio=0.5).count(np.empty(total)), total)
+    assert (answer.encoding.glance_tokens, answer.encoding.reason) == (GRID_SIZE**2, "")
+    assert len(answer.selection.keep_indices) == Budget(ratio=0.25).count(np.empty(total))
+
+
+@pytest.mark.parametrize(
+    ("images", "frames", "reason"),
+    [(2, 0, "a smaller picture would show too little"), (0, 3, "the frames of a video are seen")],
+)
+def test_what_is_one_crop_is_seen_whole(pipe: Pipeline, images: int, frames: int, reason: str) -> None:
+    pictures, clip = [picture(90, 90, seed) for seed in range(images)], [picture(90, 90, seed) for seed in range(frames)]
+    request = Request.ask(QUESTION, pictures, videos=[clip] if clip else (), encode=0.5, max_new_tokens=2)
+    answer = pipe.generate(request)
+    assert answer.encoding.reason.startswith(reason)
+    assert answer.encoding.encoded_tokens == answer.selection.num_visual_tokens
 
 
 class Reference:

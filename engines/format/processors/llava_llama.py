@@ -1,9 +1,14 @@
-"""VILA1.5: one square an image or frame, neighbouring patches merged into visual tokens, which go column by column."""
+"""VILA1.5: one square an image or frame, neighbouring patches merged into visual tokens, which go column by column.
+
+The vision graph numbers what it merges: the features of one frame's patches after the other, and behind them a row of zeros.
+"""
 
 from __future__ import annotations
 
 import math
 from typing import ClassVar
+
+import numpy as np
 
 from foveate.engines.format.manifest import TokenId
 from foveate.engines.format.processors.pixels import Count, SquareConstants
@@ -45,3 +50,16 @@ class LlavaLlamaConstants(SquareConstants, frozen=True, forbid_unknown_fields=Tr
 def merged(grid_size: int, merge_size: int) -> int:
     """Visual tokens along a side of so many patches; an odd grid is filled up."""
     return math.ceil(grid_size / merge_size)
+
+
+def merged_patches(frames: int, grid_size: int, merge_size: int) -> np.ndarray:
+    """`[frames * tokens, merge_size ** 2]` int64: the features that each visual token of whole frames is made of.
+
+    Tokens go column by column, the features of one row by row. Where the grid has no patch any more, it is the row of zeros.
+    """
+    side, patches = merged(grid_size, merge_size), grid_size**2
+    filled = side * merge_size - grid_size
+    numbers = np.arange(frames * patches).reshape(frames, grid_size, grid_size)
+    numbers = np.pad(numbers, ((0, 0), (0, filled), (0, filled)), constant_values=frames * patches)
+    blocks = numbers.reshape(frames, side, merge_size, side, merge_size).transpose(0, 3, 1, 2, 4)
+    return blocks.reshape(-1, merge_size**2)

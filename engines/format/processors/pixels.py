@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 import msgspec
+import numpy as np
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 """How many pixels, patches or frames make one of the next."""
@@ -79,6 +80,11 @@ class SquareConstants(PixelConstants, frozen=True, forbid_unknown_fields=True, k
 def whole_patches(side: int, patch_size: int) -> int:
     """Patches along a side in pixels; pixels that fill no whole patch are not seen."""
     return side // patch_size
+
+
+def whole_pictures(pictures: int, patches: int) -> np.ndarray:
+    """`[pictures, patches]` int64: the places of all patches of pictures, row by row."""
+    return np.tile(np.arange(patches), (pictures, 1))
 
 
 def patch_values(patch_size: int, frames: int = 1) -> int:

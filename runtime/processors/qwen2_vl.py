@@ -13,6 +13,7 @@ from foveate.engines import RequestError, VisionShape
 from foveate.engines.format.processors.pixels import patch_values
 from foveate.engines.format.processors.qwen2_vl import POSITION_AXES, Qwen2VLConstants, patch_positions
 from foveate.runtime.encoding.glance import enlarge
+from foveate.runtime.encoding.motion import motion
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.pixels import Normalisation, resize
@@ -21,8 +22,10 @@ from foveate.runtime.types import Layout, Visual, VisualKind
 
 _MAX_ASPECT_RATIO = 200
 _GLANCES: dict[VisualKind, Sequence[tuple[int, int]]] = {"image": ((512, 3), (150, 2)), "video": ((512, 3), (64, 2))}
-"""From how many visual tokens of one image or step on a third or a half of its sides shows enough for a first look. Of a clip less
-is enough: a look at one step is helped by those at the others."""
+"""From how many visual tokens on a third or a half of its sides shows enough of an image, or of one step of a video, for a
+first look. A step of a video needs fewer: what one does not show, others may."""
+_MOVES = 10
+"""How many times its score what moves most in a video is worth: what it asks about often moves, comes or goes."""
 
 
 class _Limits(NamedTuple):
@@ -181,6 +184,8 @@ class Qwen2VLProcessor:
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
         """See `Foveal.enlarge`."""
+        if small.kind == "video":
+            scores = scores * (1 + (_MOVES - 1) * motion(small.pictures))
         return enlarge(scores, small.grids, whole.grids)
 
     def part(self, visual: Visual, tokens: np.ndarray) -> list[dict[str, np.ndarray]]:

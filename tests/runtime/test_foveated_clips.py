@@ -12,6 +12,8 @@ from PIL import Image
 
 from foveate.runtime import Answer, Pipeline, Request, load
 from foveate.runtime.encoding import Encoding
+from foveate.runtime.encoding.motion import motion
+from foveate.runtime.picture import Picture
 from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor, glance_shrink
 from foveate.runtime.resolution import Resolution
 from foveate.runtime.types import Visual
@@ -157,3 +159,40 @@ def test_how_small_a_glance_may_be(kind: Any, tokens: int, shrink: int | None) -
 def test_a_clip_is_still_a_visual_of_frames(processor: Qwen2VLProcessor) -> None:
     whole: Visual = processor.video(clip(), range(FRAMES))
     assert [picture.tokens[0] for picture in whole.pictures] == [0, 0, 64, 64, 128]
+
+
+def still(frames: int) -> list[Picture]:
+    """Black frames of 2 x 3 visual tokens, two to a step."""
+    return [Picture(Image.new("RGB", (84, 56)), (2, 3), np.arange(6) + number // 2 * 6) for number in range(frames)]
+
+
+def test_nothing_moves() -> None:
+    np.testing.assert_array_equal(motion(still(5)), np.zeros(18))
+    np.testing.assert_array_equal(motion(still(1)), np.zeros(6))
+
+
+@pytest.mark.parametrize(
+    ("frame", "steps"),
+    [(0, [0]), (1, [0, 1]), (2, [0, 1]), (3, [1, 2]), (4, [1, 2])],
+)
+def test_what_comes_and_goes_is_seen_before_and_behind(frame: int, steps: list[int]) -> None:
+    """In the one frame that shows it, and in those beside it."""
+    pictures = still(5)
+    pictures[frame].image.paste((255, 255, 255), (28, 28, 56, 56))
+    pictures[frame].image.paste((90, 90, 90), (0, 0, 28, 14))
+    expected = np.zeros((3, 6), np.float32)
+    expected[steps, 4] = 1
+    expected[steps, 0] = 90 / 255 / 2
+    np.testing.assert_allclose(motion(pictures).reshape(3, 6), expected, rtol=1e-6)
+
+
+def test_what_moves_is_worth_more(processor: Qwen2VLProcessor) -> None:
+    frames = [frame(0) for _ in range(6)]
+    frames[3].paste((255, 0, 0), (112, 0, 224, 112))
+    whole = processor.video(frames, range(6))
+    small = processor.glance(whole)
+    assert small is not None
+    enlarged = processor.enlarge(np.full(small.num_tokens, 0.01, np.float32), small, whole).reshape(3, 8, 8)
+    assert enlarged[1:, 1:3, 5:7].min() > 0.05
+    np.testing.assert_allclose(enlarged[0], 0.01, rtol=1e-5)
+    np.testing.assert_allclose(enlarged[:, 5:], 0.01, rtol=1e-5)

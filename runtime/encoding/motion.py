@@ -20,9 +20,9 @@ def motion(pictures: Sequence[Picture]) -> np.ndarray:
     Returns:
         `[visual_tokens]` float32: 1 for what changes most, 0 for what stands still; all 0 where nothing changes.
     """
-    frames = [np.asarray(picture.image, np.float32) for picture in pictures]
     rows, columns = pictures[0].grid
-    changes = np.zeros((len(frames) + 1, rows * columns), np.float32)
+    changes = np.zeros((len(pictures) + 1, rows * columns), np.float32)
+    frames = (np.asarray(picture.image, np.float32) for picture in pictures)
     for number, (before, frame) in enumerate(pairwise(frames), start=1):
         change = Image.fromarray(np.abs(frame - before).mean(axis=-1))
         changes[number] = np.asarray(change.resize((columns, rows), Image.Resampling.BOX)).ravel()

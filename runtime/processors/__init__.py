@@ -92,7 +92,7 @@ class Foveal(Protocol):
     """A processor whose vision graph takes some of the visual tokens of an image or a video, for `Request.encode`."""
 
     def glance(self, visual: Visual) -> Visual | None:
-        """The same image or video, as small pictures; None where those show too little."""
+        """The same image as a small picture, or some steps of the same video; None where those show too little."""
         ...
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:

@@ -170,23 +170,27 @@ class Qwen2VLProcessor:
         return Visual(feeds, ((len(steps), *grid),), tuple(pictures), kind, resized)
 
     def glance(self, visual: Visual) -> Visual | None:
-        """See `Foveal.glance`: the image, or every frame, at a third or half of its sides."""
+        """See `Foveal.glance`: the image, or the frames of every other step, at a third or half of its sides."""
         rows, columns = visual.grids[0][1:]
         shrink = glance_shrink(rows * columns, visual.kind)
         if shrink is None:
             return None
-        side = self.constants.token_size
+        side, span = self.constants.token_size, self.constants.temporal_patch_size
         width, height = (max(1, round(cells / shrink)) * side for cells in (columns, rows))
-        small = [resize(picture.image, width, height, self.constants) for picture in visual.pictures]
-        if visual.kind == "image":
-            return self._still(small[0])
-        return self._moving(small, [picture.seconds for picture in visual.pictures])
+        seen = [picture for number, picture in enumerate(visual.pictures) if number // span % 2 == 0]
+        small = [resize(picture.image, width, height, self.constants) for picture in seen]
+        return self._still(*small) if visual.kind == "image" else self._moving(small, [picture.seconds for picture in seen])
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
-        """See `Foveal.enlarge`."""
-        if small.kind == "video":
-            scores = scores * (1 + (_MOVES - 1) * motion(small.pictures))
-        return enlarge(scores, small.grids, whole.grids)
+        """See `Foveal.enlarge`: a step between two that were glanced at has the geometric mean of theirs, and what moves is
+        worth more."""
+        (seen, _, _), (steps, rows, columns) = small.grids[0], whole.grids[0]
+        found = enlarge(scores, small.grids, [(seen, rows, columns)])
+        if whole.kind == "image":
+            return found
+        by_step, step = found.reshape(seen, -1), np.arange(steps)
+        between = np.sqrt(by_step[step // 2] * by_step[np.minimum((step + 1) // 2, seen - 1)])
+        return np.asarray(between.ravel() * (1 + (_MOVES - 1) * motion(whole.pictures)))
 
     def part(self, visual: Visual, tokens: np.ndarray) -> list[dict[str, np.ndarray]]:
         """See `Foveal.part`: a run for each step, as attention stays within one. Patches of a token lie side by side, and know

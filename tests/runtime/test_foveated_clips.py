@@ -1,4 +1,4 @@
-"""Which visual tokens of a clip the vision tower computes: every step is glanced at, and runs with what it has of them."""
+"""Which visual tokens of a clip the tower computes: every other step is glanced at, and each runs with what it has of them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from foveate.runtime.encoding.motion import motion
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor, glance_shrink
 from foveate.runtime.resolution import Resolution
+from foveate.runtime.select import top_k
 from foveate.runtime.types import Visual
 
 QUESTION = "What colour appears?"
 FRAMES, STEPS, STEP_TOKENS = 5, 3, 64
 """Of `clip`: the last step has one frame, twice."""
 TOKENS = STEPS * STEP_TOKENS
+GLANCE_TOKENS = 2 * STEP_TOKENS // 4
+"""Of two steps at half of their sides."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def seen(pipe: Pipeline, tokens: np.ndarray, frames: list[Image.Image]) -> np.nd
 
 def test_the_tower_sees_what_the_question_needs(pipe: Pipeline) -> None:
     answer = ask(pipe, encode=0.25)
-    assert answer.encoding == Encoding(TOKENS // 4, TOKENS, glance_tokens=STEPS * STEP_TOKENS // 4)
+    assert answer.encoding == Encoding(TOKENS // 4, TOKENS, glance_tokens=GLANCE_TOKENS)
     assert len(answer.selection.keep_indices) == TOKENS // 4
     assert answer.selection.num_visual_tokens == len(answer.selection.scores) == TOKENS
     assert answer.prompt_tokens == ask(pipe).prompt_tokens - TOKENS * 3 // 4
@@ -70,33 +73,41 @@ def test_the_tower_sees_what_the_question_needs(pipe: Pipeline) -> None:
     assert answer.explain().width > 400
 
 
+def test_most_of_what_is_computed_is_what_scores_high(pipe: Pipeline) -> None:
+    """A quarter of it is spread over the rest, as for an image."""
+    selection = ask(pipe, encode=0.25).selection
+    fovea = top_k(selection.scores, TOKENS // 4 - TOKENS // 16)
+    assert set(fovea) < set(selection.keep_indices)
+
+
 def test_the_llm_sees_fewer_than_the_tower(pipe: Pipeline) -> None:
     answer, everything = ask(pipe, encode=0.5, keep=0.25), ask(pipe, encode=0.5)
     assert (answer.encoding.encoded_tokens, len(answer.selection.keep_indices)) == (TOKENS // 2, TOKENS // 4)
     assert set(answer.selection.keep_indices) < set(everything.selection.keep_indices)
 
 
-def test_the_glance_is_the_same_clip_smaller(processor: Qwen2VLProcessor) -> None:
-    whole = processor.video(clip(), [0.0, 1.0, 2.0, 3.0, 4.0])
-    small = processor.glance(whole)
+def test_the_glance_is_every_other_step_smaller(processor: Qwen2VLProcessor) -> None:
+    small = processor.glance(processor.video(clip(), range(FRAMES)))
     assert small is not None
-    assert (small.kind, small.grids) == ("video", ((STEPS, 4, 4),))
-    assert [picture.seconds for picture in small.pictures] == [0, 1, 2, 3, 4]
-    assert [picture.image.size for picture in small.pictures] == [(112, 112)] * FRAMES
-    assert [picture.tokens[0] for picture in small.pictures] == [0, 0, 16, 16, 32]
-    alike = processor.video([picture.image for picture in small.pictures], range(FRAMES), Resolution(min_pixels=1))
+    assert (small.kind, small.grids) == ("video", ((2, 4, 4),))
+    assert [picture.seconds for picture in small.pictures] == [0, 1, 4]
+    assert [picture.image.size for picture in small.pictures] == [(112, 112)] * 3
+    assert [picture.tokens[0] for picture in small.pictures] == [0, 0, 16]
+    alike = processor.video([picture.image for picture in small.pictures], range(3), Resolution(min_pixels=1))
     for name, array in small.feeds.items():
         np.testing.assert_array_equal(array, alike.feeds[name])
 
 
-def test_scores_of_a_step_stay_with_it(processor: Qwen2VLProcessor) -> None:
-    whole = processor.video(clip(), range(FRAMES))
+@pytest.mark.parametrize(
+    ("frames", "expected"), [(2, [1e-3]), (4, [1e-3] * 2), (5, [1e-3, 1e-2, 0.1]), (7, [1e-3, 1e-2, 0.1, 0.1])]
+)
+def test_scores_of_steps_between(processor: Qwen2VLProcessor, frames: int, expected: list[float]) -> None:
+    whole = processor.video([frame(0)] * frames, range(frames))  # nothing moves
     small = processor.glance(whole)
     assert small is not None
-    scores = np.full(small.num_tokens, 0.001, np.float32)
-    scores[16:32] = 1
-    enlarged = processor.enlarge(scores, small, whole).reshape(STEPS, STEP_TOKENS)
-    np.testing.assert_allclose(enlarged, np.repeat([[0.001], [1], [0.001]], STEP_TOKENS, axis=1), rtol=1e-5)
+    scores = np.repeat([1e-3, 0.1], 16)[: small.num_tokens]
+    enlarged = processor.enlarge(scores, small, whole).reshape(len(expected), STEP_TOKENS)
+    np.testing.assert_allclose(enlarged, np.repeat(expected, STEP_TOKENS).reshape(enlarged.shape), rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [[0, 1, 2], [0, 2], [1]])
@@ -129,7 +140,7 @@ def test_pixels_of_what_was_not_chosen_change_nothing(pipe: Pipeline) -> None:
 def test_an_image_beside_a_clip(pipe: Pipeline) -> None:
     answer = ask(pipe, frame(7, 560), encode=0.3)
     total = 400 + TOKENS
-    assert answer.encoding == Encoding(round(0.3 * total), total, 100 + TOKENS // 4)
+    assert answer.encoding == Encoding(round(0.3 * total), total, 100 + GLANCE_TOKENS)
     assert len(answer.pictures) == 1 + FRAMES
 
 
@@ -187,12 +198,12 @@ def test_what_comes_and_goes_is_seen_before_and_behind(frame: int, steps: list[i
 
 
 def test_what_moves_is_worth_more(processor: Qwen2VLProcessor) -> None:
-    frames = [frame(0) for _ in range(6)]
+    frames = [Image.new("RGB", (224, 224)) for _ in range(6)]
     frames[3].paste((255, 0, 0), (112, 0, 224, 112))
     whole = processor.video(frames, range(6))
     small = processor.glance(whole)
     assert small is not None
-    enlarged = processor.enlarge(np.full(small.num_tokens, 0.01, np.float32), small, whole).reshape(3, 8, 8)
-    assert enlarged[1:, 1:3, 5:7].min() > 0.05
-    np.testing.assert_allclose(enlarged[0], 0.01, rtol=1e-5)
-    np.testing.assert_allclose(enlarged[:, 5:], 0.01, rtol=1e-5)
+    expected = np.full((3, 8, 8), 0.01)
+    expected[1:, :4, 4:] = 0.1
+    enlarged = processor.enlarge(np.full(small.num_tokens, 0.01, np.float32), small, whole)
+    np.testing.assert_allclose(enlarged.reshape(3, 8, 8), expected, rtol=1e-5)

@@ -179,7 +179,7 @@ class Qwen2VLProcessor:
         width, height = (max(1, round(cells / shrink)) * side for cells in (columns, rows))
         seen = [picture for number, picture in enumerate(visual.pictures) if number // span % 2 == 0]
         small = [resize(picture.image, width, height, self.constants) for picture in seen]
-        return self._still(*small) if visual.kind == "image" else self._moving(small, [picture.seconds for picture in seen])
+        return self._still(small[0]) if visual.kind == "image" else self._moving(small, [picture.seconds for picture in seen])
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
         """See `Foveal.enlarge`: a step between two that were glanced at has the geometric mean of theirs, and what moves is

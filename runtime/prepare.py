@@ -73,8 +73,6 @@ class Preparer:
         processor = self._processor
         if not isinstance(processor, Foveal):
             return "the vision tower of this family takes whole pictures"
-        if any(visual.kind == "video" for visual in prepared.visuals):
-            return "the frames of a video are seen whole"
         found = [processor.glance(visual) for visual in prepared.visuals]
         glances = tuple(glance for glance in found if glance is not None)
         if len(glances) < len(found):

@@ -73,7 +73,8 @@ def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stop
         assert seen is not None  # `check_selector` saw to it
         scores = stages.preparer.enlarge(seen, small.visuals, prepared.visuals)
     with stopwatch("select"):
-        found = Relevance(np.empty((total, 0)), prepared.grids, scores, scores)
+        # Without grids: before the tower the periphery of a clip is that of an image, half of the budget would be too much.
+        found = Relevance(np.empty((total, 0)), (), scores, scores)
         tokens = select(found, Budget(tokens=count), selector).keep_indices
     known = by_visual(glance_embeds, small.visuals) if stages.preparer.glance_stays else ()
     return Part(tokens, scores, selector.name, total, small.num_visual_tokens, small.pictures, known)

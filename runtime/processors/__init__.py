@@ -89,7 +89,7 @@ class Processor(Protocol):
 
 @runtime_checkable
 class Foveal(Protocol):
-    """A processor whose vision graph takes some of the visual tokens of a picture, for `Request.encode`.
+    """A processor whose vision graph takes some of the visual tokens of an image or a video, for `Request.encode`.
 
     Attributes:
         glance_stays: whether a glance's visual tokens are the first ones of the whole, so that no part computes them again.
@@ -98,19 +98,19 @@ class Foveal(Protocol):
     glance_stays: bool
 
     def glance(self, visual: Visual) -> Visual | None:
-        """The same image as a small picture; None where that shows too little."""
+        """The same image as a small picture, or some steps of the same video; None where those show too little."""
         ...
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
         """Scores `[glance_tokens]` of the visual tokens of `glance`, read at the places of the whole's, `[visual_tokens]`
-        float32."""
+        float32. Those of what moves in a video may be raised."""
         ...
 
     def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Run]:
         """The runs that give some of the visual tokens alone, each at its place.
 
         Args:
-            visual: an image.
+            visual: an image or a video.
             tokens: int64, ascending, their numbers in it; at least one.
         """
         ...

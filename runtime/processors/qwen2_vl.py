@@ -13,6 +13,7 @@ from foveate.engines import RequestError, VisionShape
 from foveate.engines.format.processors.pixels import patch_values
 from foveate.engines.format.processors.qwen2_vl import POSITION_AXES, Qwen2VLConstants, patch_positions
 from foveate.runtime.encoding.glance import enlarge
+from foveate.runtime.encoding.motion import motion
 from foveate.runtime.frames import FrameDefaults
 from foveate.runtime.picture import Picture
 from foveate.runtime.processors.pixels import Normalisation, resize
@@ -20,8 +21,11 @@ from foveate.runtime.resolution import NO_LIMITS, Resized, Resolution
 from foveate.runtime.types import Layout, Run, Visual, VisualKind
 
 _MAX_ASPECT_RATIO = 200
-_GLANCES = ((512, 3), (150, 2))
-"""From how many visual tokens on a third or a half of an image's sides shows enough for a first look."""
+_GLANCES: dict[VisualKind, Sequence[tuple[int, int]]] = {"image": ((512, 3), (150, 2)), "video": ((512, 3), (64, 2))}
+"""From how many visual tokens on a third or a half of its sides shows enough of an image, or of one step of a video, for a
+first look. A step of a video needs fewer: what one does not show, others may."""
+_MOVES = 10
+"""How many times its score what moves most in a video is worth: what it asks about often moves, comes or goes."""
 
 
 class _Limits(NamedTuple):
@@ -52,10 +56,7 @@ class Qwen2VLProcessor:
         usual = _Limits(self.constants.min_pixels, self.constants.max_pixels)
         limits = self._limits(usual, resolution, resolution.max_visual_tokens)
         resized = self._resize(image, limits)
-        # An image fills every frame of a patch.
-        frames = [resized] * self.constants.temporal_patch_size
-        note = self._note(image.size, resized.size, usual, 1, resolution)
-        return self._visual(frames, [Picture(resized, *self._tiles(resized))], "image", note)
+        return self._still(resized, self._note(image.size, resized.size, usual, 1, resolution))
 
     def video(self, frames: Iterable[Image.Image], seconds: Sequence[float], resolution: Resolution = NO_LIMITS) -> Visual:
         """Resizes and normalises frames as `image` does, within the limits of videos, and cuts them into patches that span
@@ -70,14 +71,11 @@ class Qwen2VLProcessor:
         usual = _Limits(self.constants.video_min_pixels, self.constants.video_max_pixels)
         most = resolution.max_visual_tokens
         limits = self._limits(usual, resolution, None if most is None else most // steps)
-        resized, pictures, size = [], [], (0, 0)
-        for number, (frame, shown) in enumerate(zip(frames, seconds, strict=True)):
+        resized, size = [], (0, 0)
+        for frame in frames:
             resized.append(self._resize(frame, limits))
-            grid, tokens = self._tiles(resized[-1])
-            pictures.append(Picture(resized[-1], grid, tokens + number // span * len(tokens), shown))
             size = frame.size
-        note = self._note(size, resized[-1].size, usual, steps, resolution)
-        return self._visual([*resized, *[resized[-1]] * (-len(resized) % span)], pictures, "video", note)
+        return self._moving(resized, seconds, self._note(size, resized[-1].size, usual, steps, resolution))
 
     def _limits(self, usual: _Limits, resolution: Resolution, max_tokens: int | None) -> _Limits:
         """Those of the request, and the model's own where it names none."""
@@ -144,6 +142,20 @@ class Qwen2VLProcessor:
         grid = (resized.height // size, resized.width // size)
         return grid, np.arange(grid[0] * grid[1])
 
+    def _still(self, image: Image.Image, note: Resized | None = None) -> Visual:
+        """An image of its final size, which fills every frame of a patch."""
+        frames = [image] * self.constants.temporal_patch_size
+        return self._visual(frames, [Picture(image, *self._tiles(image))], "image", note)
+
+    def _moving(self, frames: Sequence[Image.Image], seconds: Sequence[float | None], note: Resized | None = None) -> Visual:
+        """Frames of their final size."""
+        span, (grid, tokens) = self.constants.temporal_patch_size, self._tiles(frames[0])
+        pictures = [
+            Picture(frame, grid, tokens + number // span * len(tokens), shown)
+            for number, (frame, shown) in enumerate(zip(frames, seconds, strict=True))
+        ]
+        return self._visual([*frames, *[frames[-1]] * (-len(frames) % span)], pictures, "video", note)
+
     def _visual(
         self, frames: Sequence[Image.Image], pictures: Sequence[Picture], kind: VisualKind, resized: Resized | None
     ) -> Visual:
@@ -159,27 +171,41 @@ class Qwen2VLProcessor:
         return Visual(feeds, ((len(steps), *grid),), tuple(pictures), kind, resized)
 
     def glance(self, visual: Visual) -> Visual | None:
-        """See `Foveal.glance`: the image at a third or half of its sides."""
+        """See `Foveal.glance`: the image, or the frames of every other step, at a third or half of its sides."""
         rows, columns = visual.grids[0][1:]
-        shrink = glance_shrink(rows * columns)
+        shrink = glance_shrink(rows * columns, visual.kind)
         if shrink is None:
             return None
-        side = self.constants.token_size
+        side, span = self.constants.token_size, self.constants.temporal_patch_size
         width, height = (max(1, round(cells / shrink)) * side for cells in (columns, rows))
-        small = resize(visual.pictures[0].image, width, height, self.constants)
-        return self._visual([small] * self.constants.temporal_patch_size, [Picture(small, *self._tiles(small))], "image", None)
+        seen = [picture for number, picture in enumerate(visual.pictures) if number // span % 2 == 0]
+        small = [resize(picture.image, width, height, self.constants) for picture in seen]
+        return self._still(small[0]) if visual.kind == "image" else self._moving(small, [picture.seconds for picture in seen])
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
-        """See `Foveal.enlarge`."""
-        return enlarge(scores, small.grids, whole.grids)
+        """See `Foveal.enlarge`: a step between two that were glanced at has the geometric mean of theirs, and what moves is
+        worth more."""
+        (seen, _, _), (steps, rows, columns) = small.grids[0], whole.grids[0]
+        found = enlarge(scores, small.grids, [(seen, rows, columns)])
+        if whole.kind == "image":
+            return found
+        by_step, step = found.reshape(seen, -1), np.arange(steps)
+        between = np.sqrt(by_step[step // 2] * by_step[np.minimum((step + 1) // 2, seen - 1)])
+        return np.asarray(between.ravel() * (1 + (_MOVES - 1) * motion(whole.pictures)))
 
     def part(self, visual: Visual, tokens: np.ndarray) -> list[Run]:
-        """See `Foveal.part`: patches of a token lie side by side, and know their place by their positions."""
+        """See `Foveal.part`: a run for each step, as attention stays within one. Patches of a token lie side by side, and know
+        their place by their positions."""
+        values, positions = visual.feeds["pixel_values"], visual.feeds["patch_positions"]
         merged = self.constants.merge_size**2
-        patches = (tokens[:, None] * merged + np.arange(merged)).ravel()
-        feeds = visual.feeds
-        part = {"pixel_values": feeds["pixel_values"][:, patches], "patch_positions": feeds["patch_positions"][patches]}
-        return [Run(part, tokens)]
+        steps, cells = np.divmod(tokens, math.prod(visual.grids[0][1:]))
+        runs = []
+        for step in np.unique(steps):
+            own = steps == step
+            patches = (cells[own, None] * merged + np.arange(merged)).ravel()
+            feeds = {"pixel_values": values[step : step + 1, patches], "patch_positions": positions[patches]}
+            runs.append(Run(feeds, tokens[own]))
+        return runs
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`."""
@@ -235,9 +261,14 @@ class Qwen2VLProcessor:
             )
 
 
-def glance_shrink(visual_tokens: int) -> int | None:
-    """What the sides of an image are divided by for a first look; None where that shows too little."""
-    return next((shrink for fewest, shrink in _GLANCES if visual_tokens >= fewest), None)
+def glance_shrink(visual_tokens: int, kind: VisualKind) -> int | None:
+    """What the sides of an image, or of frames, are divided by for a first look; None where that shows too little.
+
+    Args:
+        visual_tokens: of an image, or of one step of a video.
+        kind: which of the two.
+    """
+    return next((shrink for fewest, shrink in _GLANCES[kind] if visual_tokens >= fewest), None)
 
 
 def _count(kinds: Sequence[str]) -> str:

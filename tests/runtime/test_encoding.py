@@ -167,12 +167,6 @@ def test_visual_tokens_that_were_given_are_all_there(pipe: Pipeline) -> None:
     assert pipe.generate(whole, encoded).encoding is None
 
 
-def test_a_video_is_seen_whole(pipe: Pipeline) -> None:
-    frames = [picture(224, seed) for seed in range(4)]
-    answer = pipe.generate(Request.ask(QUESTION, videos=[frames], encode=0.25, max_new_tokens=2))
-    assert answer.encoding.reason == "the frames of a video are seen whole"
-
-
 def test_a_family_whose_tower_takes_whole_pictures(trained_bundle: Callable[[str], Path]) -> None:
     with load(trained_bundle("vila1.5-tiny")) as pipe:
         answer = ask(pipe, encode=0.25)

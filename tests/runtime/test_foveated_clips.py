@@ -121,10 +121,10 @@ def test_visual_tokens_of_whole_steps(pipe: Pipeline, steps: list[int]) -> None:
 def test_steps_with_nothing_that_matters_are_not_run(processor: Qwen2VLProcessor) -> None:
     whole = processor.video(clip(), range(FRAMES))
     runs = processor.part(whole, np.array([3, 7, 130]))
-    assert [run["pixel_values"].shape[:2] for run in runs] == [(1, 8), (1, 4)]
+    assert [run.feeds["pixel_values"].shape[:2] for run in runs] == [(1, 8), (1, 4)]
     values, positions = whole.feeds["pixel_values"], whole.feeds["patch_positions"]
-    np.testing.assert_array_equal(runs[1]["pixel_values"][0], values[2, 8:12])  # token 2 of step 2
-    np.testing.assert_array_equal(runs[1]["patch_positions"], positions[8:12])
+    np.testing.assert_array_equal(runs[1].feeds["pixel_values"][0], values[2, 8:12])  # token 2 of step 2
+    np.testing.assert_array_equal(runs[1].feeds["patch_positions"], positions[8:12])
 
 
 def test_pixels_of_what_was_not_chosen_change_nothing(pipe: Pipeline) -> None:

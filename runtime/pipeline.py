@@ -39,7 +39,8 @@ from foveate.runtime.batch import Pruned, pad, prune
 from foveate.runtime.decode import decode
 from foveate.runtime.encoding import Encoding, Part
 from foveate.runtime.encoding.choose import Stages, choose
-from foveate.runtime.encoding.part import by_visual, only
+from foveate.runtime.encoding.cost import estimate
+from foveate.runtime.encoding.part import only
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
 from foveate.runtime.logits import LogitsProcessor
@@ -150,7 +151,9 @@ class Pipeline:
         self._prepare = Preparer(manifest.family, manifest.prompt, constants, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
-        self._stages = Stages(self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait)
+        self._stages = Stages(
+            self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, estimate
+        )
         decoder = open_decoder(sessions.values(), manifest.decoder)
         self._text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)
         limit = min(manifest.decoder.max_position_embeddings, decoder.capacity_tokens or sys.maxsize)
@@ -217,11 +220,11 @@ class Pipeline:
         # What no budget shrinks, before the work begins.
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
         total, encoding = prepared.num_visual_tokens, None
-        if request.encode is not None and visual_embeds is None:
+        if request.limits_encoding and visual_embeds is None:
             chosen = choose(request, prepared, self._stages, stopwatch)
             if isinstance(chosen, Part):
                 with stopwatch("vision"):
-                    visual_embeds = self._encode_part(prepared, chosen.tokens)
+                    visual_embeds = self._encode_part(prepared, chosen.tokens, cached=not chosen.glance_tokens)
                     self._wait()
                 return Encoded(only(prepared, chosen.tokens), visual_embeds, stopwatch.stage_ms, chosen.encoding(), chosen)
             encoding = Encoding(total, total, reason=chosen)
@@ -235,11 +238,24 @@ class Pipeline:
             )
         return Encoded(prepared, visual_embeds, stopwatch.stage_ms, encoding)
 
-    def _encode_part(self, prepared: Prepared, tokens: np.ndarray) -> Array:
-        """`visual_embeds [encoded, hidden_size]` of some of the visual tokens, for this question alone: no cache has them."""
-        session = self._sessions[VISION]
-        parts = [feeds for visual, own in by_visual(tokens, prepared.visuals) for feeds in self._prepare.part(visual, own)]
-        return self._text_model.bring(session.memory.concatenate([session.run(feeds)["visual_embeds"] for feeds in parts]))
+    def _encode_part(self, prepared: Prepared, tokens: np.ndarray, cached: bool = False) -> Array:
+        """`visual_embeds [encoded, hidden_size]` of some of the visual tokens.
+
+        Args:
+            prepared: the request, whole.
+            tokens: `[encoded]` int64.
+            cached: the part may be asked for again; one that hangs on a question would only push others out of the cache.
+        """
+        see = self._see if cached else self._run_vision
+        parts = [see(feeds) for feeds in self._prepare.parts(prepared, tokens)]
+        return self._text_model.bring(self._sessions[VISION].memory.concatenate(parts))
+
+    def _run_vision(self, feeds: Mapping[str, np.ndarray]) -> Array:
+        return self._sessions[VISION].run(feeds)["visual_embeds"]
+
+    def _see(self, feeds: Mapping[str, np.ndarray]) -> Array:
+        """What the vision graph gives, or gave the last time."""
+        return self.vision_cache.get(feeds, partial(self._run_vision, feeds))
 
     @enough_memory()
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:
@@ -291,7 +307,7 @@ class Pipeline:
         sequence.stage_ms = stopwatch.stage_ms
         told = selection if part is None else part.lift(selection, planned.reason or prepared.note)
         encoding = encoded.encoding
-        if encoding is None and request.encode is not None:
+        if encoding is None and request.limits_encoding:
             encoding = Encoding(told.num_visual_tokens, told.num_visual_tokens, reason="the visual tokens were given")
         sequence.facts = describe(prepared, told, planned.predicted_ttft_ms, encoding)
         return sequence
@@ -309,13 +325,8 @@ class Pipeline:
         that it has seen before come from `vision_cache`."""
         if not prepared.visuals:
             return self._text_model.no_visual_embeds
-        session = self._sessions[VISION]
-
-        def run(feeds: Mapping[str, np.ndarray]) -> Array:
-            return session.run(feeds)["visual_embeds"]
-
-        parts = [self.vision_cache.get(visual.feeds, partial(run, visual.feeds)) for visual in prepared.visuals]
-        return self._text_model.bring(session.memory.concatenate(parts))
+        parts = [self._see(visual.feeds) for visual in prepared.visuals]
+        return self._text_model.bring(self._sessions[VISION].memory.concatenate(parts))
 
     def score(self, prepared: Prepared, visual_embeds: Array, needs: frozenset[str] = SCORES) -> Relevance:
         """What a selector asks for about the visual tokens: how much each matters for the question, and the question itself.
@@ -332,8 +343,7 @@ class Pipeline:
         if "text_embeds" in needs:
             found["text_embeds"] = self._text_model.embed_tokens(prepared.layout.input_ids[prepared.instruction_indices])
         seed = prepared.seed if "seed" in needs else 0
-        grids = prepared.grids if prepared.present is None else ()
-        return Relevance(visual_embeds, grids, seed=seed, **found)
+        return Relevance(visual_embeds, prepared.grids, seed=seed, **found)
 
     def first_logits(self, prepared: Prepared, visual_embeds: Array, selection: Selection | None = None) -> np.ndarray:
         """`logits [vocab_size]` float32 of the first token of an answer.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import MachineError, PromptEntry
 from foveate.engines.format.processors.pixels import PixelConstants
+from foveate.runtime.encoding.part import by_visual
+from foveate.runtime.encoding.redundancy import find_sources
 from foveate.runtime.frames import RULES_WITHOUT_RATE
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.processors import Foveal, open_processor
@@ -16,6 +19,7 @@ from foveate.runtime.prompt import EncodedPrompt, PromptEncoder, collect_visuals
 from foveate.runtime.types import Prepared, Request, Visual
 from foveate.runtime.video import VideoLimits, VideoSource, is_given_frames, open_frames
 
+_WHOLE_PICTURES = "the vision tower of this family takes whole pictures"
 _MOST_GIVEN_FRAMES = 32
 """How many frames may be given one by one where the request sets no number."""
 
@@ -72,7 +76,7 @@ class Preparer:
         """The same request with small pictures; or why there are none."""
         processor = self._processor
         if not isinstance(processor, Foveal):
-            return "the vision tower of this family takes whole pictures"
+            return _WHOLE_PICTURES
         if any(visual.kind == "video" for visual in prepared.visuals):
             return "the frames of a video are seen whole"
         found = [processor.glance(visual) for visual in prepared.visuals]
@@ -81,19 +85,30 @@ class Preparer:
             return "a smaller picture would show too little"
         return self._lay_out(self._encoder.encode(request.messages), glances)
 
+    def sources(self, prepared: Prepared, tolerance: int) -> np.ndarray | str:
+        """`[visual_tokens]` int64: which visual token stands for each, see `find_sources`, counted over all; or why it can't be
+        said."""
+        processor = self._processor
+        if not isinstance(processor, Foveal):
+            return _WHOLE_PICTURES
+        found: list[np.ndarray] = []
+        for cells in chain.from_iterable(processor.cells(visual) for visual in prepared.visuals):
+            found.append(find_sources(cells, tolerance) + sum(map(len, found)))
+        return np.concatenate(found)
+
     def enlarge(self, scores: np.ndarray, small: Sequence[Visual], whole: Sequence[Visual]) -> np.ndarray:
         """Scores of all small pictures at the places of the large ones' visual tokens; see `Foveal.enlarge`."""
         ends = np.cumsum([visual.num_tokens for visual in small])[:-1]
         parts = zip(np.split(scores, ends), small, whole, strict=True)
         return np.concatenate([self._foveal.enlarge(own, glance, visual) for own, glance, visual in parts])
 
-    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
-        """See `Foveal.part`."""
-        return self._foveal.part(visual, tokens)
+    def parts(self, prepared: Prepared, tokens: np.ndarray) -> list[Mapping[str, np.ndarray]]:
+        """What the vision graph takes, run by run, for some of all visual tokens; see `Foveal.part`."""
+        return [feeds for visual, own in by_visual(tokens, prepared.visuals) for feeds in self._foveal.part(visual, own)]
 
     @property
     def _foveal(self) -> Foveal:
-        assert isinstance(self._processor, Foveal)  # or there would be no glance to choose by
+        assert isinstance(self._processor, Foveal)  # or there would be nothing to choose by
         return self._processor
 
     def _visuals(self, request: Request, prompt: EncodedPrompt) -> tuple[Visual, ...]:

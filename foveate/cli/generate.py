@@ -91,8 +91,16 @@ class _Limits(TypedDict, total=False):
     VISUAL,
     "--encode",
     metavar="SHARE|auto",
-    help="Share of the visual tokens that the vision tower computes, after a glance at a small picture; auto: as many as are "
-    "kept, where that is less work.",
+    help="Share of the visual tokens that the vision tower computes, after a glance at a small picture; auto: what is least "
+    "work, all, those that repeat no others, or as many as are kept.",
+)
+@when(
+    VISUAL,
+    "--redundancy",
+    type=int,
+    metavar="T",
+    help="Leave out visual tokens whose pixels a neighbour has, before the vision tower: 0 for equal pixels, up to 255 for the "
+    "largest difference that counts as none.",
 )
 @when(
     CHOICE,
@@ -129,6 +137,7 @@ def generate_command(
     ttft_ms: float | None,
     only_if_faster: bool,
     encode: str | None,
+    redundancy: int | None,
     select: str | None,
     min_retained: float | None,
     explain: Path | None,
@@ -167,6 +176,7 @@ def generate_command(
         ttft_ms=ttft_ms,
         only_if_faster=only_if_faster,
         encode=_share(encode),
+        redundancy=redundancy,
         select=select,
         min_retained=min_retained,
         explain=explain is not None,

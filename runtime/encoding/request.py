@@ -9,12 +9,13 @@ import numpy as np
 from foveate.engines import RequestError
 from foveate.engines.errors import shown
 from foveate.runtime.budget import Budget
-from foveate.runtime.values import share
+from foveate.runtime.values import share, unusable, whole
 
 AUTO: Literal["auto"] = "auto"
 Encode = float | Literal["auto"]
-"""Share of the visual tokens that the tower may compute, 0 < share <= 1; `auto` takes what the budget keeps, where a glance
-and so many are less work than all."""
+"""Share of the visual tokens that the tower may compute, 0 < share <= 1; `auto` takes what is least work: all of them, those
+that repeat no others, or what the budget keeps, after a glance."""
+_MOST_TOLERANCE = 255
 
 
 def check_encode(value: object) -> Encode | None:
@@ -31,6 +32,21 @@ def check_encode(value: object) -> Encode | None:
         fact = f"encode is {shown(value)}, expected a share above 0, up to 1, or auto"
         raise RequestError(f"{fact}. Use 0.25.", options=("encode",))
     return share("encode", value, "Use 0.25 for a quarter of the visual tokens, or auto.")
+
+
+def check_redundancy(value: object) -> int | None:
+    """`Request.redundancy`, settled.
+
+    Raises:
+        RequestError: it is no difference of pixel values.
+    """
+    if value is None:
+        return None
+    remedy = "Use 0 for equal pixels alone."
+    tolerance = whole("redundancy", value, 0, remedy)
+    if tolerance > _MOST_TOLERANCE:
+        raise unusable("redundancy", value, f"a whole number from 0 to {_MOST_TOLERANCE}", remedy)
+    return tolerance
 
 
 def count_tokens(encode: Encode, budget: Budget, total: int) -> int | str:

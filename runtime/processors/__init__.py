@@ -95,6 +95,11 @@ class Foveal(Protocol):
         """The same image as a small picture; None where that shows too little."""
         ...
 
+    def cells(self, visual: Visual) -> Sequence[np.ndarray]:
+        """The pixels of each visual token as the model sees them, one array for each of `Visual.grids`: `[steps, rows, columns,
+        values]` uint8, with all frames of a step."""
+        ...
+
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
         """Scores `[glance_tokens]` of the visual tokens of `glance`, read at the places of the whole's, `[visual_tokens]`
         float32."""

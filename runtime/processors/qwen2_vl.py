@@ -168,6 +168,15 @@ class Qwen2VLProcessor:
         small = resize(visual.pictures[0].image, width, height, self.constants)
         return self._visual([small] * self.constants.temporal_patch_size, [Picture(small, *self._tiles(small))], "image", None)
 
+    def cells(self, visual: Visual) -> list[np.ndarray]:
+        """See `Foveal.cells`."""
+        (steps, rows, columns), side = visual.grids[0], self.constants.token_size
+        frames = [np.asarray(picture.image) for picture in visual.pictures]
+        span = min(self.constants.temporal_patch_size, len(frames))  # an image fills every frame of a patch
+        frames += [frames[-1]] * (-len(frames) % span)
+        blocks = np.stack(frames).reshape(steps, span, rows, side, columns, side, 3)
+        return [blocks.transpose(0, 2, 4, 1, 3, 5, 6).reshape(steps, rows, columns, -1)]
+
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
         """See `Foveal.enlarge`."""
         return enlarge(scores, small.grids, whole.grids)

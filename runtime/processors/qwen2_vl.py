@@ -182,11 +182,16 @@ class Qwen2VLProcessor:
         return enlarge(scores, small.grids, whole.grids)
 
     def part(self, visual: Visual, tokens: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """See `Foveal.part`: patches of a token lie side by side, and know their place by their positions."""
+        """See `Foveal.part`: a run for each step, as attention stays within one. Patches of a token lie side by side, and know
+        their place by their positions."""
+        values, positions = visual.feeds["pixel_values"], visual.feeds["patch_positions"]
         merged = self.constants.merge_size**2
-        patches = (tokens[:, None] * merged + np.arange(merged)).ravel()
-        feeds = visual.feeds
-        return [{"pixel_values": feeds["pixel_values"][:, patches], "patch_positions": feeds["patch_positions"][patches]}]
+        steps, cells = np.divmod(tokens, math.prod(visual.grids[0][1:]))
+        runs = []
+        for step in np.unique(steps):
+            patches = (cells[steps == step, None] * merged + np.arange(merged)).ravel()
+            runs.append({"pixel_values": values[step : step + 1, patches], "patch_positions": positions[patches]})
+        return runs
 
     def vision_shape(self, width: int, height: int) -> VisionShape:
         """See `Processor.vision_shape`."""

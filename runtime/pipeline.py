@@ -39,7 +39,7 @@ from foveate.runtime.batch import Pruned, pad, prune
 from foveate.runtime.decode import decode
 from foveate.runtime.encoding import Encoding, Part
 from foveate.runtime.encoding.choose import Stages, choose
-from foveate.runtime.encoding.cost import estimate
+from foveate.runtime.encoding.cost import ESTIMATE
 from foveate.runtime.encoding.part import only
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
@@ -152,7 +152,7 @@ class Pipeline:
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
         self._stages = Stages(
-            self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, estimate
+            self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, ESTIMATE
         )
         decoder = open_decoder(sessions.values(), manifest.decoder)
         self._text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)

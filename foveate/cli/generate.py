@@ -50,7 +50,7 @@ FIXED = Need(
     "neither a share nor a number of tokens is set",
     "Set --keep or --keep-tokens",
 )
-CHOICE = Need(lambda given: _has_budget(given) or given["explain"], BUDGET.fact, BUDGET.remedy)
+CHOICE = Need(lambda given: _has_budget(given) or given["explain"] or given["encode"] is not None, BUDGET.fact, BUDGET.remedy)
 SAMPLED = Need(
     lambda given: given["temperature"] != 0 or given["sample"],
     "at temperature 0 the likeliest token is taken",

@@ -9,7 +9,7 @@ import numpy as np
 
 from foveate.engines import Array, RequestError
 from foveate.runtime.budget import Budget
-from foveate.runtime.encoding.cost import RunCost, first_worth, spread, total_cost
+from foveate.runtime.encoding.cost import Cost, Ways, first_worth, spread
 from foveate.runtime.encoding.glance import can_rank, check_selector
 from foveate.runtime.encoding.outcome import Part
 from foveate.runtime.encoding.request import AUTO, count_tokens
@@ -30,7 +30,7 @@ class Stages:
         score: see `Pipeline.score`.
         knows: whether the vision cache has what the vision graph gives for these inputs.
         wait: for what runs behind the host's back.
-        cost: of a run of the vision graph.
+        cost: of them.
     """
 
     preparer: Preparer
@@ -39,7 +39,7 @@ class Stages:
     score: Callable[[Prepared, Array, frozenset[str]], Relevance]
     knows: Callable[[Mapping[str, np.ndarray]], bool]
     wait: Callable[[], None]
-    cost: RunCost
+    cost: Cost
 
 
 def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stopwatch) -> Part | str:
@@ -100,10 +100,11 @@ class _Choice:
         unique = self.unique(self.request.redundancy or 0)
         if isinstance(unique, Part) and all(map(self.stages.knows, self.stages.preparer.parts(self.prepared, unique.tokens))):
             return unique
-        cost, grids = self.stages.cost, self.prepared.grids
+        grids = self.prepared.grids
         runs = spread(grids, unique.tokens if isinstance(unique, Part) else None)
-        larger = [total_cost(cost, spread(grids)), total_cost(cost, runs)]
         count = count_tokens(AUTO, self.request.budget, self.total)
+        kept = self.total if isinstance(count, str) else count
+        larger = [self.ways.pruned(spread(grids), kept), self.ways.pruned(runs, kept)]
         seen = count if isinstance(count, str) else self.worthwhile(larger, runs, count, unique)
         if isinstance(seen, Part):
             return seen
@@ -126,19 +127,22 @@ class _Choice:
             return "" if isinstance(unique, Part) else f"encode covers all {self.total} visual tokens"
         if not can_rank(self.selector):
             return f"selector '{self.selector.name}' looks at visual tokens, which are not there before the tower"
-        cost = self.stages.cost
-        part = total_cost(cost, runs * (count / runs.sum()))  # which of them is not known yet
-        if first_worth([*larger, part]) == len(larger):
+        parts = runs * (count / runs.sum())  # which of them is not known yet
+        if first_worth([*larger, self.ways.foveated(np.zeros(1), parts)]) == len(larger):
             small = self.small()
             if isinstance(small, str):
                 return small
-            if first_worth([*larger, total_cost(cost, spread(small.grids)) + part]) == len(larger):
+            if first_worth([*larger, self.ways.foveated(spread(small.grids), parts)]) == len(larger):
                 return self.seen(small, count, unique)
         return f"a glance and {count} of {self.total} visual tokens are hardly less work"
 
     @property
     def selector(self) -> Selector:
         return self.stages.selector(self.request.select)
+
+    @property
+    def ways(self) -> Ways:
+        return Ways(self.stages.cost, self.prepared.num_text_tokens, can_rank(self.selector))
 
     def left(self, unique: Part | str) -> int:
         """How many visual tokens repeat no others."""

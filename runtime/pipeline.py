@@ -39,7 +39,6 @@ from foveate.runtime.batch import Pruned, pad, prune
 from foveate.runtime.decode import decode
 from foveate.runtime.encoding import Encoding, Part
 from foveate.runtime.encoding.choose import Stages, choose
-from foveate.runtime.encoding.cost import ESTIMATE
 from foveate.runtime.encoding.part import only
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
@@ -152,7 +151,7 @@ class Pipeline:
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
         self._stages = Stages(
-            self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, ESTIMATE
+            self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, latency
         )
         decoder = open_decoder(sessions.values(), manifest.decoder)
         self._text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)
@@ -287,7 +286,7 @@ class Pipeline:
             bool(selector.needs & SCORES),
         )
         part = encoded.part
-        planned = plan(request.budget if part is None else part.budget(request.budget), sizes, self.latency)
+        planned = (plan if part is None else part.plan)(request.budget, sizes, self.latency)
         request = replace(request, budget=planned.budget)
         stopwatch = Stopwatch(encoded.stage_ms)
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
@@ -309,7 +308,7 @@ class Pipeline:
         encoding = encoded.encoding
         if encoding is None and request.limits_encoding:
             encoding = Encoding(told.num_visual_tokens, told.num_visual_tokens, reason="the visual tokens were given")
-        sequence.facts = describe(prepared, told, planned.predicted_ttft_ms, encoding)
+        sequence.facts = describe(prepared, told, planned.predicted_ttft_ms, encoding, part)
         return sequence
 
     def prepare(self, request: Request) -> Prepared:

@@ -8,7 +8,7 @@ from typing import Any
 
 from foveate.engines import NextTokens
 from foveate.runtime.batch import Pruned
-from foveate.runtime.encoding import Encoding
+from foveate.runtime.encoding import Encoding, Part
 from foveate.runtime.logits import LogitsProcessor
 from foveate.runtime.sampling import Sampler, greedy
 from foveate.runtime.select import Selection
@@ -96,7 +96,11 @@ class TokenSequence:
 
 
 def describe(
-    prepared: Prepared, selection: Selection, predicted_ttft_ms: float | None, encoding: Encoding | None
+    prepared: Prepared,
+    selection: Selection,
+    predicted_ttft_ms: float | None,
+    encoding: Encoding | None,
+    part: Part | None = None,
 ) -> dict[str, Any]:
     """What an answer says about its request, without the images and patches, which may be larger than the KV cache.
 
@@ -111,4 +115,5 @@ def describe(
         "frame_seconds": tuple(picture.seconds for picture in prepared.pictures if picture.seconds is not None),
         "resized": prepared.resized,
         "pictures": prepared.pictures if explained else (),
+        "part": part,
     }

@@ -87,9 +87,10 @@ def _from_image_sizes(
 ) -> ShapeProfile:
     shapes = [processor.vision_shape(width, height) for width, height in sizes]
     smallest, largest = shapes[0], shapes[-1]
+    part = processor.vision_shape_of_tokens(1)  # and a small picture: `Request.encode`
     usual = shapes[1] if len(shapes) == 3 else largest
     most = largest.visual_tokens * images * (1 if frames is None else frames.max)
-    vision = vision_ranges((smallest, usual, largest))
+    vision = vision_ranges((part, usual, largest))
     if frames is not None:
         vision["frames"] = _both(frames, vision["frames"])
     return ShapeProfile(visual_tokens=Range(smallest.visual_tokens, usual.visual_tokens, most), **vision, **options)

@@ -90,6 +90,8 @@ STAGES = tuple(Stage(entry.name.removesuffix("_ms"), **entry.metadata) for entry
 """All of them."""
 FIRST_TOKEN = tuple(stage for stage in STAGES if stage.first_token)
 """Those whose sum is the time to first token."""
+TOWER = tuple(stage for stage in FIRST_TOKEN if stage.heading == "vision")
+"""Of these, runs of the vision graph."""
 ENCODING = tuple(stage for stage in FIRST_TOKEN if stage.latency is None)
 """Of these, what no budget changes: `Pipeline.encode` runs them."""
 ANSWERING = tuple(stage for stage in FIRST_TOKEN if stage.latency is not None)

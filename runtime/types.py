@@ -344,6 +344,7 @@ class Answer:
             scored. `Pipeline.prepare` has them for any request.
         frame_seconds: when each frame of the videos is shown.
         encoding: what the vision tower computed; None where the request set neither `encode` nor `redundancy`.
+        part: which visual tokens that were, and the small pictures that it looked at first; None where it computed all.
         predicted_ttft_ms: what `Timings.ttft_ms` was expected to be; None where the budget is not in milliseconds.
         resized: for each image and video, what the request's `max_visual_tokens`, `min_pixels` and `max_pixels` made of it;
             None where they changed nothing.
@@ -362,14 +363,16 @@ class Answer:
     encoding: Encoding | None = None
     frame_seconds: tuple[float, ...] = ()
     resized: tuple[Resized | None, ...] = ()
+    part: Part | None = field(default=None, repr=False)
 
     def explain(self) -> Image.Image:
         """A picture of what was decided: each image and frame, its scores as a heat map, and the visual tokens that stayed.
+        Where the tower computed a part, also the small picture that it looked at first, what that said, and the part.
 
         Raises:
             RequestError: the request has no image or video, or the scores were not computed (`Request.explain`).
         """
-        return draw(self.text, self.selection, self.pictures)
+        return draw(self.text, self.selection, self.pictures, self.part)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures as plain lists, numbers and strings, ready for JSON."""

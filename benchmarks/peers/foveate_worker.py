@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ def load(job: Job, vision_backend: str | None = None) -> tuple[Ask, dict[str, An
 
     def ask(image: np.ndarray, keep: float) -> Trace:
         started = time.perf_counter()
-        stream = pipe.stream(foveate.Request.ask(QUESTION, image, keep=keep, max_new_tokens=job.new_tokens, ignore_eos=True))
+        asked = foveate.Request.ask(QUESTION, image, keep=keep, max_new_tokens=job.new_tokens, ignore_eos=True)
+        stream = pipe.stream(replace(asked, encode=keep) if job.encode else asked)
         times = [time.perf_counter() for _ in stream]
         (answer,) = stream.answers()
         seen = started + answer.timings.total(ENCODING) / 1000

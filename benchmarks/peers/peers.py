@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +23,8 @@ class Peer:
         source: the checkpoint it reads: with the vision tower, or the text decoder alone.
         own_environment: False for foveate, which runs where this benchmark runs.
         models_of: the peer whose models it loads; empty for its own.
+        worker: the peer whose worker runs it; empty for its own.
+        encode: its vision tower computes no more visual tokens than it keeps (`--encode`).
     """
 
     title: str
@@ -33,6 +35,8 @@ class Peer:
     source: Literal["vlm", "text"] = "vlm"
     own_environment: bool = True
     models_of: str = ""
+    worker: str = ""
+    encode: bool = False
 
 
 PEERS = {
@@ -54,6 +58,26 @@ PEERS = {
         packages=("foveate", "onnxruntime", "openvino"),
         own_environment=False,
         models_of="foveate",
+    ),
+    "foveate_encode": Peer(
+        "foveate, --encode",
+        precisions=("int8", "int4"),
+        keeps=(0.5, 0.25),
+        packages=("foveate", "onnxruntime"),
+        own_environment=False,
+        models_of="foveate",
+        worker="foveate",
+        encode=True,
+    ),
+    "foveate_openvino_encode": Peer(
+        "foveate, --encode, vision in OpenVINO",
+        precisions=("int8", "int4"),
+        keeps=(0.5, 0.25),
+        packages=("foveate", "onnxruntime", "openvino"),
+        own_environment=False,
+        models_of="foveate",
+        worker="foveate_openvino",
+        encode=True,
     ),
     "openvino": Peer(
         "OpenVINO GenAI",
@@ -82,6 +106,9 @@ PEERS = {
 }
 
 
-def cases(names: Iterable[str]) -> list[tuple[str, str]]:
-    """Each peer at each of its precisions."""
-    return [(name, precision) for name in names for precision in PEERS[name].precisions]
+PRECISIONS = tuple(dict.fromkeys(precision for peer in PEERS.values() for precision in peer.precisions))
+
+
+def cases(names: Iterable[str], precisions: Collection[str] = PRECISIONS) -> list[tuple[str, str]]:
+    """Each peer at each of its precisions that is among `precisions`."""
+    return [(name, precision) for name in names for precision in PEERS[name].precisions if precision in precisions]

@@ -65,8 +65,8 @@ class Workplace:
     def measure(self, name: str, precision: str, threads: int, new_tokens: int) -> dict[str, Any]:
         """What a worker reports of one process."""
         peer, model = PEERS[name], self.model(name, precision)
-        job = Job(str(model), precision, peer.keeps, threads, new_tokens, peer.packages)
-        command = (self.environment(name), "-m", f"benchmarks.peers.{name}_worker", json.dumps(asdict(job)))
+        job = Job(str(model), precision, peer.keeps, threads, new_tokens, peer.packages, peer.encode)
+        command = (self.environment(name), "-m", f"benchmarks.peers.{peer.worker or name}_worker", json.dumps(asdict(job)))
         output = self._run(f"measure-{name}-{precision}", *command, OMP_NUM_THREADS=str(threads))
         reported: dict[str, Any] = json.loads(output.splitlines()[-1])
         return reported

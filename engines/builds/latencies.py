@@ -14,7 +14,7 @@ from foveate.engines.format.spec import Size
 from foveate.engines.system.files import replace_file
 
 LATENCIES = "latency.json"
-LATENCIES_VERSION = 1
+LATENCIES_VERSION = 2
 _MAX_BYTES = 16 * 1024 * 1024
 
 
@@ -33,6 +33,8 @@ class Environment(_Strict, frozen=True):
     """Name and version."""
     options: dict[str, str]
     """Those of the session that are not the default."""
+    vision: str = ""
+    """What runs the vision graph where another backend does: its name, version and options."""
 
 
 class LatencyPoint(_Strict, frozen=True):
@@ -46,11 +48,13 @@ Points = Annotated[tuple[LatencyPoint, ...], msgspec.Meta(min_length=1)]
 
 
 class LatencyEntry(_Strict, frozen=True):
-    """What the stages that depend on the budget took in one environment, as `foveate profile --save` measured them."""
+    """What the stages that depend on numbers of tokens took in one environment, as `foveate profile --save` measured them."""
 
     environment: Environment
+    vision: Points
+    """The vision graph, by visual tokens of one run: a picture, or the part of it that was computed."""
     score: Points
-    """Scoring and selecting, by visual tokens before pruning."""
+    """Scoring and selecting, by visual tokens that were scored."""
     prefill: Points
     """Embedding and prefill, by tokens of the pruned prompt."""
 
@@ -59,6 +63,10 @@ class _Measured(_Strict, frozen=True):
     bundle_sha256: Sha256
     """A folder of engines may serve several bundles."""
     entry: LatencyEntry
+
+
+class _Version(msgspec.Struct, frozen=True):
+    schema_version: int
 
 
 class _File(_Strict, frozen=True):
@@ -117,12 +125,12 @@ def _read(path: Path) -> tuple[_Measured, ...]:
     if document is None:
         raise BundleError(f"{path} was changed after it was written: its sha256 is not that of its content. {_REMEDY}")
     try:
-        found = msgspec.json.decode(document, type=_File)
+        version = msgspec.json.decode(document, type=_Version).schema_version
+        if version != LATENCIES_VERSION:
+            raise BundleError(f"{path} has schema version {version}, expected {LATENCIES_VERSION}. {_REMEDY}")
+        return msgspec.json.decode(document, type=_File).measured
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BundleError(f"{path} holds no latencies: {reason_of(error)}. {_REMEDY}") from error
-    if found.schema_version != LATENCIES_VERSION:
-        raise BundleError(f"{path} has schema version {found.schema_version}, expected {LATENCIES_VERSION}. {_REMEDY}")
-    return found.measured
 
 
 _REMEDY = "Delete it, or measure again with 'foveate profile BUNDLE --save'."

@@ -134,7 +134,7 @@ class ShapeProfile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             shape_of_tokens: what an image of so many visual tokens takes (`Processor.vision_shape_of_tokens`).
             **options: `text_tokens`, `new_tokens`, `batch`.
         """
-        # From one token on: several small images may share the visual tokens of a prompt.
+        # From one token on: several small images may share the visual tokens of a prompt, and a part of an image has fewer.
         shapes = [shape_of_tokens(tokens) for tokens in (1, visual_tokens.opt, visual_tokens.max)]
         return cls(visual_tokens=visual_tokens, **vision_ranges(shapes), **options)
 
@@ -273,17 +273,19 @@ def _joined(profiles: Sequence[GraphProfile]) -> GraphProfile:
 
 
 def _vision_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
-    # From one token on: several images may share those of a prompt.
+    # From one token on: several images may share those of a prompt, and a part of an image has fewer.
     visual = Range(1, shapes.visual_tokens.opt, shapes.visual_tokens.max)
     ranges = {"frames": shapes.frames, "patches": shapes.patches, **dict(shapes.others), "visual_tokens": visual}
     return (GraphProfile(names.VISION, ranges),)
 
 
 def _score_profiles(shapes: ShapeProfile) -> tuple[GraphProfile, ...]:
+    # From one visual token on: a small picture is scored too, and a part of an image.
+    text = shapes.text_tokens
     ranges = {
-        "visual_tokens": shapes.visual_tokens,
-        "instruction_tokens": Range(1, shapes.text_tokens.opt, shapes.text_tokens.max),
-        "total_tokens": shapes.total_tokens,
+        "visual_tokens": Range(1, shapes.visual_tokens.opt, shapes.visual_tokens.max),
+        "instruction_tokens": Range(1, text.opt, text.max),
+        "total_tokens": Range(1 + text.min, shapes.total_tokens.opt, shapes.total_tokens.max),
     }
     return (GraphProfile(names.SCORE, ranges),)
 

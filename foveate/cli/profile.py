@@ -12,7 +12,7 @@ from foveate.cli.progress import Bar
 from foveate.cli.tables import Table
 from foveate.engines import OptionError
 from foveate.profile import Profile, ProfilePlan, profile_bundle, save_latency, write_reports
-from foveate.profile.report import break_even_remark
+from foveate.profile.report import break_even_remark, part_remark, tower_remark
 from foveate.runtime.stages import columns
 
 CLIENTS = Need(lambda given: given["clients"].strip(), "--concurrency is empty, so no clients are measured", "Name clients")
@@ -65,7 +65,7 @@ def profile_command(
     write_reports(profile, output, csv_file=csv_file)
     if save:
         save_latency(bundle, profile, session.options.engines)
-    out.show(_table(profile), "", break_even_remark(profile))
+    out.show(_table(profile), "", break_even_remark(profile), tower_remark(profile), part_remark(profile))
     out.finish(profile)
 
 
@@ -92,7 +92,7 @@ def _table(profile: Profile) -> Table:
     )
     rows = [
         (
-            f"{run.keep:g}",
+            run.name,
             f"{run.kept_tokens}",
             *(f"{run.total(together):.1f}" for together in stages.values()),
             f"{run.ttft.median:.1f}",
@@ -101,6 +101,6 @@ def _table(profile: Profile) -> Table:
             f"{run.kv_bytes / 2**20:.1f}",
             f"{run.peak_bytes / 2**20:.0f}" if run.peak_bytes else "-",
         )
-        for run in profile.keeps
+        for run in profile.runs
     ]
     return Table(titles, rows, titles)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foveate.charts import COLOURS, INK, MUTED, RULE, Axes, Figure, frame
-from foveate.profile.results import LoadRun, Profile
+from foveate.profile.results import KeepRun, LoadRun, Profile, percent
 
 _WHOLE, _HALF, _PHONE = (10.0, 4.2), (5.6, 4.0), (4.5, 4.2)
 """Inches of a chart that takes the page's width, of one that takes half of it, and of one on a narrow screen."""
@@ -18,8 +18,8 @@ _MIB = 2**20
 
 
 def stages_chart(profile: Profile, narrow: bool = False) -> str:
-    """Time to first token by keep ratio, its stages one after the other."""
-    runs = profile.keeps[::-1]
+    """Time to first token by keep ratio, its stages one after the other, and the share of the tower."""
+    runs = profile.runs[::-1]
     figure = _figure(_PHONE if narrow else _WHOLE)
     axes = figure.subplots()
     places, starts, legend_columns = np.arange(len(runs)), np.zeros(len(runs)), 3 if narrow else len(profile.stages)
@@ -27,15 +27,23 @@ def stages_chart(profile: Profile, narrow: bool = False) -> str:
         widths = np.array([run.stage(stage.key) for run in runs])
         axes.barh(places, widths, left=starts, height=0.62, color=stage.colour, label=stage.name)
         starts += widths
-    for place, end in zip(places, starts, strict=True):
-        axes.annotate(f"{_ms(end)} ms", (end, place), (6, 0), textcoords="offset points", va="center", color=INK)
-    axes.set_yticks(places, [f"keep {run.keep:g}\n{run.kept_tokens} tokens" for run in runs])
-    axes.set_xlim(0, (1.3 if narrow else 1.12) * starts.max())
+    for place, end, run in zip(places, starts, runs, strict=True):
+        told = (f"{_ms(end)} ms", f"tower {percent(run.tower_share)}")
+        axes.annotate(
+            ("\n" if narrow else ", ").join(told), (end, place), (6, 0), textcoords="offset points", va="center", color=INK
+        )
+    axes.set_yticks(places, [f"{_kind(run)} {run.keep:g}\n{run.kept_tokens} tokens" for run in runs])
+    axes.set_xlim(0, (1.4 if narrow else 1.25) * starts.max())
     frame(axes, "Time to first token", "milliseconds, medians", "", pad=_above(-(-len(profile.stages) // legend_columns)))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=RULE, linewidth=1)
     _legend(axes, legend_columns)
     return _svg(figure)
+
+
+def _kind(run: KeepRun) -> str:
+    """What is a share: of the visual tokens that stay, or that are computed and stay."""
+    return "encode" if run.glance_tokens else "keep"
 
 
 def speedup_chart(profile: Profile, narrow: bool = False) -> str:
@@ -64,6 +72,30 @@ def speedup_chart(profile: Profile, narrow: bool = False) -> str:
     if profile.retention:
         _draw_retention(axes.twinx(), profile)
     _legend(axes, 1 if narrow else 3)
+    return _svg(figure)
+
+
+def sizes_chart(profile: Profile, narrow: bool = False) -> str:
+    """Time to first token with the whole tower and with a part of it, over sizes of the image."""
+    figure = _figure(_PHONE if narrow else _WHOLE)
+    axes = figure.subplots()
+    parts = [(size, size.part) for size in profile.sizes if size.part is not None]
+    keep = profile.sizes[0].whole.keep
+    tokens = [size.visual_tokens for size in profile.sizes]
+    whole = [size.whole.ttft.median for size in profile.sizes]
+    axes.plot(tokens, whole, color=COLOURS[1], marker="o", linewidth=2.6, label=f"whole tower, keep {keep:g}")
+    places, times = [size.visual_tokens for size, _ in parts], [part.ttft.median for _, part in parts]
+    axes.plot(places, times, color=COLOURS[4], marker="o", linewidth=2.6, label=f"encode {keep:g}, keep {keep:g}")
+    for (size, _), place, time in zip(parts, places, times, strict=True):
+        axes.annotate(
+            f"{size.part_speedup:.2g}x", (place, time), (0, -15), textcoords="offset points", ha="center", color=COLOURS[4]
+        )
+    axes.set_xlim(0, 1.05 * max(tokens))
+    axes.set_ylim(min(0, -0.06 * max(whole)), 1.08 * max(whole))
+    frame(
+        axes, "A part of the tower", "visual tokens of the image", "first token, milliseconds", pad=_above(2 if narrow else 1)
+    )
+    _legend(axes, 1 if narrow else 2)
     return _svg(figure)
 
 

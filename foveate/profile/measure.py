@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -33,7 +33,7 @@ from foveate.engines import (
 from foveate.engines.format.bundle import MANIFEST
 from foveate.engines.format.names import VISION
 from foveate.profile.memory import Footprint, Task, measure_footprint
-from foveate.profile.results import KeepRun, LoadRun, Profile, Setting, first_token
+from foveate.profile.results import KeepRun, LoadRun, Profile, Setting, SizeRun, first_token
 from foveate.runtime import Answer, ImageLimits, Pipeline, Request, load
 from foveate.runtime.stages import ANSWERING, ENCODING, FIRST_TOKEN, LatencyLine
 from foveate.runtime.types import Encoded
@@ -42,6 +42,8 @@ QUESTION = "What is in the picture? Name the objects from the left to the right,
 OTHER_QUESTION = "Which of the objects is the largest, and what stands beside it? Answer in one short sentence, please."
 AREAS = (0.5, 0.2, 0.08, 0.03)
 """Shares of the image's area at which stages are measured as well, for what they take at fewer tokens."""
+PARTS = (1 / 2, 1 / 9)
+"""Shares of its visual tokens that the vision graph computes alone as well, where it does that."""
 
 Progress = Callable[[int, int], None]
 
@@ -98,13 +100,24 @@ class ProfilePlan:
     @property
     def load_keeps(self) -> tuple[float, ...]:
         """Keep 1, and of the others the one next to a quarter."""
-        return tuple(dict.fromkeys((1.0, min(self.ratios, key=lambda keep: abs(keep - 0.25)))))
+        return tuple(dict.fromkeys((1.0, min(self.ratios, key=_from_a_quarter))))
+
+    @property
+    def part_keep(self) -> float:
+        """Where a part of the tower is compared with the whole: of the ratios below 1 the one next to a quarter."""
+        return min((keep for keep in self.keeps if keep < 1), key=_from_a_quarter, default=0.25)
+
+    @property
+    def ratios_of_sizes(self) -> list[tuple[float, ...]]:
+        """Those at which each size of the image is asked about, the whole one first."""
+        return [tuple(sorted({*self.ratios, self.part_keep}, reverse=True)), *[(1.0, self.part_keep)] * len(AREAS)]
 
     @property
     def steps(self) -> int:
         """Of the progress."""
         rounds, loads = self.repeats + 1, len(self.clients) * len(self.load_keeps)
-        return rounds * (1 + len(self.ratios) + 2 * len(AREAS)) + len(self.ratios) * self.memory + loads
+        sizes = sum(2 + len(ratios) for ratios in self.ratios_of_sizes)
+        return rounds * (sizes + len(PARTS)) + len(self.ratios) * self.memory + loads
 
 
 def profile_bundle(
@@ -134,20 +147,22 @@ def profile_bundle(
         load_seconds = perf_counter() - start
         pipe.latency = None  # what was measured earlier shall decide nothing
         subject = _Subject(pipe, plan, image, step)
-        encoded = subject.encode()
-        answers = subject.answer(encoded[-1])
+        sizes = [subject.measure(area, ratios) for area, ratios in zip((1.0, *AREAS), plan.ratios_of_sizes, strict=True)]
         second_question = subject.ask_again()
-        sizes = subject.shrink()
+        parts = list(chain.from_iterable(map(subject.encode_part, PARTS)))
         load_runs = [subject.serve(clients, keep) for keep in plan.load_keeps for clients in plan.clients]
         environment = describe_environment(placement, pipe.memory)
         vision = str(placement[VISION]) if vision_backend else None
-        setting = _setting(bundle, pipe, plan, encoded[-1], environment, options, vision)
-    keeps = [_keep_run(keep, answers[keep], encoded, footprints.get(keep)) for keep in plan.ratios]
-    whole, measured = footprints.get(1.0), [*chain.from_iterable(answers.values()), *sizes]
+        setting = _setting(bundle, pipe, plan, sizes[0].encoded[-1], environment, options, vision)
+    keeps = [_keep_run(keep, sizes[0].answers[keep], sizes[0].encoded, footprints.get(keep)) for keep in plan.ratios]
+    whole = footprints.get(1.0)
+    measured = list(chain.from_iterable(answers for size in sizes for answers in size.answers.values()))
     return Profile(
         setting,
         keeps,
         second_question,
+        _by_tokens(size.run(plan.part_keep) for size in sizes),
+        _median_points(chain(map(_vision_point, parts), *(size.vision_points() for size in sizes))),
         _median_points((one.selection.num_visual_tokens, _latency_ms(one, "score")) for one in measured if _is_scored(one)),
         _median_points((one.prompt_tokens, _latency_ms(one, "prefill")) for one in measured),
         whole.loaded_bytes if whole else None,
@@ -155,6 +170,36 @@ def profile_bundle(
         load_runs,
         retention,
     )
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Repeats of what was measured about an image of one size.
+
+    Attributes:
+        image_size: width and height in pixels.
+        encoded: by the whole tower.
+        parts: answers after a glance, with the kept tokens computed alone; none where that can't be.
+        answers: behind the whole tower, by keep ratio.
+        reason: why there are no parts.
+    """
+
+    image_size: tuple[int, int]
+    encoded: list[Encoded]
+    parts: list[Answer]
+    answers: dict[float, list[Answer]]
+    reason: str
+
+    def run(self, keep: float) -> SizeRun:
+        """The whole tower and a part of it."""
+        whole = _keep_run(keep, self.answers[keep], self.encoded, None)
+        part = _part_run(keep, self.parts) if self.parts else None
+        return SizeRun(self.image_size, self.encoded[0].prepared.num_visual_tokens, whole, part, self.reason)
+
+    def vision_points(self) -> Iterator[tuple[int, float]]:
+        """Visual tokens of a run of the vision graph, and its milliseconds."""
+        yield from map(_vision_point, self.encoded)
+        yield from ((len(part.selection.keep_indices), part.timings.vision_ms) for part in self.parts)
 
 
 class _Subject:
@@ -171,15 +216,51 @@ class _Subject:
         self._pipe, self._plan, self._image, self._step = pipe, plan, image, step
         self._numbers = count(1)
 
-    def encode(self) -> list[Encoded]:
-        """The image up to the vision graph."""
-        return self._repeat(lambda: self._pipe.encode(self._ask(1.0, image=self._new_image())))
+    def measure(self, area: float, ratios: Sequence[float]) -> _Size:
+        """The image or a corner of it, encoded whole and in part, and answered at every ratio; what is compared takes turns."""
+        pipe, keep, new_tokens, reason = self._pipe, self._plan.part_keep, self._plan.new_tokens if area == 1 else 1, ""
+        height, width = (max(1, round(side * area**0.5)) for side in self._image.shape[:2])
 
-    def answer(self, encoded: Encoded) -> dict[float, list[Answer]]:
-        """The answers at every keep ratio, which take turns."""
-        ratios = self._plan.ratios
-        rounds = [[self._step(partial(self._pipe.generate, self._ask(keep), encoded)) for keep in ratios] for _ in self._rounds]
-        return {keep: [answers[place] for answers in rounds[1:]] for place, keep in enumerate(ratios)}
+        def encode() -> Encoded:
+            return pipe.encode(self._ask(1.0, image=self._new_image()[:height, :width]))
+
+        def answer_in_part() -> Answer | None:
+            nonlocal reason
+            if reason:
+                return None
+            answer = pipe.generate(
+                self._ask(keep, image=self._new_image()[:height, :width], new_tokens=new_tokens, encode=keep)
+            )
+            assert answer.encoding is not None  # the request says how much
+            reason = answer.encoding.reason
+            return None if reason else answer
+
+        rounds = [(self._step(encode), self._step(answer_in_part)) for _ in self._rounds][1:]
+        requests = [(ratio, self._ask(ratio, new_tokens=new_tokens)) for ratio in ratios]
+        encoded = rounds[-1][0]
+        turns = [{ratio: self._step(partial(pipe.generate, ask, encoded)) for ratio, ask in requests} for _ in self._rounds][1:]
+        return _Size(
+            (width, height),
+            [whole for whole, _ in rounds],
+            [part for _, part in rounds if part is not None],
+            {ratio: [turn[ratio] for turn in turns] for ratio in ratios},
+            reason,
+        )
+
+    def encode_part(self, share: float) -> list[Encoded]:
+        """A share of the image; nothing where it can't be encoded in part."""
+        reason = ""
+
+        def encode() -> Encoded | None:
+            nonlocal reason
+            if reason:
+                return None
+            encoded = self._pipe.encode(self._ask(share, image=self._new_image(), encode=share))
+            assert encoded.encoding is not None  # the request says how much
+            reason = encoded.encoding.reason
+            return None if reason else encoded
+
+        return [encoded for encoded in self._repeat(encode) if encoded is not None]
 
     def ask_again(self) -> dict[str, float]:
         """Milliseconds to the first token of another question about an image that was seen before, by keep ratio."""
@@ -189,17 +270,6 @@ class _Subject:
             again = [self._pipe.generate(self._ask(keep, OTHER_QUESTION, new_tokens=1)) for _ in range(self._plan.repeats)]
             found[f"{keep:g}"] = sum(first_token(answer.timings for answer in again).values())
         return found
-
-    def shrink(self) -> list[Answer]:
-        """Scored and unscored answers about smaller images."""
-        answers = []
-        for area in AREAS:
-            height, width = (max(1, round(side * area**0.5)) for side in self._image.shape[:2])
-            encoded = self._pipe.encode(self._ask(1.0, image=self._image[:height, :width]))
-            for keep in (1.0, 0.5):
-                request = self._ask(keep, new_tokens=1)
-                answers += self._repeat(partial(self._pipe.generate, request, encoded))
-        return answers
 
     def serve(self, clients: int, keep: float) -> LoadRun:
         """Several clients with a request after the other, each with a new image."""
@@ -217,9 +287,16 @@ class _Subject:
         found: LoadRun = self._step(run)
         return found
 
-    def _ask(self, keep: float, question: str = QUESTION, image: np.ndarray | None = None, new_tokens: int = 0) -> Request:
-        image = self._image if image is None else image
-        return Request.ask(question, image, keep=keep, max_new_tokens=new_tokens or self._plan.new_tokens, ignore_eos=True)
+    def _ask(
+        self,
+        keep: float,
+        question: str = QUESTION,
+        image: np.ndarray | None = None,
+        new_tokens: int = 0,
+        encode: float | None = None,
+    ) -> Request:
+        image, new_tokens = self._image if image is None else image, new_tokens or self._plan.new_tokens
+        return Request.ask(question, image, keep=keep, max_new_tokens=new_tokens, ignore_eos=True, encode=encode)
 
     def _new_image(self) -> np.ndarray:
         """One that no cache knows: moved on by a row."""
@@ -306,6 +383,37 @@ def _keep_run(keep: float, answers: Sequence[Answer], encoded: Sequence[Encoded]
         footprint.peak_bytes if footprint else None,
         answers[0].selection.reason if keep < 1 else "",
     )
+
+
+def _part_run(keep: float, answers: Sequence[Answer]) -> KeepRun:
+    first = answers[0]
+    assert first.encoding is not None  # a part was asked for
+    return KeepRun(
+        keep,
+        len(first.selection.keep_indices),
+        first.prompt_tokens,
+        {stage.key: [getattr(answer.timings, stage.key) for answer in answers] for stage in FIRST_TOKEN},
+        list(chain.from_iterable(answer.timings.decode_ms for answer in answers)),
+        first.kv_bytes,
+        None,
+        glance_tokens=first.encoding.glance_tokens,
+    )
+
+
+def _by_tokens(runs: Iterable[SizeRun]) -> list[SizeRun]:
+    """One for each number of visual tokens, the largest first: some models see all images in one size."""
+    found: dict[int, SizeRun] = {}
+    for run in runs:
+        found.setdefault(run.visual_tokens, run)
+    return sorted(found.values(), key=lambda run: -run.visual_tokens)
+
+
+def _vision_point(encoded: Encoded) -> tuple[int, float]:
+    return encoded.prepared.num_visual_tokens, encoded.stage_ms["vision_ms"]
+
+
+def _from_a_quarter(keep: float) -> float:
+    return abs(keep - 0.25)
 
 
 def _is_scored(answer: Answer) -> bool:

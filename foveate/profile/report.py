@@ -13,7 +13,7 @@ import msgspec
 from jinja2 import Environment
 
 from foveate.engines import MachineError, replace_file
-from foveate.profile.results import KeepRun, Profile
+from foveate.profile.results import KeepRun, Profile, SizeRun, percent
 from foveate.runtime.stages import FIRST_TOKEN
 
 _MIB, _GIB = 2**20, 2**30
@@ -90,6 +90,7 @@ def make_page(profile: Profile) -> bytes:
         "speedup": charts.speedup_chart,
         "decode": charts.decode_chart,
         "memory": charts.memory_chart,
+        **({"sizes": charts.sizes_chart} if any(size.part for size in profile.sizes) else {}),
         **({"load": charts.load_chart} if profile.load else {}),
     }
     drawings = {name: {"wide": draw(profile), "narrow": draw(profile, narrow=True)} for name, draw in drawn.items()}
@@ -99,6 +100,7 @@ def make_page(profile: Profile) -> bytes:
         tiles=_tiles(profile),
         charts=drawings,
         remarks=[break_even_remark(profile), retention_remark(profile)],
+        tower_remarks=[remark for remark in (tower_remark(profile), part_remark(profile)) if remark],
         tables=list(_tables(profile)),
         facts=_facts(profile),
     )
@@ -116,6 +118,33 @@ def break_even_remark(profile: Profile) -> str:
     return " ".join(sentences)
 
 
+def tower_remark(profile: Profile) -> str:
+    """What share of the first token the vision tower has."""
+    shares = "; ".join(f"{percent(run.tower_share)} at keep {run.name}" for run in (profile.whole, *_compared(profile)))
+    return f"The vision tower's share of the time to first token: {shares}."
+
+
+def _compared(profile: Profile) -> list[KeepRun]:
+    """The largest image, with the whole tower and with a part of it, at one keep ratio."""
+    return [run for size in profile.sizes[:1] for run in (size.whole, size.part) if run is not None]
+
+
+def part_remark(profile: Profile) -> str:
+    """What a part of the tower saves, and from how many visual tokens on; empty where no size was measured."""
+    if not profile.sizes:
+        return ""
+    largest, pays = profile.sizes[0], profile.part_pays_from
+    if largest.part is None:
+        return f"Nothing is encoded in part: {largest.reason}."
+    keep, speedup = largest.part.keep, largest.part_speedup
+    fact = f"With encode {keep:g} the first token comes after {largest.part.ttft.median:,.0f} ms"
+    fact += f" in place of {largest.whole.ttft.median:,.0f} ms ({speedup:.2g}x)."
+    measured = ", ".join(f"{size.visual_tokens}" for size in profile.sizes)
+    if pays is None:
+        return f"{fact} It does not pay."
+    return f"{fact} It pays from {pays} visual tokens on, of {measured} that were measured."
+
+
 def retention_remark(profile: Profile) -> str:
     """What the curve of retained answers is worth."""
     if not profile.retention:
@@ -128,9 +157,15 @@ def _tiles(profile: Profile) -> list[Tile]:
     whole, fewest = profile.whole, min(profile.keeps, key=lambda run: abs(run.keep - 0.25))
     tiles = [
         Tile(f"{whole.ttft.median:,.0f} ms", "from pixels to the first token, all visual tokens"),
-        Tile(f"{fewest.ttft.median:,.0f} ms", f"the same at keep {fewest.keep:g}"),
+        Tile(percent(whole.tower_share), "of that is the vision tower"),
+        Tile(f"{fewest.ttft.median:,.0f} ms", f"from pixels to the first token at keep {fewest.keep:g}"),
+        *[
+            Tile(f"{run.ttft.median:,.0f} ms", f"from pixels to the first token at keep {run.name}")
+            for run in profile.runs
+            if run.glance_tokens
+        ],
         Tile(f"{profile.speedup(fewest):.1f}x", f"faster from score to prefill at keep {fewest.keep:g}"),
-        Tile(f"{fewest.kv_bytes / whole.kv_bytes:.0%}".replace("%", " %"), f"of the KV cache at keep {fewest.keep:g}"),
+        Tile(percent(fewest.kv_bytes / whole.kv_bytes), f"of the KV cache at keep {fewest.keep:g}"),
     ]
     if whole.decode:
         tiles.append(Tile(f"{1e3 / whole.decode.median:,.1f}", "tokens a second while decoding, all visual tokens"))
@@ -147,6 +182,7 @@ def _tables(profile: Profile) -> Iterator[Table]:
         "tokens",
         *(stage.name for stage in profile.stages),
         "first token",
+        "tower",
         "first token, quartiles",
         "speed-up",
         "ideal",
@@ -154,11 +190,13 @@ def _tables(profile: Profile) -> Iterator[Table]:
     columns += ("between tokens", "KV MiB", "peak MiB")
     note = (
         "Milliseconds, medians of the repeats. First token: the sum of its stages, and of their quartiles. Speed-up: of "
-        "score to prefill, against keep 1. Ideal: as the tokens, scoring free."
+        "score to prefill, against keep 1. Ideal: as the tokens, scoring free. Tower: the vision graph's share."
     )
-    rows = tuple(_keep_row(profile, run) for run in profile.keeps)
+    rows = tuple(_keep_row(profile, run) for run in profile.runs)
     reasons = "; ".join(f"keep {run.keep:g}: {run.reason}" for run in profile.keeps if run.reason)
     yield Table("Keep ratios", columns, rows, f"{note} {reasons}".strip())
+    if any(size.part for size in profile.sizes):
+        yield _sizes_table(profile)
     if profile.load:
         heads = (
             "clients",
@@ -185,16 +223,41 @@ def _tables(profile: Profile) -> Iterator[Table]:
 def _keep_row(profile: Profile, run: KeepRun) -> tuple[str, ...]:
     ttft, decode = run.ttft, run.decode
     return (
-        f"{run.keep:g}",
+        run.name,
         f"{run.kept_tokens}",
         *(f"{run.stage(stage.key):,.1f}" for stage in profile.stages),
         f"{ttft.median:,.1f}",
+        percent(run.tower_share),
         f"{ttft.low:,.1f} to {ttft.high:,.1f}",
         f"{profile.speedup(run):.2f}x",
         f"{profile.ideal_speedup(run):.2f}x",
         f"{decode.median:,.2f}" if decode else "-",
         f"{run.kv_bytes / _MIB:,.1f}",
         f"{run.peak_bytes / _MIB:,.0f}" if run.peak_bytes else "-",
+    )
+
+
+def _sizes_table(profile: Profile) -> Table:
+    heads = ("image", "visual tokens", "glance", "computed", "whole tower", "part", "speed-up")
+    reasons = "; ".join(f"{size.visual_tokens}: {size.reason}" for size in profile.sizes if size.reason)
+    note = f"Milliseconds to the first token. Both keep {profile.sizes[0].whole.keep:g} of the visual tokens. {reasons}"
+    return Table("Whole tower and part, by size of the image", heads, tuple(map(_size_row, profile.sizes)), note.strip())
+
+
+def _size_row(size: SizeRun) -> tuple[str, ...]:
+    width, height = size.image_size
+    facts = (f"{width} x {height}", f"{size.visual_tokens}")
+    whole = f"{size.whole.ttft.median:,.1f}"
+    if size.part is None:
+        return (*facts, "-", f"{size.visual_tokens}", whole, "-", "-")
+    part = size.part
+    return (
+        *facts,
+        f"{part.glance_tokens}",
+        f"{part.kept_tokens}",
+        whole,
+        f"{part.ttft.median:,.1f}",
+        f"{size.part_speedup:.2f}x",
     )
 
 

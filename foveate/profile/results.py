@@ -12,7 +12,7 @@ import numpy as np
 from foveate.engines import Environment, LatencyEntry, LatencyPoint, RetentionPoint
 from foveate.runtime import Budget
 from foveate.runtime.latency import LatencyModel
-from foveate.runtime.stages import ANSWERING, FIRST_TOKEN, Stage, Timings
+from foveate.runtime.stages import ANSWERING, FIRST_TOKEN, TOWER, Stage, Timings
 
 
 def first_token(timings: Iterable[Timings]) -> dict[str, float]:
@@ -20,6 +20,11 @@ def first_token(timings: Iterable[Timings]) -> dict[str, float]:
     several answers: stages are measured on their own, so which of their repeats met in one answer means nothing."""
     timings = list(timings)
     return {stage.key: median(getattr(one, stage.key) for one in timings) for stage in FIRST_TOKEN}
+
+
+def percent(share: float) -> str:
+    """In whole per cent."""
+    return f"{100 * share:.0f} %"
 
 
 class Spread(msgspec.Struct, frozen=True):
@@ -50,6 +55,8 @@ class KeepRun(msgspec.Struct, frozen=True):
         kv_bytes: of the cache, allocated.
         peak_bytes: most resident memory of a process that answers one question like this; None where it is not known.
         reason: why nothing was pruned; empty where something was.
+        glance_tokens: of the small picture that the tower looked at first, before it computed the kept tokens alone; 0 where it
+            computed all.
     """
 
     keep: float
@@ -60,6 +67,17 @@ class KeepRun(msgspec.Struct, frozen=True):
     kv_bytes: int
     peak_bytes: int | None
     reason: str = ""
+    glance_tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """What a request of this kind says: its keep ratio, and `encode` where the tower computes a part."""
+        return f"{self.keep:g}, encode {self.keep:g}" if self.glance_tokens else f"{self.keep:g}"
+
+    @property
+    def tower_share(self) -> float:
+        """Of the vision tower, in the time to first token."""
+        return self.total(TOWER) / self.ttft.median
 
     def stage(self, name: str) -> float:
         """Median milliseconds of a stage."""
@@ -84,6 +102,29 @@ class KeepRun(msgspec.Struct, frozen=True):
     def decode(self) -> Spread | None:
         """Milliseconds between tokens; None where an answer is one token."""
         return Spread.of(self.decode_ms) if self.decode_ms else None
+
+
+class SizeRun(msgspec.Struct, frozen=True):
+    """An image of one size, at one keep ratio.
+
+    Attributes:
+        image_size: width and height in pixels.
+        visual_tokens: of it.
+        whole: with all visual tokens computed, and then pruned.
+        part: with a glance, and the kept ones computed alone; None where that can't be.
+        reason: why not; empty where it can.
+    """
+
+    image_size: tuple[int, int]
+    visual_tokens: int
+    whole: KeepRun
+    part: KeepRun | None
+    reason: str = ""
+
+    @property
+    def part_speedup(self) -> float | None:
+        """Of the time to first token."""
+        return None if self.part is None else self.whole.ttft.median / self.part.ttft.median
 
 
 class LoadRun(msgspec.Struct, frozen=True):
@@ -162,6 +203,8 @@ class Profile(msgspec.Struct, frozen=True, tag_field="schema", tag="foveate.prof
         setting: of all measurements.
         keeps: one run each, descending; the first is keep 1.
         second_question: keep ratio -> milliseconds to the first token of another question about the same image.
+        sizes: with the whole tower and with a part of it, by size of the image, the largest first.
+        vision: milliseconds of the vision graph, by visual tokens of one run: a picture or a part of it.
         score: milliseconds of scoring and selecting, by visual tokens.
         prefill: milliseconds of embedding and prefill, by tokens of the prompt.
         loaded_bytes: resident memory of a process that has opened the bundle; None where it is not known.
@@ -173,6 +216,8 @@ class Profile(msgspec.Struct, frozen=True, tag_field="schema", tag="foveate.prof
     setting: Setting
     keeps: list[KeepRun]
     second_question: dict[str, float]
+    sizes: list[SizeRun]
+    vision: list[LatencyPoint]
     score: list[LatencyPoint]
     prefill: list[LatencyPoint]
     loaded_bytes: int | None
@@ -183,7 +228,13 @@ class Profile(msgspec.Struct, frozen=True, tag_field="schema", tag="foveate.prof
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The stages of the first token that took any time; the others were left out at every ratio."""
-        return tuple(stage for stage in FIRST_TOKEN if any(run.stage(stage.key) for run in self.keeps))
+        return tuple(stage for stage in FIRST_TOKEN if any(run.stage(stage.key) for run in self.runs))
+
+    @property
+    def runs(self) -> list[KeepRun]:
+        """The keep ratios, and at one of them a part of the tower."""
+        part = self.sizes[0].part if self.sizes else None
+        return self.keeps if part is None else [*self.keeps, part]
 
     @property
     def whole(self) -> KeepRun:
@@ -193,7 +244,7 @@ class Profile(msgspec.Struct, frozen=True, tag_field="schema", tag="foveate.prof
     @property
     def latency(self) -> LatencyEntry:
         """What budgets in milliseconds are planned with."""
-        return LatencyEntry(self.setting.environment, tuple(self.score), tuple(self.prefill))
+        return LatencyEntry(self.setting.environment, tuple(self.vision), tuple(self.score), tuple(self.prefill))
 
     def speedup(self, run: KeepRun) -> float:
         """Of everything that hangs on the number of visual tokens, against keep 1."""
@@ -219,3 +270,14 @@ class Profile(msgspec.Struct, frozen=True, tag_field="schema", tag="foveate.prof
                 break
             paying = tokens
         return paying or None
+
+    @property
+    def part_pays_from(self) -> int | None:
+        """Visual tokens of the smallest measured image from which on, up to the largest, a glance and a part are faster than
+        the whole tower; None where they are not even at the largest."""
+        paying = None
+        for size in self.sizes:
+            if size.part_speedup is None or size.part_speedup <= 1:
+                break
+            paying = size.visual_tokens
+        return paying

@@ -9,10 +9,12 @@ import numpy as np
 
 from foveate.engines import Array, RequestError
 from foveate.runtime.budget import Budget
-from foveate.runtime.encoding.cost import Cost, Ways, first_worth, spread
+from foveate.runtime.encoding.cost import Estimate, first_worth, spread
 from foveate.runtime.encoding.glance import can_rank, check_selector
 from foveate.runtime.encoding.outcome import Part
+from foveate.runtime.encoding.plan import TowerModel, TowerSizes, plan_part, plan_tower
 from foveate.runtime.encoding.request import AUTO, count_tokens
+from foveate.runtime.latency import LatencyModel, Unmeasured, measured
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.select import Policy, Relevance, Selector, select
 from foveate.runtime.stages import Stopwatch
@@ -30,7 +32,7 @@ class Stages:
         score: see `Pipeline.score`.
         knows: whether the vision cache has what the vision graph gives for these inputs.
         wait: for what runs behind the host's back.
-        cost: of them.
+        latency: what stages take here, if it was measured.
     """
 
     preparer: Preparer
@@ -39,7 +41,7 @@ class Stages:
     score: Callable[[Prepared, Array, frozenset[str]], Relevance]
     knows: Callable[[Mapping[str, np.ndarray]], bool]
     wait: Callable[[], None]
-    cost: Cost
+    latency: LatencyModel | Unmeasured | None
 
 
 def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stopwatch) -> Part | str:
@@ -90,7 +92,11 @@ class _Choice:
         small = self.small()
         if isinstance(small, str):
             return replace(unique, reason=small) if isinstance(unique, Part) else small
-        return self.seen(small, count, unique)
+        ttft_ms = self.request.budget.ttft_ms
+        if ttft_ms is None:
+            return self.seen(small, count, unique)
+        planned = plan_part(ttft_ms, self.sizes(unique, small), self.measured(ttft_ms), count)
+        return replace(self.seen(small, planned.kept_tokens, unique), predicted_ttft_ms=planned.predicted_ttft_ms)
 
     def cheapest(self) -> Part | str:
         """What is least work: all visual tokens, those that repeat no others, or of these as many as are kept, after a glance.
@@ -100,12 +106,12 @@ class _Choice:
         unique = self.unique(self.request.redundancy or 0)
         if isinstance(unique, Part) and all(map(self.stages.knows, self.stages.preparer.parts(self.prepared, unique.tokens))):
             return unique
-        grids = self.prepared.grids
-        runs = spread(grids, unique.tokens if isinstance(unique, Part) else None)
+        if self.request.budget.ttft_ms is not None:
+            return self.in_time(self.request.budget.ttft_ms, unique)
         count = count_tokens(AUTO, self.request.budget, self.total)
         kept = self.total if isinstance(count, str) else count
-        larger = [self.ways.pruned(spread(grids), kept), self.ways.pruned(runs, kept)]
-        seen = count if isinstance(count, str) else self.worthwhile(larger, runs, count, unique)
+        larger = [self.takes(self.sizes(tokens)).kept_ms(kept) for tokens in ("", unique)]
+        seen = count if isinstance(count, str) else self.worthwhile(larger, count, unique)
         if isinstance(seen, Part):
             return seen
         if isinstance(unique, Part) and first_worth(larger):
@@ -114,25 +120,24 @@ class _Choice:
             unique = f"the {len(unique.tokens)} of {self.total} visual tokens that repeat no others are hardly less work"
         return "; ".join(dict.fromkeys(reason for reason in (unique, seen) if reason))
 
-    def worthwhile(self, larger: list[float], runs: np.ndarray, count: int, unique: Part | str) -> Part | str:
+    def worthwhile(self, larger: list[float], count: int, unique: Part | str) -> Part | str:
         """`count` visual tokens after a glance; or why that is not worth it, empty where no glance is needed.
 
         Args:
             larger: costs of what looks at more.
-            runs: `[frames]` int64, how many tokens the glance would choose among.
-            count: how many it would choose.
-            unique: these tokens, where they are not all.
+            count: how many the glance would choose.
+            unique: among which, where that is not all.
         """
-        if count >= runs.sum():
+        if count >= self.left(unique):
             return "" if isinstance(unique, Part) else f"encode covers all {self.total} visual tokens"
         if not can_rank(self.selector):
-            return f"selector '{self.selector.name}' looks at visual tokens, which are not there before the tower"
-        parts = runs * (count / runs.sum())  # which of them is not known yet
-        if first_worth([*larger, self.ways.foveated(np.zeros(1), parts)]) == len(larger):
+            return self.unranked
+        sizes = self.sizes(unique)
+        if first_worth([*larger, self.takes(replace(sizes, glances=())).part_ms(count)]) == len(larger):
             small = self.small()
             if isinstance(small, str):
                 return small
-            if first_worth([*larger, self.ways.foveated(spread(small.grids), parts)]) == len(larger):
+            if first_worth([*larger, self.takes(replace(sizes, glances=spread(small.grids))).part_ms(count)]) == len(larger):
                 return self.seen(small, count, unique)
         return f"a glance and {count} of {self.total} visual tokens are hardly less work"
 
@@ -140,9 +145,41 @@ class _Choice:
     def selector(self) -> Selector:
         return self.stages.selector(self.request.select)
 
+    def in_time(self, ttft_ms: float, unique: Part | str) -> Part | str:
+        """What keeps the most visual tokens within a time: all, those that repeat no others, or a part after a glance."""
+        model = self.measured(ttft_ms)
+        for computed in ("", unique):
+            if TowerModel(self.sizes(computed), model).whole_ms() <= ttft_ms:
+                return computed if isinstance(computed, Part) else f"all tokens fit into {ttft_ms:g} ms"
+        small = self.small() if can_rank(self.selector) else self.unranked
+        planned = plan_tower(ttft_ms, self.sizes(unique, small), model)
+        if planned.encoded_tokens is not None and not isinstance(small, str):
+            return replace(self.seen(small, planned.kept_tokens, unique), predicted_ttft_ms=planned.predicted_ttft_ms)
+        reason = small if isinstance(small, str) else planned.reason
+        return replace(unique, reason=reason) if isinstance(unique, Part) else f"{unique}; {reason}"
+
+    def sizes(self, unique: Part | str, small: Prepared | str = "") -> TowerSizes:
+        """Of the request before the tower, of which it computes those that repeat no others."""
+        return TowerSizes(
+            spread(self.prepared.grids, unique.tokens if isinstance(unique, Part) else None),
+            None if isinstance(small, str) else spread(small.grids),
+            self.prepared.num_text_tokens,
+            sum(self.stopwatch.stage_ms.values()),
+            can_rank(self.selector),
+        )
+
+    def takes(self, sizes: TowerSizes) -> TowerModel:
+        """By what was measured, else by an estimate; from now on."""
+        latency = self.stages.latency
+        model = latency if isinstance(latency, LatencyModel) else Estimate()
+        return TowerModel(replace(sizes, spent_ms=0.0), model)
+
+    def measured(self, ttft_ms: float) -> LatencyModel:
+        return measured(self.stages.latency, f"the budget is {ttft_ms:g} ms")
+
     @property
-    def ways(self) -> Ways:
-        return Ways(self.stages.cost, self.prepared.num_text_tokens, can_rank(self.selector))
+    def unranked(self) -> str:
+        return f"selector '{self.selector.name}' looks at visual tokens, which are not there before the tower"
 
     def left(self, unique: Part | str) -> int:
         """How many visual tokens repeat no others."""
@@ -180,7 +217,7 @@ class _Choice:
             among = unique.tokens if isinstance(unique, Part) else np.arange(self.total)
             found = Relevance(np.empty((len(among), 0)), whole.grids, scores[among], scores[among])
             tokens = among[select(found, Budget(tokens=count), selector).keep_indices]
-        part = Part(tokens, scores, selector.name, self.total, small.num_visual_tokens)
+        part = Part(tokens, scores, selector.name, self.total, small.num_visual_tokens, small.pictures)
         if isinstance(unique, Part):
             return replace(part, sources=unique.sources)
         return part if self.request.redundancy is None else replace(part, reason=unique)

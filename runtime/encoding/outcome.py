@@ -9,6 +9,8 @@ import numpy as np
 
 from foveate.runtime.budget import Budget
 from foveate.runtime.encoding.redundancy import find_runs
+from foveate.runtime.latency import LatencyModel, Plan, Sizes, Unmeasured, plan
+from foveate.runtime.picture import Picture
 from foveate.runtime.select import Selection
 
 
@@ -56,8 +58,11 @@ class Part:
         selector: that chose them.
         total: how many visual tokens there are.
         glance_tokens: of the small pictures that were looked at; 0 where the part hangs on no question.
+        pictures: those, as the tower saw them.
         sources: `[visual_tokens]` int64, which token stands for each; None where it was not looked for redundant ones.
         reason: see `Encoding.reason`.
+        predicted_ttft_ms: what the time to first token is expected to be, where the part was planned by time: then all of it
+            stays.
     """
 
     tokens: np.ndarray
@@ -65,8 +70,10 @@ class Part:
     selector: str
     total: int
     glance_tokens: int = 0
+    pictures: tuple[Picture, ...] = ()
     sources: np.ndarray | None = None
     reason: str = ""
+    predicted_ttft_ms: float | None = None
 
     def encoding(self) -> Encoding:
         """What an answer says."""
@@ -75,6 +82,12 @@ class Part:
             return told
         redundant = int(np.count_nonzero(self.sources != np.arange(self.total)))
         return replace(told, redundant_tokens=redundant, redundant_runs=find_runs(self.sources, self.tokens))
+
+    def plan(self, budget: Budget, sizes: Sizes, model: LatencyModel | Unmeasured | None) -> Plan:
+        """What a budget over all visual tokens comes to for those that were computed; see `plan`."""
+        if self.predicted_ttft_ms is not None:
+            return Plan(Budget(), predicted_ttft_ms=self.predicted_ttft_ms)
+        return plan(self.budget(budget), sizes, model)
 
     def budget(self, budget: Budget) -> Budget:
         """A budget over all visual tokens, as one over those that were computed."""

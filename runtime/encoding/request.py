@@ -53,16 +53,11 @@ def count_tokens(encode: Encode, budget: Budget, total: int) -> int | str:
     """How many visual tokens the tower may compute; or why it computes all.
 
     Raises:
-        RequestError: the budget keeps more than that, or is in milliseconds.
+        RequestError: the budget keeps more than that.
     """
     kept = budget.count(np.empty(total)) if budget.ratio is not None or budget.tokens is not None else None
     if encode == AUTO:
         return kept if kept is not None else "no share or number of tokens is kept that would say how many are enough"
-    if budget.ttft_ms is not None:
-        raise RequestError(
-            "the budget is in milliseconds, and those are planned after the tower. Set keep beside encode.",
-            options=("encode", "keep"),
-        )
     allowed = Budget(ratio=encode).count(np.empty(total))
     if kept is not None and kept > allowed:
         raise RequestError(

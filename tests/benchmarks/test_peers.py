@@ -84,9 +84,9 @@ def test_rounds_are_interleaved_and_resumed(tmp_path: Path) -> None:
     path, wanted = tmp_path / "new" / "results.json", cases(PEERS)
     first, second = FakeWorkplace(fails_at=len(wanted) + 2), FakeWorkplace()
     with pytest.raises(RuntimeError, match="out of memory"):
-        peers.measure(cast(Workplace, first), Results(path), list(PEERS), 2, 1, 4)
+        peers.measure(cast(Workplace, first), Results(path), wanted, 2, 1, 4)
     assert first.calls == [*wanted, *wanted[:2]]
-    peers.measure(cast(Workplace, second), Results(path), list(PEERS), 2, 1, 4)
+    peers.measure(cast(Workplace, second), Results(path), wanted, 2, 1, 4)
     assert second.calls == wanted[1:]
     assert [record["round"] for record in Results(path).records] == [0] * len(wanted) + [1] * len(wanted)
 
@@ -141,3 +141,12 @@ def test_commands_name_no_folder() -> None:
     assert commands(["openvino", "transformers"]) == [
         "optimum-cli export openvino --model CHECKPOINT --task image-text-to-text --weight-format PRECISION MODEL"
     ]
+
+
+def test_cases_of_some_precisions() -> None:
+    assert cases(["foveate", "transformers"], ["int4", "bf16"]) == [("foveate", "int4"), ("transformers", "bf16")]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_each_peer_has_a_worker(name: str) -> None:
+    assert (Path(peers.__file__).parent / f"{PEERS[name].worker or name}_worker.py").is_file()

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from foveate.engines import Bundle, Environment, LatencyPoint, read_latencies
 from foveate.profile import Profile, ProfilePlan, profile_bundle, write_reports
 from foveate.profile.charts import stages_chart
-from foveate.profile.report import _tables, break_even_remark
-from foveate.profile.results import KeepRun, LoadRun, Setting, Spread, first_token
+from foveate.profile.report import _tables, break_even_remark, make_page, part_remark, tower_remark
+from foveate.profile.results import KeepRun, LoadRun, Setting, SizeRun, Spread, first_token
 from foveate.runtime import Timings
 from foveate.runtime.stages import FIRST_TOKEN
 from tests.foveate.conftest import SCENES, Run
@@ -81,6 +81,34 @@ def test_stages_are_measured_at_several_sizes(profile: Profile) -> None:
     assert {run.prompt_tokens for run in profile.keeps} <= {point.tokens for point in profile.prefill}
 
 
+def test_the_vision_graph_is_measured_over_pictures_and_parts(profile: Profile) -> None:
+    tokens = [point.tokens for point in profile.vision]
+    assert tokens == sorted(set(tokens))
+    assert {192, 96, 48, 21} < set(tokens)  # all, a half, a quarter, a ninth
+    assert {size.visual_tokens for size in profile.sizes} < set(tokens)
+    assert all(point.ms > 0 for point in profile.vision)
+    assert profile.latency.vision == tuple(profile.vision)
+
+
+def test_whole_tower_and_part_by_size(profile: Profile) -> None:
+    tokens = [size.visual_tokens for size in profile.sizes]
+    assert tokens == sorted(set(tokens), reverse=True)
+    largest, *others = profile.sizes
+    assert (largest.image_size, largest.visual_tokens, largest.reason) == ((448, 336), 192, "")
+    assert largest.part is not None
+    assert (largest.whole.keep, largest.part.keep) == (0.25, 0.25)
+    assert largest.whole.kept_tokens == largest.part.kept_tokens == 48
+    assert largest.whole.prompt_tokens == largest.part.prompt_tokens
+    assert (largest.whole.glance_tokens, largest.part.glance_tokens) == (0, 48)
+    assert largest.part.stage("glance_ms") > 0 == largest.whole.stage("glance_ms")
+    assert all(len(values) == PLAN.repeats for values in largest.part.stages.values())
+    assert others
+    for size in others:  # too small for a glance
+        assert (size.part, size.part_speedup, size.reason) == (None, None, "a smaller picture would show too little")
+    assert profile.runs == [*profile.keeps, largest.part]
+    assert [run.name for run in profile.runs] == ["1", "0.5", "0.25", "0.25, encode 0.25"]
+
+
 def test_progress_ends_with_the_last_step(profile: Profile, steps: list[tuple[int, int]]) -> None:
     assert steps == [(done, PLAN.steps) for done in range(1, PLAN.steps + 1)]
 
@@ -102,7 +130,7 @@ def test_the_page_needs_no_other_file(profile: Profile, tmp_path: Path) -> None:
     page = _Page()
     page.feed(text)
     assert page.links == []
-    assert page.tags.count("svg") == 2 * 5  # each chart for wide and for narrow screens
+    assert page.tags.count("svg") == 2 * 6  # each chart for wide and for narrow screens
     assert "script" not in page.tags
     for part in (profile.setting.bundle, profile.setting.environment.device, profile.setting.bundle_sha256[:16]):
         assert part in text
@@ -138,6 +166,7 @@ def test_save_makes_milliseconds_a_budget(run: Run, reference_bundle: Path, tmp_
     assert (bundle / "manifest.json").read_bytes() == (reference_bundle / "manifest.json").read_bytes()
     (entry,) = read_latencies(bundle / "engines", opened.sha256)
     assert {point.tokens for point in entry.score} > {192}
+    assert {point.tokens for point in entry.vision} > {192, 96, 21}
     answer = run("generate", bundle, "-i", scene, "What colour is the circle?", "--ttft-ms", "60000", "--json")
     facts = json.loads(answer.stdout)
     assert facts["selection"]["reason"] == "all tokens fit into 60000 ms"
@@ -172,7 +201,7 @@ def invented(score: dict[int, float], prefill: dict[int, float], text: int, visu
         KeepRun(keep, math.ceil(keep * visual), text + math.ceil(keep * visual), stages, [], 1, None) for keep in (1.0, 0.5)
     ]
     lines = [[LatencyPoint(tokens, ms) for tokens, ms in line.items()] for line in (score, prefill)]
-    return Profile(setting, keeps, {}, *lines, None, 1.0, [], [])
+    return Profile(setting, keeps, {}, [], [LatencyPoint(1, 1.0)], *lines, None, 1.0, [], [])
 
 
 @given(st.floats(0, 300), st.integers(2, 400))
@@ -209,10 +238,74 @@ def test_the_stages_add_up_to_the_first_token() -> None:
 
 
 def test_a_stage_that_was_left_out_is_not_drawn(profile: Profile) -> None:
-    """`glance` is for requests that say what the tower may compute, and these do not."""
-    assert [stage.name for stage in profile.stages] == ["preprocess", "vision", "score", "select", "embed", "prefill"]
-    assert "glance" not in next(_tables(profile)).columns
-    assert "<!-- glance -->" not in stages_chart(profile)
+    """`glance` is for requests that say what the tower may compute: with a model that computes no parts there are none."""
+    assert [stage.name for stage in profile.stages] == [stage.name for stage in FIRST_TOKEN]
+    assert "<!-- glance -->" in stages_chart(profile)
+    whole = msgspec.structs.replace(profile, sizes=[refused(size) for size in profile.sizes])
+    assert [stage.name for stage in whole.stages] == ["preprocess", "vision", "score", "select", "embed", "prefill"]
+    keeps, *others = _tables(whole)
+    assert "glance" not in keeps.columns
+    assert "Whole tower and part, by size of the image" not in [table.title for table in others]
+    assert "<!-- glance -->" not in stages_chart(whole)
+    assert b"A part of the tower" not in make_page(whole)
+    assert part_remark(whole) == "Nothing is encoded in part: the vision tower takes whole pictures."
+
+
+def refused(size: SizeRun) -> SizeRun:
+    return msgspec.structs.replace(size, part=None, reason="the vision tower takes whole pictures")
+
+
+def sized(tokens: int, whole_ms: float, part_ms: float | None) -> SizeRun:
+    """An image whose first token takes so long, all of it in the tower."""
+
+    def run(ms: float, glance_tokens: int) -> KeepRun:
+        stages = {key: [ms if key == "vision_ms" else 0.0] for key in STAGES}
+        return KeepRun(0.5, tokens // 2, tokens, stages, [], 1, None, glance_tokens=glance_tokens)
+
+    part = None if part_ms is None else run(part_ms, tokens // 4)
+    return SizeRun((tokens, 1), tokens, run(whole_ms, 0), part, "too small" if part is None else "")
+
+
+@pytest.mark.parametrize(
+    ("parts", "pays"),
+    [
+        ([30.0, 20.0, 9.0], 100),
+        ([30.0, 20.0, 11.0], 200),
+        ([30.0, 20.0, None], 200),
+        ([30.0, 50.0, 9.0], 400),
+        ([90.0, 20.0, 9.0], None),
+        ([None, None, None], None),
+    ],
+)
+def test_from_which_size_on_a_part_pays(parts: list[float | None], pays: int | None) -> None:
+    times = zip((400, 200, 100), (80.0, 40.0, 10.0), parts, strict=True)
+    profile = msgspec.structs.replace(invented({1: 1.0}, {1: 1.0}, 20, 400), sizes=[sized(*size) for size in times])
+    assert profile.part_pays_from == pays
+    remark = part_remark(profile)
+    if parts[0] is None:
+        assert remark == "Nothing is encoded in part: too small."
+        return
+    assert remark.startswith(f"With encode 0.5 the first token comes after {parts[0]:.0f} ms in place of 80 ms (")
+    assert remark.endswith(
+        f"from {pays} visual tokens on, of 400, 200, 100 that were measured." if pays else "It does not pay."
+    )
+
+
+def test_the_share_of_the_tower() -> None:
+    """Of the stages that take a millisecond each two are runs of the vision graph."""
+    profile = invented({1: 1.0}, {1: 1.0}, 20, 100)
+    assert profile.whole.tower_share == pytest.approx(2 / 7)
+    assert tower_remark(profile) == "The vision tower's share of the time to first token: 29 % at keep 1."
+    with_sizes = msgspec.structs.replace(profile, sizes=[sized(100, 80.0, 30.0)])
+    assert tower_remark(with_sizes).endswith("29 % at keep 1; 100 % at keep 0.5; 100 % at keep 0.5, encode 0.5.")
+
+
+@pytest.mark.parametrize(("keeps", "part"), [((1.0,), 0.25), ((0.75, 0.5), 0.5), ((1.0, 0.3, 0.1), 0.3), ((0.2, 0.25), 0.25)])
+def test_the_ratio_of_the_part(keeps: tuple[float, ...], part: float) -> None:
+    plan = ProfilePlan(keeps=keeps)
+    assert plan.part_keep == part
+    assert {1.0, part, *keeps} == set(plan.ratios_of_sizes[0])
+    assert set(plan.ratios_of_sizes[1:]) == {(1.0, part)}
 
 
 def test_every_report_has_the_same_first_token(profile: Profile, tmp_path: Path) -> None:

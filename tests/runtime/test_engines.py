@@ -23,6 +23,7 @@ from foveate.engines.builds.build import engine_key
 from foveate.engines.builds.ranges import graph_profiles
 from foveate.engines.builds.store import BuildFacts, EngineStore
 from foveate.runtime import Pipeline, Request, Sampling
+from foveate.runtime.shapes import plan_shapes
 from tests.engines.fake_cuda import FakeCuda
 from tests.engines.fake_tensorrt import FakeTensorRT, fake_engine
 
@@ -71,20 +72,24 @@ def install(bundle: Bundle, tmp_path: Path) -> Install:
     """Puts fake engines of the four graphs into the folder `engines`."""
 
     def put(
-        precision: str = "fp32", target: str = "sm89", version: str = FakeTensorRT.__version__, graphs: Any = GRAPHS
+        precision: str = "fp32",
+        target: str = "sm89",
+        version: str = FakeTensorRT.__version__,
+        graphs: Any = GRAPHS,
+        shapes: ShapeProfile = SHAPES,
     ) -> None:
         store = EngineStore(tmp_path / "engines")
         for graph in graphs:
             spec = bundle.graph(graph)
-            profiles = graph_profiles(spec, SHAPES)
+            profiles = graph_profiles(spec, shapes)
             options = {"precision": precision, "profiles": msgspec.to_builtins(profiles), "strip_weights": False}
             model = tmp_path / f"{graph}.{precision}.onnx"
-            lower(bundle.file(spec.file), spec, precision, {"kv_capacity": SHAPES.kv_capacity}, model)
+            lower(bundle.file(spec.file), spec, precision, {"kv_capacity": shapes.kv_capacity}, model)
             engine = fake_engine(model, [profile.ranges for profile in profiles])
 
             def build(folder: Path, engine: bytes = engine) -> BuildFacts:
                 (folder / "engine.bin").write_bytes(engine)
-                return BuildFacts(0.1, details={"shapes": msgspec.to_builtins(SHAPES)})
+                return BuildFacts(0.1, details={"shapes": msgspec.to_builtins(shapes)})
 
             store.put(engine_key(bundle, options, graph, "tensorrt", version, target), build)
 
@@ -219,6 +224,22 @@ def test_an_image_outside_of_the_profile(bundle: Bundle, install: Install, load:
     )
     assert f"Run: foveate build {bundle.path} --backend tensorrt --target sm89 --precision fp32" in str(caught.value)
     assert "--visual-tokens 1:64:1152" in str(caught.value)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_a_glance_and_a_part_lie_within_the_profile_of_whole_images(
+    images: int, bundle: Bundle, reference: Pipeline, install: Install, load: Callable[..., Pipeline]
+) -> None:
+    """Of engines that were built for images of one size, and nothing was said about parts."""
+    install(shapes=plan_shapes(bundle.manifest, image_sizes=[(560, 560)], images=images, new_tokens=32))
+    noise = np.random.default_rng(0).integers(0, 256, (images, 8, 8, 3), np.uint8)
+    pictures = [Image.fromarray(one).resize((560, 560), Image.Resampling.BICUBIC) for one in noise]
+    request = Request.ask(QUESTION, pictures, encode=0.25, keep=0.125, max_new_tokens=8)
+    got, expected = load().generate(request), reference.generate(request)
+    assert (got.encoding.encoded_tokens, got.encoding.glance_tokens) == (images * 100, images * 100)
+    assert (got.tokens, got.encoding) == (expected.tokens, expected.encoding)
+    fewest = Request.ask(QUESTION, pictures, encode=1 / 400 / images, max_new_tokens=2)
+    assert load().generate(fewest).encoding.encoded_tokens == 1
 
 
 def test_a_prompt_that_is_longer_than_the_engines_cache(install: Install, load: Callable[..., Pipeline]) -> None:

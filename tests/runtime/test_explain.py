@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from math import prod
 
@@ -14,6 +15,7 @@ from PIL import Image
 
 from foveate.engines import BackendError, RequestError
 from foveate.runtime import Answer, Pipeline, Request, Selection, Timings, explain
+from foveate.runtime.encoding import Part
 from foveate.runtime.explain import Panel, fit, heat_picture, heat_scale, kept_picture, sheet
 from foveate.runtime.picture import Picture
 
@@ -183,3 +185,65 @@ def test_a_long_text_ends_in_an_ellipsis_where_the_room_ends() -> None:
     assert whole.startswith(cut[:-1])
     assert explain._length(cut, 16) < room
     assert explain._length(whole[: len(cut)] + "…", 16) >= room
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_what_was_looked_at_computed_and_kept(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a part; whether its tokens were scored again or not."""
+    sheets: list[tuple[list[list[Panel]], str]] = []
+
+    def remember(rows: list[list[Panel]], title: str, note: str) -> Image.Image:
+        sheets.append((rows, note))
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr(explain, "sheet", remember)
+    seen = np.array([0.1, 0.2, 0.9, 0.8, 0.1, 0.1, 0.7, 0.6], np.float32)
+    small = Picture(Image.fromarray(np.array([[(255, 0, 0), (0, 0, 255)]], np.uint8)), (1, 2), np.arange(2))
+    part = Part(np.array([2, 3, 6, 7]), seen, "attention", 8, 2, (small,))
+    scores = np.array([0, 0, 0.1, 0.2, 0, 0, 0.3, 0.4], np.float32) if again else part.scores
+    whole = answer([(2, 4)], [6, 7] if again else [2, 3, 6, 7], scores)
+    replace(whole, part=part).explain()
+    ((rows, note),) = sheets
+    expected = [["image", "glance: 2 tokens"], ["scores of the glance", "encoded and kept 4 of 8 (50 %)"]]
+    if again:
+        expected = [
+            ["image", "glance: 2 tokens", "scores of the glance"],
+            ["encoded 4 of 8 (50 %)", "scores of these", "kept 2 of 8 (25 %)"],
+        ]
+    assert [[panel.caption for panel in row] for row in rows] == expected
+    assert note.startswith("selector attention, the tower saw 4 after a glance at 2, kept ")
+    # As coarse as the tower saw it: two pixels.
+    glance = np.asarray(rows[0][1].picture)
+    assert glance.shape[:2] == (320, 640)
+    assert (glance[:, :320] == (255, 0, 0)).all()
+    assert (glance[:, 320:] == (0, 0, 255)).all()
+    computed, kept = np.asarray(rows[1][0 if again else 1].picture), np.asarray(rows[1][-1].picture)
+    bright = [[(picture[row : row + 150, column : column + 300] == COLOUR).all(axis=2).mean() > 0.95 for row in (5, 165)
+               for column in (5, 335)] for picture in (computed, kept)]  # fmt: skip
+    assert bright == [[False, True, False, True], [False, False, False, True] if again else [False, True, False, True]]
+    never, dropped = kept[80, 100].sum(), kept[80, 500].sum()
+    assert never < dropped < sum(COLOUR) if again else never < dropped == sum(COLOUR)
+
+
+def test_an_answer_with_a_part_has_its_small_pictures(pipe: Pipeline) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    pictures = [Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC) for size in ((560, 560), (560, 448))]
+    asked = pipe.generate(Request.ask("What?", pictures, encode=0.25, keep=0.1, max_new_tokens=1))
+    assert asked.part is not None
+    assert [picture.image.size for picture in asked.part.pictures] == [(280, 280), (280, 224)]
+    assert [len(picture.tokens) for picture in asked.part.pictures] == [100, 80]
+    assert set(asked.selection.keep_indices) <= set(asked.part.tokens)
+    assert asked.explain().width > 1000
+    assert pipe.generate(Request.ask("What?", pictures, keep=0.1, max_new_tokens=1)).part is None
+
+
+def test_other_small_pictures_than_large_ones_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of one image would stand beside another."""
+    rows: list[list[Panel]] = []
+    monkeypatch.setattr(explain, "sheet", lambda given, title, note: rows.extend(given) or Image.new("RGB", (1, 1)))
+    part = Part(np.array([0, 1]), np.ones(4, np.float32), "attention", 4, 1, ())
+    replace(answer([(2, 2)], [0, 1], part.scores), part=part).explain()
+    assert [[panel.caption for panel in row] for row in rows] == [
+        ["image", "scores of the glance"],
+        ["encoded and kept 2 of 4 (50 %)"],
+    ]

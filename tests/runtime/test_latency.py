@@ -37,8 +37,13 @@ SIZES = Sizes(visual_tokens=100, text_tokens=20, spent_ms=50.0, needs_scores=Tru
 points = st.dictionaries(st.integers(1, 2000), st.floats(0, 1e4), min_size=1, max_size=6)
 
 
-def entry(score: dict[int, float], prefill: dict[int, float], environment: Environment = HERE) -> LatencyEntry:
-    lines = [tuple(LatencyPoint(tokens, ms) for tokens, ms in line.items()) for line in (score, prefill)]
+def entry(
+    score: dict[int, float],
+    prefill: dict[int, float],
+    environment: Environment = HERE,
+    vision: dict[int, float] | None = None,
+) -> LatencyEntry:
+    lines = [tuple(LatencyPoint(tokens, ms) for tokens, ms in line.items()) for line in (vision or {1: 0.0}, score, prefill)]
     return LatencyEntry(environment, *lines)
 
 
@@ -152,7 +157,9 @@ def test_options_that_change_nothing_are_the_same_environment(reference_bundle: 
         def described(**options: Any) -> Environment:
             return describe_environment(make_placement("onnxruntime", SessionOptions(**options), "openvino"), pipe.memory)
 
-        assert described() == described(engines=Path("x")) == described(precision="bf16") == plain
+        assert described() == described(engines=Path("x"))
+        assert described().vision != described(precision="bf16").vision != plain.vision == ""
+        assert described().options == described(precision="bf16").options == plain.options
         assert described(threads=1).options == {"threads": "1"}
         assert plain.device
         assert plain.backend.startswith("onnxruntime 1.")
@@ -200,7 +207,7 @@ def test_a_text_without_images_has_a_prediction_too(measured: Path) -> None:
         assert answer.predicted_ttft_ms == pytest.approx(answer.prompt_tokens + sum(encoded.stage_ms.values()))
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b'{"measured": [], "schema_version": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{}", b"not json", b'{"measured": [], "schema_version": 2}'])
 def test_damaged_latencies_stop_only_those_who_need_them(measured: Path, content: bytes) -> None:
     (measured / "engines" / "latency.json").write_bytes(content)
     with closing(load(measured)) as pipe:

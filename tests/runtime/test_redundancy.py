@@ -16,11 +16,12 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw
 
 from foveate.cli.documents import Encoding as EncodingDocument
-from foveate.engines import RequestError
+from foveate.engines import Environment, LatencyEntry, LatencyPoint, RequestError
 from foveate.runtime import Answer, Pipeline, Request, load
 from foveate.runtime.encoding import Encoding
-from foveate.runtime.encoding.cost import estimate, first_worth, spread, total_cost
+from foveate.runtime.encoding.cost import Estimate, first_worth, spread
 from foveate.runtime.encoding.redundancy import find_runs, find_sources
+from foveate.runtime.latency import LatencyModel
 
 QUESTION = "What colour is the circle?"
 TOKENS = 400
@@ -283,6 +284,55 @@ def test_auto_sees_all_where_little_is_redundant(pipe: Pipeline) -> None:
     assert encoding.reason.startswith("the 397 of 400 visual tokens that repeat no others are hardly less work; ")
 
 
+@pytest.fixture
+def measured(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    """As if a visual token took 10 ms, a token of the prompt 1 ms, and scoring 5 ms."""
+    lines = [
+        tuple(LatencyPoint(tokens, ms) for tokens, ms in points)
+        for points in (((1, 10.0), (1000, 10_000.0)), ((1, 5.0), (1000, 5.0)), ((1, 1.0), (1000, 1000.0)))
+    ]
+    model = LatencyModel(LatencyEntry(Environment("a CPU", 2, "b", {}), *lines))
+    monkeypatch.setattr(pipe, "latency", model)
+    monkeypatch.setattr(pipe, "_stages", replace(pipe._stages, latency=model))
+    return pipe
+
+
+def test_time_is_planned_before_the_tower(measured: Pipeline) -> None:
+    """All take 4,400 ms and the text. A page has a third of it. A glance takes 1,005 ms, then 11 ms go for each token."""
+    whole = ask(measured, noise(), encode="auto", ttft_ms=9000)
+    assert whole.encoding == Encoding(TOKENS, TOKENS, reason="all tokens fit into 9000 ms")
+    unique = ask(measured, encode="auto", ttft_ms=4000)
+    assert unique.encoding == ask(measured, redundancy=0).encoding
+    part = ask(measured, noise(), encode="auto", ttft_ms=4000)
+    assert part.encoding.glance_tokens == 100
+    assert 150 < part.encoding.encoded_tokens == len(part.selection.keep_indices) < 272
+    assert 3980 < part.predicted_ttft_ms <= 4000
+    fewer = ask(measured, noise(), encode=0.25, ttft_ms=4000)
+    assert fewer.encoding == Encoding(100, TOKENS, 100)
+    assert fewer.predicted_ttft_ms < part.predicted_ttft_ms
+
+
+def test_time_that_is_too_little(measured: Pipeline) -> None:
+    for encode in ("auto", 0.5):
+        with pytest.raises(
+            RequestError, match=r"the budget is 500 ms, and with a single visual token, after a glance, .* about 1"
+        ):
+            ask(measured, noise(), encode=encode, ttft_ms=500)
+
+
+def test_time_without_a_glance(measured: Pipeline) -> None:
+    """What the tower takes of a picture too small for one: 1,000 ms, and 100 for the LLM."""
+    answer = ask(measured, noise(280), encode="auto", ttft_ms=1100)
+    assert answer.encoding == Encoding(100, 100, reason=f"{NONE}; a smaller picture would show too little")
+
+
+def test_auto_goes_by_what_was_measured(measured: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the vision graph takes no time, a glance and scores save nothing."""
+    assert ask(measured, noise(), encode="auto", keep=0.25).encoding.glance_tokens == 100
+    monkeypatch.setattr(LatencyModel, "vision_ms", lambda self, tokens: 0.0)
+    assert ask(measured, noise(), encode="auto", keep=0.25).encoding.encoded_tokens == TOKENS
+
+
 @given(st.lists(st.floats(0.01, 100), min_size=1, max_size=3))
 def test_the_cheapest_or_what_looks_at_more(costs: list[float]) -> None:
     chosen = first_worth(costs)
@@ -292,11 +342,11 @@ def test_the_cheapest_or_what_looks_at_more(costs: list[float]) -> None:
 
 def test_frames_are_runs_of_their_own() -> None:
     grids = [(1, 2, 3), (2, 2, 2)]
-    assert spread(grids).tolist() == [6, 4, 4]
-    assert spread(grids, np.array([0, 5, 6, 13])).tolist() == [2, 1, 1]
-    assert total_cost(lambda tokens: tokens**2, np.array([2.0, 0.2, 1.0])) == 5
-    assert estimate(864) == 1
-    assert 0.25 > estimate(216) > estimate(108)
+    assert spread(grids) == (6, 4, 4)
+    assert spread(grids, np.array([0, 5, 13])) == (2, 1)
+    operations = Estimate().vision_ms
+    assert operations(864) == 1
+    assert 0.25 > operations(216) > operations(108)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from foveate.engines import HostMemory, SessionOptions, describe_environment, make_placement
@@ -22,11 +23,10 @@ def test_the_version_of_a_library_by_either_of_its_names(monkeypatch: pytest.Mon
     assert found.options == {"precision": "bf16", "cuda_graphs": "False"}
 
 
-def test_options_of_the_vision_graph_alone_are_none() -> None:
-    """Its time is measured in each request, not planned."""
-    plain = describe_environment(make_placement(), HostMemory())
-    assert (
-        describe_environment(make_placement("onnxruntime", SessionOptions(precision="bf16"), "openvino"), HostMemory()) == plain
-    )
+def test_options_of_the_vision_graph_alone_stand_with_its_backend() -> None:
+    apart = describe_environment(make_placement("onnxruntime", SessionOptions(precision="bf16"), "openvino"), HostMemory())
+    assert (apart.options, apart.vision.startswith("openvino")) == ({}, True)
+    assert apart.vision.endswith(", precision bf16")
+    assert describe_environment(make_placement(), HostMemory()) == msgspec.structs.replace(apart, vision="")
     shared = make_placement("onnxruntime", SessionOptions(threads=1, provider_options={"a": 1}), "openvino")
     assert describe_environment(shared, HostMemory()).options == {"threads": "1", "provider_options": "{'a': 1}"}

@@ -16,7 +16,16 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from foveate.engines import BackendError, Bundle, MachineError, MissingPackageError, OptionError, Range, ShapeProfile
+from foveate.engines import (
+    BackendError,
+    Bundle,
+    MachineError,
+    MissingPackageError,
+    OptionError,
+    Range,
+    ShapeProfile,
+    VisionShape,
+)
 from foveate.engines.backends.tensorrt import builder, library, network
 from foveate.engines.backends.tensorrt.callbacks import make_writer
 from foveate.engines.builds.build import BuildOptions, Built, build
@@ -82,6 +91,18 @@ def test_16384_visual_tokens_and_fp32(bundle: Bundle, store: EngineStore, profil
     assert ranges["vision_standard"][0]["ranges"]["patches"] == [4, 4096, 65_536]
     assert ranges["score"][0]["ranges"]["visual_tokens"] == [1, 1024, 16_384]
     assert ranges["decoder_standard"][-1]["ranges"]["sequence"][2] >= 16_384
+
+
+def test_engines_for_images_of_one_size_take_parts_of_them(
+    bundle: Bundle, store: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT-RTX builds both graphs from one visual token on, tuned for the whole image."""
+    monkeypatch.setattr(builder.TensorRTBuilder, "graphs", ("vision_standard", "score"))
+    shapes = ShapeProfile.from_visual_tokens(Range(400, 400, 400), lambda tokens: VisionShape(1, 4 * tokens, tokens))
+    built = by_graph(build(bundle, options(shapes), store))
+    ranges = {graph: one.entry.record.key.options["profiles"][0]["ranges"] for graph, one in built.items()}
+    assert ranges["vision_standard"]["patches"] == [4, 1600, 1600]
+    assert ranges["score"]["visual_tokens"] == [1, 400, 400]
 
 
 def test_what_is_there_is_not_built_again(bundle: Bundle, store: EngineStore) -> None:

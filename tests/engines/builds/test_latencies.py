@@ -14,7 +14,7 @@ from foveate.engines.format.seal import seal, unseal
 
 ONE, OTHER = "1" * 64, "2" * 64
 HERE = Environment("a CPU", 2, "onnxruntime 1", {})
-ENTRY = LatencyEntry(HERE, (LatencyPoint(1, 2.0),), (LatencyPoint(1, 3.0), LatencyPoint(9, 30.0)))
+ENTRY = LatencyEntry(HERE, (LatencyPoint(1, 1.0),), (LatencyPoint(1, 2.0),), (LatencyPoint(1, 3.0), LatencyPoint(9, 30.0)))
 
 
 def test_each_bundle_and_environment_has_its_own(tmp_path: Path) -> None:
@@ -43,10 +43,12 @@ def test_every_flipped_bit_is_refused_and_saving_mends_it(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("schema_version",), 2),
+        (("schema_version",), 1),
+        (("schema_version",), 3),
         (("schema_version",), None),
         (("measured",), {}),
         (("measured", 0, "bundle_sha256"), "../x"),
+        (("measured", 0, "entry", "vision"), []),
         (("measured", 0, "entry", "prefill"), []),
         (("measured", 0, "entry", "prefill", 0, "ms"), -1),
         (("measured", 0, "entry", "prefill", 0, "ms"), 1e308),
@@ -76,3 +78,14 @@ def test_a_folder_that_is_none(tmp_path: Path) -> None:
     (tmp_path / LATENCIES).mkdir()
     with pytest.raises(MachineError, match="can't be read: Is a directory"):
         read_latencies(tmp_path, ONE)
+
+
+def test_a_file_of_an_earlier_version_is_named_as_such(tmp_path: Path) -> None:
+    """It has other fields, which is no damage."""
+    file = tmp_path / LATENCIES
+    file.write_bytes(seal({"schema_version": 1, "measured": [{"entry": {"score": []}}]}))
+    with pytest.raises(
+        BundleError, match=r"has schema version 1, expected 2\. Delete it, or measure again with 'foveate profile"
+    ):
+        read_latencies(tmp_path, ONE)
+    assert read_latencies(save_latencies(tmp_path, ONE, ENTRY).parent, ONE) == (ENTRY,)

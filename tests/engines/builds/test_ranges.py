@@ -158,8 +158,9 @@ def test_ranges_of_the_graphs_follow_from_each_other(shapes: ShapeProfile) -> No
     visual, text = shapes.visual_tokens, shapes.text_tokens
     (score,) = by_name("score", shapes).values()
     decoder, embed = by_name("decoder_standard", shapes), by_name("embed", shapes)
-    for bound in ("min", "opt", "max"):
+    for bound in ("opt", "max"):
         assert getattr(score["total_tokens"], bound) == getattr(visual, bound) + getattr(text, bound)
+    assert (score["visual_tokens"].min, score["total_tokens"].min) == (1, 1 + text.min)  # of a part, and of a small picture
     assert score["instruction_tokens"].max == text.max
     prefill, decode = decoder["prefill"], decoder["decode"]
     assert prefill["sequence"] == shapes.prompt_tokens
@@ -208,6 +209,17 @@ def test_any_prompt_within_the_ranges_is_served(data: st.DataObject) -> None:
         if symbols.get("sequence") == 1 and not symbols.get("visual_tokens") and symbols["batch"] in shapes.batch:
             assert profiles[chosen].name in ("step", "decode")
         assert choose(graph_profiles(SPECS[graph], shapes, single=True), {**symbols, **fixed}) == 0
+
+
+@given(st.data())
+def test_any_part_of_an_image_is_served(data: st.DataObject) -> None:
+    """And any small picture: down to one visual token, wherever the range of whole images begins."""
+    shapes = ShapeProfile.from_visual_tokens(data.draw(ranges(end=999)), merged_by_four)
+    part, text = data.draw(st.integers(1, shapes.visual_tokens.max)), data.draw(within(shapes.text_tokens))
+    vision = {"frames": 1, "patches": 4 * part, "visual_tokens": part}
+    scored = {"total_tokens": part + text, "visual_tokens": part, "instruction_tokens": text}
+    for graph, symbols in (("vision_standard", vision), ("score", scored)):
+        assert choose(graph_profiles(SPECS[graph], shapes), symbols) is not None, (graph, symbols)
 
 
 def test_a_single_profile_is_tuned_for_prompts() -> None:

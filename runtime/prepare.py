@@ -14,12 +14,13 @@ from foveate.runtime.encoding.part import by_visual
 from foveate.runtime.encoding.redundancy import find_sources
 from foveate.runtime.frames import RULES_WITHOUT_RATE
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
-from foveate.runtime.processors import Foveal, open_processor
+from foveate.runtime.processors import Foveal, Tiled, open_processor
 from foveate.runtime.prompt import EncodedPrompt, PromptEncoder, collect_visuals, find_instruction
 from foveate.runtime.types import Prepared, Request, Visual
 from foveate.runtime.video import VideoLimits, VideoSource, is_given_frames, open_frames
 
 _WHOLE_PICTURES = "the vision tower of this family takes whole pictures"
+_NO_TILES = "the visual tokens of this family are no tiles of pixels"
 _MOST_GIVEN_FRAMES = 32
 """How many frames may be given one by one where the request sets no number."""
 
@@ -89,8 +90,8 @@ class Preparer:
         """`[visual_tokens]` int64: which visual token stands for each, see `find_sources`, counted over all; or why it can't be
         said."""
         processor = self._processor
-        if not isinstance(processor, Foveal):
-            return _WHOLE_PICTURES
+        if not isinstance(processor, Tiled):
+            return _NO_TILES if isinstance(processor, Foveal) else _WHOLE_PICTURES
         found: list[np.ndarray] = []
         for cells in chain.from_iterable(processor.cells(visual) for visual in prepared.visuals):
             found.append(find_sources(cells, tolerance) + sum(map(len, found)))
@@ -104,11 +105,13 @@ class Preparer:
 
     def parts(self, prepared: Prepared, tokens: np.ndarray) -> list[Mapping[str, np.ndarray]]:
         """What the vision graph takes, run by run, for some of all visual tokens; see `Foveal.part`."""
-        return [feeds for visual, own in by_visual(tokens, prepared.visuals) for feeds in self._foveal.part(visual, own)]
+        processor = self._processor
+        assert isinstance(processor, Foveal | Tiled)  # or there would be nothing to choose by
+        return [feeds for visual, own in by_visual(tokens, prepared.visuals) for feeds in processor.part(visual, own)]
 
     @property
     def _foveal(self) -> Foveal:
-        assert isinstance(self._processor, Foveal)  # or there would be nothing to choose by
+        assert isinstance(self._processor, Foveal)  # or there would be no glance to choose by
         return self._processor
 
     def _visuals(self, request: Request, prompt: EncodedPrompt) -> tuple[Visual, ...]:

@@ -95,11 +95,6 @@ class Foveal(Protocol):
         """The same image as a small picture; None where that shows too little."""
         ...
 
-    def cells(self, visual: Visual) -> Sequence[np.ndarray]:
-        """The pixels of each visual token as the model sees them, one array for each of `Visual.grids`: `[steps, rows, columns,
-        values]` uint8, with all frames of a step."""
-        ...
-
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
         """Scores `[glance_tokens]` of the visual tokens of `glance`, read at the places of the whole's, `[visual_tokens]`
         float32."""
@@ -113,6 +108,20 @@ class Foveal(Protocol):
             visual: an image.
             tokens: int64, ascending, their numbers in it; at least one.
         """
+        ...
+
+
+@runtime_checkable
+class Tiled(Protocol):
+    """A processor whose visual tokens are tiles of pixels, of which the vision graph takes some, for `Request.redundancy`."""
+
+    def cells(self, visual: Visual) -> Sequence[np.ndarray]:
+        """The pixels of each visual token as the model sees them, one array for each of `Visual.grids`: `[steps, rows, columns,
+        values]` uint8, with all frames of a step."""
+        ...
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Mapping[str, np.ndarray]]:
+        """See `Foveal.part`."""
         ...
 
 

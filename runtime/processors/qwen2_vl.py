@@ -169,7 +169,7 @@ class Qwen2VLProcessor:
         return self._visual([small] * self.constants.temporal_patch_size, [Picture(small, *self._tiles(small))], "image", None)
 
     def cells(self, visual: Visual) -> list[np.ndarray]:
-        """See `Foveal.cells`."""
+        """See `Tiled.cells`."""
         (steps, rows, columns), side = visual.grids[0], self.constants.token_size
         frames = [np.asarray(picture.image) for picture in visual.pictures]
         span = min(self.constants.temporal_patch_size, len(frames))  # an image fills every frame of a patch

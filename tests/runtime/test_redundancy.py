@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -22,7 +23,6 @@ from foveate.runtime.encoding import Encoding
 from foveate.runtime.encoding.cost import Estimate, first_worth, spread
 from foveate.runtime.encoding.redundancy import find_runs, find_sources
 from foveate.runtime.latency import LatencyModel
-from foveate.runtime.processors.qwen2_vl import Qwen2VLProcessor
 
 QUESTION = "What colour is the circle?"
 TOKENS = 400
@@ -399,18 +399,23 @@ def test_visual_tokens_that_were_given_are_all_there(pipe: Pipeline) -> None:
     assert answer.encoding == Encoding(TOKENS, TOKENS, reason="the visual tokens were given")
 
 
+def with_only(pipe: Pipeline, *names: str) -> SimpleNamespace:
+    """The processor with no more of what encoding needs."""
+    return SimpleNamespace(**{name: getattr(pipe._prepare._processor, name) for name in ("image", "layout", *names)})
+
+
 @pytest.mark.parametrize("options", [{"redundancy": 0}, {"encode": "auto", "keep": 0.25}, {"redundancy": 0, "encode": 0.25}])
 def test_a_family_whose_tower_takes_whole_pictures(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.delattr(Qwen2VLProcessor, "part")
+    monkeypatch.setattr(pipe._prepare, "_processor", with_only(pipe, "glance", "enlarge", "cells"))
     reason = "the vision tower of this family takes whole pictures"
     assert ask(pipe, **options).encoding == Encoding(TOKENS, TOKENS, reason=reason)
 
 
 def test_a_family_whose_visual_tokens_share_pixels(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may glance, but has no pixels to compare."""
-    monkeypatch.delattr(Qwen2VLProcessor, "cells")
+    monkeypatch.setattr(pipe._prepare, "_processor", with_only(pipe, "glance", "enlarge", "part"))
     encoding = ask(pipe, redundancy=0).encoding
     assert encoding == Encoding(TOKENS, TOKENS, reason="the visual tokens of this family are no tiles of pixels")
     assert ask(pipe, redundancy=0, encode=0.25).encoding == Encoding(100, TOKENS, 100, encoding.reason)

@@ -342,7 +342,8 @@ class Pipeline:
         if "text_embeds" in needs:
             found["text_embeds"] = self._text_model.embed_tokens(prepared.layout.input_ids[prepared.instruction_indices])
         seed = prepared.seed if "seed" in needs else 0
-        return Relevance(visual_embeds, prepared.grids, seed=seed, **found)
+        grids = prepared.grids if prepared.present is None else ()
+        return Relevance(visual_embeds, grids, seed=seed, **found)
 
     def first_logits(self, prepared: Prepared, visual_embeds: Array, selection: Selection | None = None) -> np.ndarray:
         """`logits [vocab_size]` float32 of the first token of an answer.

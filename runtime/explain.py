@@ -81,7 +81,8 @@ def draw(text: str, selection: Selection, pictures: Sequence[Picture], part: Par
     kept = np.isin(np.arange(selection.num_visual_tokens), selection.keep_indices)
     heat = None if selection.scores is None else heat_scale(selection.scores)
     rows: list[list[Panel]] = []
-    glance = None if part is None else _Glance(part, pictures, again=selection.scores is not part.scores)
+    computed = None if part is None else np.isin(np.arange(part.total), part.tokens)
+    glance = None if part is None or part.scores is None else _Glance(part, pictures, again=selection.scores is not part.scores)
     for number, picture in enumerate(pictures):
         cells = picture.tokens
         fitted = fit(picture.image, len(pictures) * (1 if glance is None else 2))
@@ -90,7 +91,7 @@ def draw(text: str, selection: Selection, pictures: Sequence[Picture], part: Par
             panels += glance.panels(number, fitted)
         if glance is None or glance.again:
             shares = None if heat is None else heat[cells]
-            seen = None if glance is None else glance.computed[cells]
+            seen = None if computed is None else computed[cells]
             panels += _decided(fitted, picture.grid, kept[cells], shares, selection.selector, seen)
         # Of four and of six panels half a row each.
         across = len(panels) if glance is None else math.ceil(len(panels) / 2)
@@ -112,6 +113,7 @@ class _Glance:
         self._pictures = pictures
         # A family may look at other pictures than it computes.
         self._small = part.pictures if len(part.pictures) == len(pictures) else ()
+        assert part.scores is not None  # those of the glance
         self._heat = heat_scale(part.scores)
 
     def panels(self, number: int, fitted: Image.Image) -> Iterator[Panel]:

@@ -39,7 +39,7 @@ from foveate.runtime.batch import Pruned, pad, prune
 from foveate.runtime.decode import decode
 from foveate.runtime.encoding import Encoding, Part
 from foveate.runtime.encoding.choose import Stages, choose
-from foveate.runtime.encoding.part import only, plan_runs
+from foveate.runtime.encoding.part import only
 from foveate.runtime.images import ImageLimits
 from foveate.runtime.latency import LatencyModel, Sizes, Unmeasured, find_model, plan
 from foveate.runtime.logits import LogitsProcessor
@@ -150,7 +150,9 @@ class Pipeline:
         self._prepare = Preparer(manifest.family, manifest.prompt, constants, tokenizer, limits, video_limits)
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
-        self._stages = Stages(self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait)
+        self._stages = Stages(
+            self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, latency
+        )
         decoder = open_decoder(sessions.values(), manifest.decoder)
         self._text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)
         limit = min(manifest.decoder.max_position_embeddings, decoder.capacity_tokens or sys.maxsize)
@@ -217,11 +219,11 @@ class Pipeline:
         # What no budget shrinks, before the work begins.
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
         total, encoding = prepared.num_visual_tokens, None
-        if request.encode is not None and visual_embeds is None:
+        if request.limits_encoding and visual_embeds is None:
             chosen = choose(request, prepared, self._stages, stopwatch)
             if isinstance(chosen, Part):
                 with stopwatch("vision"):
-                    visual_embeds = self._encode_part(prepared, chosen.tokens, chosen.seen)
+                    visual_embeds = self._encode_part(prepared, chosen.tokens, chosen.seen, not chosen.glance_tokens)
                     self._wait()
                 return Encoded(only(prepared, chosen.tokens), visual_embeds, stopwatch.stage_ms, chosen.encoding(), chosen)
             encoding = Encoding(total, total, reason=chosen)
@@ -235,19 +237,27 @@ class Pipeline:
             )
         return Encoded(prepared, visual_embeds, stopwatch.stage_ms, encoding)
 
-    def _encode_part(self, prepared: Prepared, tokens: np.ndarray, seen: Sequence[Array] = ()) -> Array:
-        """`visual_embeds [encoded, hidden_size]` of some of the visual tokens, for this question alone: no cache has them.
+    def _encode_part(self, prepared: Prepared, tokens: np.ndarray, seen: Sequence[Array] = (), cached: bool = False) -> Array:
+        """`visual_embeds [encoded, hidden_size]` of some of the visual tokens.
 
         Args:
-            prepared: the request.
+            prepared: the request, whole.
             tokens: `[encoded]` int64, ascending.
             seen: `Part.seen`.
+            cached: the part may be asked for again; one that hangs on a question would only push others out of the cache.
         """
-        session = self._sessions[VISION]
-        runs = plan_runs(tokens, prepared.visuals, self._prepare.part, [len(embeds) for embeds in seen])
-        made = [session.run(feeds)["visual_embeds"] for feeds in runs.feeds]
-        new = [self._text_model.bring(session.memory.concatenate(made))] if made else []
+        see = self._see if cached else self._run_vision
+        runs = self._prepare.runs(prepared, tokens, [len(embeds) for embeds in seen])
+        made = [see(feeds) for feeds in runs.feeds]
+        new = [self._text_model.bring(self._sessions[VISION].memory.concatenate(made))] if made else []
         return self._text_model.pick([*seen, *new], runs.rows)
+
+    def _run_vision(self, feeds: Mapping[str, np.ndarray]) -> Array:
+        return self._sessions[VISION].run(feeds)["visual_embeds"]
+
+    def _see(self, feeds: Mapping[str, np.ndarray]) -> Array:
+        """What the vision graph gives, or gave the last time."""
+        return self.vision_cache.get(feeds, partial(self._run_vision, feeds))
 
     @enough_memory()
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:
@@ -279,7 +289,7 @@ class Pipeline:
             bool(selector.needs & SCORES),
         )
         part = encoded.part
-        planned = plan(request.budget if part is None else part.budget(request.budget), sizes, self.latency)
+        planned = (plan if part is None else part.plan)(request.budget, sizes, self.latency)
         request = replace(request, budget=planned.budget)
         stopwatch = Stopwatch(encoded.stage_ms)
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
@@ -299,7 +309,7 @@ class Pipeline:
         sequence = self._sequence(request, prepared, prompt)
         sequence.stage_ms = stopwatch.stage_ms
         encoding = encoded.encoding
-        if encoding is None and request.encode is not None:
+        if encoding is None and request.limits_encoding:
             encoding = Encoding(told.num_visual_tokens, told.num_visual_tokens, reason="the visual tokens were given")
         sequence.facts = describe(prepared, told, planned.predicted_ttft_ms, encoding, part)
         return sequence
@@ -317,13 +327,8 @@ class Pipeline:
         that it has seen before come from `vision_cache`."""
         if not prepared.visuals:
             return self._text_model.no_visual_embeds
-        session = self._sessions[VISION]
-
-        def run(feeds: Mapping[str, np.ndarray]) -> Array:
-            return session.run(feeds)["visual_embeds"]
-
-        parts = [self.vision_cache.get(visual.feeds, partial(run, visual.feeds)) for visual in prepared.visuals]
-        return self._text_model.bring(session.memory.concatenate(parts))
+        parts = [self._see(visual.feeds) for visual in prepared.visuals]
+        return self._text_model.bring(self._sessions[VISION].memory.concatenate(parts))
 
     def score(self, prepared: Prepared, visual_embeds: Array, needs: frozenset[str] = SCORES) -> Relevance:
         """What a selector asks for about the visual tokens: how much each matters for the question, and the question itself.

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from foveate.engines import MachineError, PromptEntry
 from foveate.engines.format.processors.pixels import PixelConstants
+from foveate.runtime.encoding.part import Runs, plan_runs
+from foveate.runtime.encoding.redundancy import find_sources
 from foveate.runtime.frames import RULES_WITHOUT_RATE
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
-from foveate.runtime.processors import Foveal, open_processor
+from foveate.runtime.processors import Foveal, Tiled, open_processor
 from foveate.runtime.prompt import EncodedPrompt, PromptEncoder, collect_visuals, find_instruction
-from foveate.runtime.types import Prepared, Request, Run, Visual
+from foveate.runtime.types import Prepared, Request, Visual
 from foveate.runtime.video import VideoLimits, VideoSource, is_given_frames, open_frames
 
+_WHOLE_PICTURES = "the vision tower of this family takes whole pictures"
+_NO_TILES = "the visual tokens of this family are no tiles of pixels"
 _MOST_GIVEN_FRAMES = 32
 """How many frames may be given one by one where the request sets no number."""
 
@@ -72,12 +77,23 @@ class Preparer:
         """The same request with small pictures; or why there are none."""
         processor = self._processor
         if not isinstance(processor, Foveal):
-            return "the vision tower of this family takes whole pictures"
+            return _WHOLE_PICTURES
         found = [processor.glance(visual) for visual in prepared.visuals]
         glances = tuple(glance for glance in found if glance is not None)
         if len(glances) < len(found):
             return "a smaller picture would show too little"
         return self._lay_out(self._encoder.encode(request.messages), glances)
+
+    def sources(self, prepared: Prepared, tolerance: int) -> np.ndarray | str:
+        """`[visual_tokens]` int64: which visual token stands for each, see `find_sources`, counted over all; or why it can't be
+        said."""
+        processor = self._processor
+        if not isinstance(processor, Tiled):
+            return _NO_TILES if isinstance(processor, Foveal) else _WHOLE_PICTURES
+        found: list[np.ndarray] = []
+        for cells in chain.from_iterable(processor.cells(visual) for visual in prepared.visuals):
+            found.append(find_sources(cells, tolerance) + sum(map(len, found)))
+        return np.concatenate(found)
 
     def enlarge(self, scores: np.ndarray, small: Sequence[Visual], whole: Sequence[Visual]) -> np.ndarray:
         """Scores of all small pictures at the places of the large ones' visual tokens; see `Foveal.enlarge`."""
@@ -85,9 +101,11 @@ class Preparer:
         parts = zip(np.split(scores, ends), small, whole, strict=True)
         return np.concatenate([self._foveal.enlarge(own, glance, visual) for own, glance, visual in parts])
 
-    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Run]:
-        """See `Foveal.part`."""
-        return self._foveal.part(visual, tokens)
+    def runs(self, prepared: Prepared, tokens: np.ndarray, seen: Sequence[int] = ()) -> Runs:
+        """How some of all visual tokens come about; see `plan_runs`."""
+        processor = self._processor
+        assert isinstance(processor, Foveal | Tiled)  # or there would be nothing to choose by
+        return plan_runs(tokens, prepared.visuals, processor.part, seen)
 
     @property
     def glance_stays(self) -> bool:

@@ -17,7 +17,7 @@ from PIL import Image
 from foveate.engines import Array, Grid, RequestError
 from foveate.engines.errors import shown
 from foveate.runtime.budget import Budget
-from foveate.runtime.encoding import Encode, Encoding, Part, check_encode
+from foveate.runtime.encoding import Encode, Encoding, Part, check_encode, check_redundancy
 from foveate.runtime.explain import draw
 from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
 from foveate.runtime.picture import Picture
@@ -62,6 +62,9 @@ class Request:
         stop: strings that end the answer; they are not part of it. None takes the bundle's, which are the checkpoint's.
         encode: share of the visual tokens that the vision tower may compute, chosen by a glance at a small picture, or `auto`;
             see `Encode`. None has it compute all. `Answer.encoding` says what it did.
+        redundancy: leave out visual tokens whose pixels a neighbour has already, before the vision tower: the largest
+            difference between two pixel values that counts as none, 0 to 255; 0 for equal pixels alone. None leaves out none;
+            with `encode="auto"` it stands for 0.
         ignore_eos: draw `max_new_tokens` tokens whatever they are, to measure how long that takes.
 
     Collections may be of any kind, generators too, and numbers numpy's; they are kept as tuples and Python's. A single image
@@ -89,6 +92,7 @@ class Request:
     min_pixels: int | None = None
     max_pixels: int | None = None
     encode: Encode | None = None
+    redundancy: int | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -109,7 +113,7 @@ class Request:
             if getattr(self, name) is not None:
                 settle(self, **{name: whole(name, getattr(self, name), 1)})
         check_sampling(self.fps, self.max_frames, self.frame_rule)
-        settle(self, encode=check_encode(self.encode))
+        settle(self, encode=check_encode(self.encode), redundancy=check_redundancy(self.redundancy))
         _ = self.resolution
         _check_kind("budget", self.budget, Budget, "a Budget, as Budget(ratio=0.5)")
         _check_kind("sampling", self.sampling, Sampling, "a Sampling, as Sampling(temperature=0.7)")
@@ -120,6 +124,11 @@ class Request:
         if self.min_retained is not None:
             remedy = "Use 0.95 for 95 % of the right answers."
             settle(self, min_retained=share("min_retained", self.min_retained, remedy))
+
+    @property
+    def limits_encoding(self) -> bool:
+        """Whether it says anything about what the vision tower computes."""
+        return self.encode is not None or self.redundancy is not None
 
     @property
     def resolution(self) -> Resolution:
@@ -299,8 +308,7 @@ class Encoded:
             and nobody may write to one on a GPU.
         stage_ms: what these stages took.
         encoding: what the tower computed, where the request said how much.
-        part: the visual tokens that it computed for this question alone, of which `prepared` and `visual_embeds` then are; None
-            where it computed all.
+        part: the visual tokens that it computed, of which `prepared` and `visual_embeds` then are; None where it computed all.
     """
 
     prepared: Prepared
@@ -344,7 +352,7 @@ class Answer:
         pictures: the images and frames as the model saw them, where `explain` can draw on them: visual tokens were dropped, or
             scored. `Pipeline.prepare` has them for any request.
         frame_seconds: when each frame of the videos is shown.
-        encoding: what the vision tower computed; None where the request did not say how much.
+        encoding: what the vision tower computed; None where the request set neither `encode` nor `redundancy`.
         part: which visual tokens that were, and the small pictures that it looked at first; None where it computed all.
         predicted_ttft_ms: what `Timings.ttft_ms` was expected to be; None where the budget is not in milliseconds.
         resized: for each image and video, what the request's `max_visual_tokens`, `min_pixels` and `max_pixels` made of it;

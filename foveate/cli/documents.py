@@ -224,13 +224,18 @@ class Encoding(_Part, frozen=True, kw_only=True):
         encoded_tokens: visual tokens that it computed at full resolution.
         visual_tokens: that there are.
         glance_tokens: of the small pictures that it looked at first; 0 where it did not.
-        reason: why it computed all although the request allowed fewer; empty where that is not so.
+        reason: why it computed more than the request asked for; empty where that is not so.
+        redundant_tokens: visual tokens that repeat others, where it was looked for them.
+        redundant_runs: of these, which of the computed tokens stand for them: the first of a run, how many there are, and the
+            token that stands for them.
     """
 
     encoded_tokens: int
     visual_tokens: int
     glance_tokens: int
     reason: str
+    redundant_tokens: int
+    redundant_runs: tuple[tuple[int, int, int], ...]
 
 
 class AnswerFacts(_Part, frozen=True, kw_only=True):
@@ -246,7 +251,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
         prompt_tokens: that the decoder saw.
         timings: wall time of each stage.
         kv_bytes: allocated for the KV cache.
-        encoding: what the vision tower computed; null where the request did not say how much.
+        encoding: what the vision tower computed; null where the request set neither `encode` nor `redundancy`.
         predicted_ttft_ms: what ttft_ms was expected to be; null where the budget is not in milliseconds.
         resized: of each image and video; null where the request's limits changed nothing.
     """

@@ -52,7 +52,7 @@ FIXED = Need(
     "neither a share nor a number of tokens is set",
     "Set --keep or --keep-tokens",
 )
-CHOICE = Need(lambda given: _has_budget(given) or given["explain"], BUDGET.fact, BUDGET.remedy)
+CHOICE = Need(lambda given: _has_budget(given) or given["explain"] or given["encode"] is not None, BUDGET.fact, BUDGET.remedy)
 SAMPLED = Need(
     lambda given: given["temperature"] != 0 or given["sample"],
     "at temperature 0 the likeliest token is taken",
@@ -93,8 +93,16 @@ class _Limits(TypedDict, total=False):
     VISUAL,
     "--encode",
     metavar="SHARE|auto",
-    help="Share of the visual tokens that the vision tower computes, after a glance at a small picture; auto: as many as are "
-    "kept, where that is less work.",
+    help="Share of the visual tokens that the vision tower computes, after a glance at a small picture; auto: what is least "
+    "work, all, those that repeat no others, or as many as are kept.",
+)
+@when(
+    VISUAL,
+    "--redundancy",
+    type=int,
+    metavar="T",
+    help="Leave out visual tokens whose pixels a neighbour has, before the vision tower: 0 for equal pixels, up to 255 for the "
+    "largest difference that counts as none.",
 )
 @when(
     CHOICE,
@@ -131,6 +139,7 @@ def generate_command(
     ttft_ms: float | None,
     only_if_faster: bool,
     encode: str | None,
+    redundancy: int | None,
     select: str | None,
     min_retained: float | None,
     explain: Path | None,
@@ -169,6 +178,7 @@ def generate_command(
         ttft_ms=ttft_ms,
         only_if_faster=only_if_faster,
         encode=_share(encode),
+        redundancy=redundancy,
         select=select,
         min_retained=min_retained,
         explain=explain is not None,

@@ -36,13 +36,18 @@ def enlarge(scores: np.ndarray, small: Sequence[Grid], whole: Sequence[Grid]) ->
     return np.asarray(np.exp(np.concatenate(parts)))
 
 
+def can_rank(selector: Selector) -> bool:
+    """Whether scores alone are enough for it."""
+    return isinstance(selector, Ranking)
+
+
 def check_selector(selector: Selector) -> None:
     """Before the tower there are scores alone.
 
     Raises:
         RequestError: a selector that looks at visual tokens.
     """
-    if not isinstance(selector, Ranking):
+    if not can_rank(selector):
         raise RequestError(
             f"selector '{selector.name}' looks at visual tokens, which are not there before the tower. Leave out encode, "
             "or use another selector.",

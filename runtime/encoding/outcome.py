@@ -9,6 +9,8 @@ import numpy as np
 
 from foveate.engines import Array
 from foveate.runtime.budget import Budget
+from foveate.runtime.encoding.redundancy import find_runs
+from foveate.runtime.latency import LatencyModel, Plan, Sizes, Unmeasured, plan
 from foveate.runtime.picture import Picture
 from foveate.runtime.select import Selection
 
@@ -21,19 +23,26 @@ class Encoding:
         encoded_tokens: visual tokens that it computed at full resolution.
         visual_tokens: that there are.
         glance_tokens: of the small pictures that it looked at first; 0 where it did not.
-        reason: why it computed all although the request allowed fewer; empty where that is not so.
+        reason: why it computed more than the request asked for; empty where that is not so.
+        redundant_tokens: visual tokens that repeat others, where it was looked for them.
+        redundant_runs: of these, which of the computed tokens stand for them: the first of a run, how many there are, and the
+            token that stands for them.
     """
 
     encoded_tokens: int
     visual_tokens: int
     glance_tokens: int = 0
     reason: str = ""
+    redundant_tokens: int = 0
+    redundant_runs: tuple[tuple[int, int, int], ...] = ()
 
     def told(self) -> str:
         """In a few words."""
-        if self.reason:
-            return f"the tower saw all ({self.reason})"
-        return f"the tower saw {self.encoded_tokens} after a glance at {self.glance_tokens}"
+        seen = "all" if self.encoded_tokens == self.visual_tokens else str(self.encoded_tokens)
+        glance = f" after a glance at {self.glance_tokens}" if self.glance_tokens else ""
+        repeats = f", {self.redundant_tokens} repeat others" if self.redundant_tokens else ""
+        reason = f" ({self.reason})" if self.reason else ""
+        return f"the tower saw {seen}{glance}{repeats}{reason}"
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -42,29 +51,46 @@ class Encoding:
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """The visual tokens that the tower computes for a question.
+    """The visual tokens that the tower computes.
 
     Attributes:
         tokens: `[encoded]` int64, ascending, counted over all visual tokens.
-        scores: `[visual_tokens]` float32, what the glance said about each.
+        scores: `[visual_tokens]` float32, what the glance said about each; None where there was none.
         selector: that chose them.
         total: how many visual tokens there are.
-        glance_tokens: of the small pictures that were looked at.
+        glance_tokens: of the small pictures that were looked at; 0 where the part hangs on no question.
         pictures: those, as the tower saw them.
         seen: `visual_embeds` of each small picture, where they are the first ones of the whole; else empty.
+        sources: `[visual_tokens]` int64, which token stands for each; None where it was not looked for redundant ones.
+        reason: see `Encoding.reason`.
+        predicted_ttft_ms: what the time to first token is expected to be, where the part was planned by time: then all of it
+            stays.
     """
 
     tokens: np.ndarray
-    scores: np.ndarray
+    scores: np.ndarray | None
     selector: str
     total: int
     glance_tokens: int = 0
     pictures: tuple[Picture, ...] = ()
     seen: tuple[Array, ...] = ()
+    sources: np.ndarray | None = None
+    reason: str = ""
+    predicted_ttft_ms: float | None = None
 
     def encoding(self) -> Encoding:
         """What an answer says."""
-        return Encoding(len(self.tokens), self.total, self.glance_tokens)
+        told = Encoding(len(self.tokens), self.total, self.glance_tokens, self.reason)
+        if self.sources is None:
+            return told
+        redundant = int(np.count_nonzero(self.sources != np.arange(self.total)))
+        return replace(told, redundant_tokens=redundant, redundant_runs=find_runs(self.sources, self.tokens))
+
+    def plan(self, budget: Budget, sizes: Sizes, model: LatencyModel | Unmeasured | None) -> Plan:
+        """What a budget over all visual tokens comes to for those that were computed; see `plan`."""
+        if self.predicted_ttft_ms is not None:
+            return Plan(Budget(), predicted_ttft_ms=self.predicted_ttft_ms)
+        return plan(self.budget(budget), sizes, model)
 
     def budget(self, budget: Budget) -> Budget:
         """A budget over all visual tokens, as one over those that were computed."""
@@ -77,9 +103,10 @@ class Part:
             selection: among those.
             reason: what is worth knowing where all of them stayed, which is no reason in itself.
         """
-        keep_indices = self.tokens[selection.keep_indices]
-        if selection.scores is None:
-            return Selection(keep_indices, self.total, self.selector, reason, self.scores)
-        scores = np.zeros(self.total, np.float32)
-        scores[self.tokens] = selection.scores
+        keep_indices, scores = self.tokens[selection.keep_indices], self.scores
+        if selection.scores is not None:
+            scores = np.zeros(self.total, np.float32)
+            scores[self.tokens] = selection.scores
+        if len(keep_indices) == len(self.tokens):
+            return Selection(keep_indices, self.total, self.selector, reason, scores)
         return Selection(keep_indices, self.total, selection.selector, selection.reason, scores)

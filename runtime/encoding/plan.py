@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from foveate.engines import RequestError
+from foveate.runtime.encoding.cost import WORTH, Estimate
 from foveate.runtime.latency import LatencyModel, most_within
-
-_WORTH = 0.9
-"""Of what the whole tower takes up to the first token, above which a glance does not pay: it costs answers too, and predictions
-err by some per cent."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,7 @@ class TowerSizes:
     """A request before the vision tower.
 
     Attributes:
-        pictures: visual tokens of each image or video, which are a run of the tower each.
+        pictures: visual tokens of each image, or of each step of a video, that the tower is to compute: a run each.
         glances: visual tokens of the small picture of each; None where there can be no glance.
         text_tokens: of the prompt.
         spent_ms: what the request took so far.
@@ -40,16 +38,20 @@ class TowerModel:
 
     Args:
         sizes: of the request.
-        model: latencies measured in this environment.
+        model: latencies measured in this environment, or an estimate in a unit of its own.
     """
 
-    def __init__(self, sizes: TowerSizes, model: LatencyModel) -> None:
+    def __init__(self, sizes: TowerSizes, model: LatencyModel | Estimate) -> None:
         self._sizes, self._model = sizes, model
         self._tower_ms = sum(map(model.vision_ms, sizes.pictures))
 
     def whole_ms(self) -> float:
         """Everything computed, everything kept."""
         return self._sizes.spent_ms + self._tower_ms + self._prefill_ms(self._sizes.visual_tokens)
+
+    def kept_ms(self, kept: int) -> float:
+        """Everything computed, and as many kept as there are, at most `kept`."""
+        return self.whole_ms() if kept >= self._sizes.visual_tokens else self.pruned_ms(kept)
 
     def pruned_ms(self, kept: int) -> float:
         """Everything computed, scored, and some of it kept."""
@@ -86,6 +88,19 @@ class TowerPlan:
     reason: str = ""
 
 
+def plan_part(ttft_ms: float, sizes: TowerSizes, model: LatencyModel, most: int) -> TowerPlan:
+    """How many visual tokens a glance and a part give within a time, at most `most`.
+
+    Raises:
+        RequestError: not a single one.
+    """
+    takes = TowerModel(sizes, model)
+    encoded = most_within(ttft_ms, most, takes.part_ms)
+    if encoded < 1:
+        raise _too_little(ttft_ms, sizes, {"after a glance": takes.part_ms(1)})
+    return TowerPlan(encoded, encoded, takes.part_ms(encoded))
+
+
 def plan_tower(ttft_ms: float, sizes: TowerSizes, model: LatencyModel) -> TowerPlan:
     """The way to the first token that keeps the most visual tokens within a time: everything; else a glance and a part, or the
     whole tower and pruning behind it, where that keeps as many.
@@ -99,17 +114,16 @@ def plan_tower(ttft_ms: float, sizes: TowerSizes, model: LatencyModel) -> TowerP
     kept = most_within(ttft_ms, total - 1, takes.pruned_ms)
     encoded = -1 if sizes.glances is None else most_within(ttft_ms, total - 1, takes.part_ms)
     if max(kept, encoded) < 1:
-        raise _too_little(ttft_ms, sizes, takes)
+        ways = {"with all visual tokens computed": takes.pruned_ms(1)}
+        raise _too_little(ttft_ms, sizes, ways if sizes.glances is None else ways | {"after a glance": takes.part_ms(1)})
     if encoded > kept:
         return TowerPlan(encoded, encoded, takes.part_ms(encoded))
     reason = "" if sizes.glances is None else f"a glance and its part would keep no more within {ttft_ms:g} ms"
     return TowerPlan(None, kept, takes.pruned_ms(kept), reason)
 
 
-def _too_little(ttft_ms: float, sizes: TowerSizes, takes: TowerModel) -> RequestError:
-    ways = {"with all visual tokens computed": takes.pruned_ms(1)}
-    if sizes.glances is not None:
-        ways["after a glance"] = takes.part_ms(1)
+def _too_little(ttft_ms: float, sizes: TowerSizes, ways: Mapping[str, float]) -> RequestError:
+    """What the fastest of several ways takes."""
     way = min(ways, key=lambda name: ways[name])
     return RequestError(
         f"the budget is {ttft_ms:g} ms, and with a single visual token, {way}, the answer begins after about "
@@ -132,7 +146,7 @@ class Comparison:
     @property
     def is_worth(self) -> bool:
         """Whether the part is clearly faster."""
-        return self.part_ms < _WORTH * self.whole_ms
+        return self.part_ms < WORTH * self.whole_ms
 
     def told(self) -> str:
         """Both, in a few words."""
@@ -148,4 +162,4 @@ def compare(count: int, sizes: TowerSizes, model: LatencyModel) -> Comparison:
         model: latencies measured in this environment.
     """
     takes = TowerModel(sizes, model)
-    return Comparison(takes.part_ms(count), takes.whole_ms() if count >= sizes.visual_tokens else takes.pruned_ms(count))
+    return Comparison(takes.part_ms(count), takes.kept_ms(count))

@@ -9,12 +9,13 @@ import numpy as np
 from foveate.engines import RequestError
 from foveate.engines.errors import shown
 from foveate.runtime.budget import Budget
-from foveate.runtime.values import share
+from foveate.runtime.values import share, unusable, whole
 
 AUTO: Literal["auto"] = "auto"
 Encode = float | Literal["auto"]
-"""Share of the visual tokens that the tower may compute, 0 < share <= 1; `auto` takes what the budget keeps, where a glance
-and so many are less work than all."""
+"""Share of the visual tokens that the tower may compute, 0 < share <= 1; `auto` takes what is least work: all of them, those
+that repeat no others, or what the budget keeps, after a glance."""
+_MOST_TOLERANCE = 255
 
 
 def check_encode(value: object) -> Encode | None:
@@ -33,20 +34,30 @@ def check_encode(value: object) -> Encode | None:
     return share("encode", value, "Use 0.25 for a quarter of the visual tokens, or auto.")
 
 
+def check_redundancy(value: object) -> int | None:
+    """`Request.redundancy`, settled.
+
+    Raises:
+        RequestError: it is no difference of pixel values.
+    """
+    if value is None:
+        return None
+    remedy = "Use 0 for equal pixels alone."
+    tolerance = whole("redundancy", value, 0, remedy)
+    if tolerance > _MOST_TOLERANCE:
+        raise unusable("redundancy", value, f"a whole number from 0 to {_MOST_TOLERANCE}", remedy)
+    return tolerance
+
+
 def count_tokens(encode: Encode, budget: Budget, total: int) -> int | str:
     """How many visual tokens the tower may compute; or why it computes all.
 
     Raises:
-        RequestError: the budget keeps more than that, or is in milliseconds.
+        RequestError: the budget keeps more than that.
     """
     kept = budget.count(np.empty(total)) if budget.ratio is not None or budget.tokens is not None else None
     if encode == AUTO:
         return kept if kept is not None else "no share or number of tokens is kept that would say how many are enough"
-    if budget.ttft_ms is not None:
-        raise RequestError(
-            "the budget is in milliseconds, and those are planned after the tower. Set keep beside encode.",
-            options=("encode", "keep"),
-        )
     allowed = Budget(ratio=encode).count(np.empty(total))
     if kept is not None and kept > allowed:
         raise RequestError(

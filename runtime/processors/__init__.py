@@ -116,6 +116,20 @@ class Foveal(Protocol):
         ...
 
 
+@runtime_checkable
+class Tiled(Protocol):
+    """A processor whose visual tokens are tiles of pixels, of which the vision graph takes some, for `Request.redundancy`."""
+
+    def cells(self, visual: Visual) -> Sequence[np.ndarray]:
+        """The pixels of each visual token as the model sees them, one array for each of `Visual.grids`: `[steps, rows, columns,
+        values]` uint8, with all frames of a step."""
+        ...
+
+    def part(self, visual: Visual, tokens: np.ndarray) -> Sequence[Run]:
+        """See `Foveal.part`."""
+        ...
+
+
 def open_processor(family: str, constants: PixelConstants) -> Processor:
     """The processor of a family, with its constants (`read_constants`)."""
     module, _, name = PROCESSORS[family].partition(":")

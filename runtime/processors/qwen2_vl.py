@@ -182,6 +182,15 @@ class Qwen2VLProcessor:
         small = [resize(picture.image, width, height, self.constants) for picture in seen]
         return self._still(small[0]) if visual.kind == "image" else self._moving(small, [picture.seconds for picture in seen])
 
+    def cells(self, visual: Visual) -> list[np.ndarray]:
+        """See `Tiled.cells`."""
+        (steps, rows, columns), side = visual.grids[0], self.constants.token_size
+        frames = [np.asarray(picture.image) for picture in visual.pictures]
+        span = min(self.constants.temporal_patch_size, len(frames))  # an image fills every frame of a patch
+        frames += [frames[-1]] * (-len(frames) % span)
+        blocks = np.stack(frames).reshape(steps, span, rows, side, columns, side, 3)
+        return [blocks.transpose(0, 2, 4, 1, 3, 5, 6).reshape(steps, rows, columns, -1)]
+
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
         """See `Foveal.enlarge`: a step between two that were glanced at has the geometric mean of theirs, and what moves is
         worth more."""

@@ -125,8 +125,9 @@ def check_grids(relevance: Relevance, selector: str) -> None:
     cells = sum(math.prod(grid) for grid in relevance.grids)
     if cells != len(relevance):
         raise RequestError(
-            f"selector '{selector}' got grids of {cells} cells for {len(relevance)} visual tokens. "
-            "Set Relevance.grids to frames, rows and columns of each image."
+            f"selector '{selector}' got grids of {cells} cells for {len(relevance)} visual tokens, and looks at whole frames. "
+            "Leave out redundancy, use another selector, or set Relevance.grids to frames, rows and columns of each image.",
+            options=("redundancy", "select"),
         )
 
 

@@ -437,3 +437,17 @@ def test_generate_samples_and_penalises_where_it_is_told(run: Run, bundle: Path)
 )
 def test_unusable_sampling_names_its_flags(run: Run, bundle: Path, options: list[str], parts: list[str]) -> None:
     assert_one_clear_line(run("generate", bundle, "-i", SCENE, QUESTION, *options), *parts)
+
+
+def test_what_repeats_is_not_computed(run: Run, bundle: Path, tmp_path: Path) -> None:
+    """A scene on a white page."""
+    page = Image.new("RGB", (448, 448), "white")
+    page.paste(Image.open(SCENE), (28, 28))
+    page.save(tmp_path / "page.png")
+    words = ("generate", bundle, "-i", tmp_path / "page.png", QUESTION, "--redundancy", "0")
+    (figures,) = run(*words).stderr.splitlines()
+    encoding = json.loads(run(*words, "--json").stdout)["encoding"]
+    told = f"the tower saw {encoding['encoded_tokens']}, {encoding['redundant_tokens']} repeat others, first token"
+    assert told in figures
+    assert encoding["encoded_tokens"] + encoding["redundant_tokens"] == encoding["visual_tokens"] == 256
+    assert_one_clear_line(run(*words[:-1], "256"), "redundancy is 256, expected a whole number from 0 to 255", "(--redundancy)")

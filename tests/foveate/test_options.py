@@ -74,6 +74,7 @@ CASES: dict[str, dict[str, tuple[str, str]]] = {
         "--frame-rule": (f"--frame-rule uniform -i {SCENE}", f"--video {SCENE}"),
         "--max-visual-tokens": ("--max-visual-tokens 64", f"-i {SCENE}"),
         "--encode": ("--encode 0.5", f"-i {SCENE}"),
+        "--redundancy": ("--redundancy 0", f"-i {SCENE}"),
         "--select": (f"-i {SCENE} --select random", "--keep 0.5"),
         "--only-if-faster": (f"-i {SCENE} --only-if-faster", "--keep 0.5"),
         "--min-retained": (f"-i {SCENE} --min-retained 0.9", "--keep 0.5"),

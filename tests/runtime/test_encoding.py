@@ -187,8 +187,9 @@ def test_no_image(pipe: Pipeline) -> None:
         ({"encode": 0.25, "keep": 0.5}, "the budget keeps 200 visual tokens, the tower may compute 100 of 400"),
         ({"encode": 0.25, "keep_tokens": 101}, "the budget keeps 101 visual tokens"),
         ({"encode": 0.25, "select": "divprune"}, "'divprune' looks at visual tokens, which are not there before the tower"),
-        ({"encode": 0.25, "ttft_ms": 100}, "planned after the tower"),
+        ({"encode": 0.25, "ttft_ms": 100}, "the budget is 100 ms, and this bundle has no latencies of this machine"),
         ({"encode": 0.25, "keep": 0.25, "min_retained": 0.9}, "no retention curve"),
+        ({"redundancy": 0, "min_retained": 0.9}, "measured with all visual tokens, and after a glance"),
     ],
 )
 def test_what_can_not_be_done_together(pipe: Pipeline, options: dict[str, Any], message: str) -> None:

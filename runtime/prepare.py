@@ -20,6 +20,7 @@ from foveate.runtime.types import Prepared, Request, Visual
 from foveate.runtime.video import VideoLimits, VideoSource, is_given_frames, open_frames
 
 _WHOLE_PICTURES = "the vision tower of this family takes whole pictures"
+_NO_GLANCE = "the pictures of this family are too small for a glance to pay"
 _NO_TILES = "the visual tokens of this family are no tiles of pixels"
 _MOST_GIVEN_FRAMES = 32
 """How many frames may be given one by one where the request sets no number."""
@@ -77,12 +78,14 @@ class Preparer:
         """The same request with small pictures; or why there are none."""
         processor = self._processor
         if not isinstance(processor, Foveal):
-            return _WHOLE_PICTURES
-        found = [processor.glance(visual) for visual in prepared.visuals]
-        glances = tuple(glance for glance in found if glance is not None)
-        if len(glances) < len(found):
-            return "a smaller picture would show too little"
-        return self._lay_out(self._encoder.encode(request.messages), glances)
+            return _NO_GLANCE if isinstance(processor, Tiled) else _WHOLE_PICTURES
+        glances = []
+        for visual in prepared.visuals:
+            glance = processor.glance(visual)
+            if isinstance(glance, str):
+                return glance
+            glances.append(glance)
+        return self._lay_out(self._encoder.encode(request.messages), tuple(glances))
 
     def sources(self, prepared: Prepared, tolerance: int) -> np.ndarray | str:
         """`[visual_tokens]` int64: which visual token stands for each, see `find_sources`, counted over all; or why it can't be

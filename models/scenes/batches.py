@@ -140,7 +140,7 @@ def join_feeds(tasks: Sequence[Sequence[Visual]]) -> dict[str, torch.Tensor]:
     pixels = np.stack([np.concatenate([visual.feeds["pixel_values"] for visual in visuals]) for visuals in tasks])
     first = tasks[0]
     feeds = {name: torch.from_numpy(value) for name, value in first[0].feeds.items()}
-    taps = _join_taps(first) if "gather_indices" in feeds else {}
+    taps = _join_taps(first) if "gather_weights" in feeds else {}
     return {**feeds, **taps, "pixel_values": torch.from_numpy(pixels)}
 
 

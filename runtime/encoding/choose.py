@@ -221,7 +221,8 @@ class _Choice:
             scores = stages.preparer.enlarge(weights, small.visuals, whole.visuals)
         with self.stopwatch("select"):
             among = unique.tokens if isinstance(unique, Part) else np.arange(self.total)
-            found = Relevance(np.empty((len(among), 0)), whole.grids, scores[among], scores[among])
+            # Without grids: before the tower the periphery of a clip is that of an image, half of the budget would be too much.
+            found = Relevance(np.empty((len(among), 0)), (), scores[among], scores[among])
             tokens = among[select(found, Budget(tokens=count), selector).keep_indices]
         known = by_visual(glance_embeds, small.visuals) if stages.preparer.glance_stays else ()
         part = Part(tokens, scores, selector.name, self.total, small.num_visual_tokens, small.pictures, known)

@@ -97,8 +97,8 @@ class Foveal(Protocol):
 
     glance_stays: bool
 
-    def glance(self, visual: Visual) -> Visual | None:
-        """The same image as a small picture, or some steps of the same video; None where those show too little."""
+    def glance(self, visual: Visual) -> Visual | str:
+        """The same image as a small picture, or some steps of the same video; or why there is none."""
         ...
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:

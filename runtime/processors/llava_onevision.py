@@ -100,10 +100,10 @@ class LlavaOnevisionProcessor:
             "video",
         )
 
-    def glance(self, visual: Visual) -> Visual | None:
-        """See `Foveal.glance`: the first crop, which shows the whole image. What is one crop in all has no smaller one."""
+    def glance(self, visual: Visual) -> Visual | str:
+        """See `Foveal.glance`: the first crop, which shows the whole image."""
         if len(visual.feeds["pixel_values"]) == 1 or visual.kind == "video":
-            return None
+            return "an image or frame of one crop has no smaller picture"
         base = np.arange(self.patches)
         feeds = {name: array[:1] for name, array in visual.feeds.items() if name in ("pixel_values", "patch_indices")}
         taps = {name: visual.feeds[name][base] for name in ("gather_indices", "gather_weights")}

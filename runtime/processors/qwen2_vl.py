@@ -170,12 +170,12 @@ class Qwen2VLProcessor:
         }
         return Visual(feeds, ((len(steps), *grid),), tuple(pictures), kind, resized)
 
-    def glance(self, visual: Visual) -> Visual | None:
+    def glance(self, visual: Visual) -> Visual | str:
         """See `Foveal.glance`: the image, or the frames of every other step, at a third or half of its sides."""
         rows, columns = visual.grids[0][1:]
         shrink = glance_shrink(rows * columns, visual.kind)
         if shrink is None:
-            return None
+            return "a smaller picture would show too little"
         side, span = self.constants.token_size, self.constants.temporal_patch_size
         width, height = (max(1, round(cells / shrink)) * side for cells in (columns, rows))
         seen = [picture for number, picture in enumerate(visual.pictures) if number // span % 2 == 0]

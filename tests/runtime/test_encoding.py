@@ -96,7 +96,7 @@ def test_several_images_share_what_is_computed(pipe: Pipeline) -> None:
 
 def test_images_with_nothing_that_matters_are_not_run(pipe: Pipeline) -> None:
     prepared = pipe.prepare(Request.ask(QUESTION, [picture(560, 1), picture(448, 2)]))
-    runs = plan_runs(np.array([401, 405]), prepared.visuals, pipe._prepare.part)
+    runs = pipe._prepare.runs(prepared, np.array([401, 405]))
     (feeds,) = runs.feeds
     assert feeds["patch_positions"].tolist() == [[0, 2], [0, 3], [1, 2], [1, 3], [0, 10], [0, 11], [1, 10], [1, 11]]
     assert runs.rows.tolist() == [0, 1]
@@ -167,10 +167,10 @@ def test_visual_tokens_that_were_given_are_all_there(pipe: Pipeline) -> None:
     assert pipe.generate(whole, encoded).encoding is None
 
 
-def test_a_family_whose_tower_takes_whole_pictures(trained_bundle: Callable[[str], Path]) -> None:
+def test_a_family_without_a_glance(trained_bundle: Callable[[str], Path]) -> None:
     with load(trained_bundle("vila1.5-tiny")) as pipe:
         answer = ask(pipe, encode=0.25)
-    assert answer.encoding.reason == "the vision tower of this family takes whole pictures"
+    assert answer.encoding.reason == "the pictures of this family are too small for a glance to pay"
     assert answer.encoding.encoded_tokens == answer.encoding.visual_tokens == 81
 
 
@@ -189,7 +189,6 @@ def test_no_image(pipe: Pipeline) -> None:
         ({"encode": 0.25, "select": "divprune"}, "'divprune' looks at visual tokens, which are not there before the tower"),
         ({"encode": 0.25, "ttft_ms": 100}, "the budget is 100 ms, and this bundle has no latencies of this machine"),
         ({"encode": 0.25, "keep": 0.25, "min_retained": 0.9}, "no retention curve"),
-        ({"redundancy": 0, "min_retained": 0.9}, "measured with all visual tokens, and after a glance"),
     ],
 )
 def test_what_can_not_be_done_together(pipe: Pipeline, options: dict[str, Any], message: str) -> None:

@@ -307,7 +307,7 @@ def test_newlines_alone_need_no_crop(pipe: Pipeline) -> None:
 def test_scores_of_the_first_crop_lie_over_the_whole_image(processor: LlavaOnevisionProcessor) -> None:
     visual = processor.image(picture(144, 144))
     small = processor.glance(visual)
-    assert small is not None
+    assert not isinstance(small, str)
     scores = np.full((GRID_SIZE, GRID_SIZE), 0.01, np.float32)
     scores[1, 3] = 0.5
     large = processor.enlarge(scores.ravel(), small, visual)
@@ -326,15 +326,12 @@ def test_the_tower_sees_what_the_question_needs(pipe: Pipeline, size: tuple[int,
     assert len(answer.selection.keep_indices) == Budget(ratio=0.25).count(np.empty(total))
 
 
-@pytest.mark.parametrize(
-    ("images", "frames", "reason"),
-    [(2, 0, "a smaller picture would show too little"), (0, 3, "the frames of a video are seen")],
-)
-def test_what_is_one_crop_is_seen_whole(pipe: Pipeline, images: int, frames: int, reason: str) -> None:
+@pytest.mark.parametrize(("images", "frames"), [(2, 0), (0, 3)])
+def test_what_is_one_crop_is_seen_whole(pipe: Pipeline, images: int, frames: int) -> None:
     pictures, clip = [picture(90, 90, seed) for seed in range(images)], [picture(90, 90, seed) for seed in range(frames)]
     request = Request.ask(QUESTION, pictures, videos=[clip] if clip else (), encode=0.5, max_new_tokens=2)
     answer = pipe.generate(request)
-    assert answer.encoding.reason.startswith(reason)
+    assert answer.encoding.reason == "an image or frame of one crop has no smaller picture"
     assert answer.encoding.encoded_tokens == answer.selection.num_visual_tokens
 
 

@@ -357,7 +357,7 @@ def test_frames_are_runs_of_their_own() -> None:
         ({"redundancy": 256}, "redundancy is 256, expected a whole number from 0 to 255"),
         ({"redundancy": 0.5}, "redundancy is 0.5, expected a whole number"),
         ({"redundancy": True}, "redundancy is True"),
-        ({"redundancy": 0, "keep": 0.5, "min_retained": 0.9}, "measured with the whole tower"),
+        ({"redundancy": 0, "keep": 0.5, "min_retained": 0.9}, "not without redundant ones"),
         ({"redundancy": 0, "keep": 0.1, "select": "pooling"}, "'pooling' got grids of 0 cells for .* Leave out redundancy"),
         ({"redundancy": 0, "encode": 0.1, "select": "divprune"}, "'divprune' looks at visual tokens"),
     ],
@@ -399,6 +399,9 @@ def test_visual_tokens_that_were_given_are_all_there(pipe: Pipeline) -> None:
     assert answer.encoding == Encoding(TOKENS, TOKENS, reason="the visual tokens were given")
 
 
+GLANCE = ("glance", "glance_stays", "enlarge")
+
+
 def with_only(pipe: Pipeline, *names: str) -> SimpleNamespace:
     """The processor with no more of what encoding needs."""
     return SimpleNamespace(**{name: getattr(pipe._prepare._processor, name) for name in ("image", "layout", *names)})
@@ -408,14 +411,14 @@ def with_only(pipe: Pipeline, *names: str) -> SimpleNamespace:
 def test_a_family_whose_tower_takes_whole_pictures(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(pipe._prepare, "_processor", with_only(pipe, "glance", "enlarge", "cells"))
+    monkeypatch.setattr(pipe._prepare, "_processor", with_only(pipe, *GLANCE, "cells"))
     reason = "the vision tower of this family takes whole pictures"
     assert ask(pipe, **options).encoding == Encoding(TOKENS, TOKENS, reason=reason)
 
 
 def test_a_family_whose_visual_tokens_share_pixels(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may glance, but has no pixels to compare."""
-    monkeypatch.setattr(pipe._prepare, "_processor", with_only(pipe, "glance", "enlarge", "part"))
+    monkeypatch.setattr(pipe._prepare, "_processor", with_only(pipe, *GLANCE, "part"))
     encoding = ask(pipe, redundancy=0).encoding
     assert encoding == Encoding(TOKENS, TOKENS, reason="the visual tokens of this family are no tiles of pixels")
     assert ask(pipe, redundancy=0, encode=0.25).encoding == Encoding(100, TOKENS, 100, encoding.reason)

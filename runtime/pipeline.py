@@ -294,7 +294,8 @@ class Pipeline:
         stopwatch = Stopwatch(encoded.stage_ms)
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
         with stopwatch("score"):
-            bypass = everything and not (request.explain and prepared.num_visual_tokens)
+            unscored = request.explain and prepared.num_visual_tokens and (part is None or part.scores is None)
+            bypass = everything and not unscored
             relevance = None if bypass else self.score(prepared, visual_embeds, selector.needs)
         with stopwatch("select"):
             selection = self.select(request, prepared, relevance)

@@ -198,7 +198,11 @@ def test_what_can_not_be_done_together(pipe: Pipeline, options: dict[str, Any], 
 
 
 def test_the_picture_of_the_decision(pipe: Pipeline) -> None:
-    assert ask(pipe, encode=0.25).explain().width > 400
+    """Where the LLM sees all that was computed, the glance has scored it already."""
+    answer, explained = ask(pipe, encode=0.25), ask(pipe, encode=0.25, explain=True)
+    assert answer.explain().width > 400
+    assert explained.selection.selector == answer.selection.selector == "foveated"
+    np.testing.assert_array_equal(explained.selection.scores, answer.selection.scores)
 
 
 def grids() -> st.SearchStrategy[list[tuple[int, int, int]]]:

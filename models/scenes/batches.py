@@ -42,6 +42,8 @@ class Batch:
         segments: int64 `[batch, S]`.
         positions: int64 `[axes, batch, S]`.
         types: int64 `[batch, Q]`, the type of each question or -1.
+        needs: bool `[batch, Q, features]`, the cells of the objects or texts that the answer needs; None for more than one
+            picture.
     """
 
     kind: Kind
@@ -53,6 +55,7 @@ class Batch:
     segments: torch.Tensor
     positions: torch.Tensor
     types: torch.Tensor
+    needs: torch.Tensor | None = None
 
 
 class Batches:
@@ -82,7 +85,9 @@ class Batches:
         feeds = join_feeds([visuals, *(self.visuals(task) if pixels else visuals for task in tasks[1:])])
         if not pixels:
             del feeds["pixel_values"]
-        return Batch(kind, feeds, self._cells(tasks, size), *self.sequences(tasks, visuals))
+        cells = self._cells(tasks, size)
+        needs = _needs(tasks, cells["item"]) if number == 1 else None
+        return Batch(kind, feeds, cells, *self.sequences(tasks, visuals), needs)
 
     def visuals(self, task: Task) -> list[Visual]:
         """The vision graph's inputs of a task."""
@@ -133,6 +138,16 @@ class Batches:
             segments += [number] * length
             offsets += range(length)
         return tuple(np.array(values, np.int64) for values in (ids, labels, segments, offsets))
+
+
+def _needs(tasks: Sequence[Task], item: torch.Tensor) -> torch.Tensor:
+    """bool `[batch, Q, features]` of the number of the object on each cell, `item [batch, features]`."""
+    most = max(len(task.questions) for task in tasks)
+    needs = torch.zeros(len(tasks), most, item.shape[1], dtype=torch.bool)
+    for row, task in enumerate(tasks):
+        for number, question in enumerate(task.questions):
+            needs[row, number] = torch.isin(item[row], torch.tensor(question.needs, dtype=item.dtype))
+    return needs
 
 
 def join_feeds(tasks: Sequence[Sequence[Visual]]) -> dict[str, torch.Tensor]:

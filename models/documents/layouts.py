@@ -69,17 +69,25 @@ LAYOUTS: dict[Split, tuple[Layout, ...]] = {
         Layout("letter", ("white", "cream"), 12, top="title", table="open", pair="colon", number=".", button="square"),
         Layout("report", ("white", "sky"), 9, top="title", table="ruled", pair="dots", number=")", button="round"),
         Layout("sheet", ("white", "cream", "slate"), 14, top="bar", table="striped", pair="gap", number=".", button="square"),
-        Layout("window", ("night", "slate", "white"), 10, "left", top="bar", table="grid", pair="field", number=")", button="round"),
+        Layout(
+            "window", ("night", "slate", "white"), 10, "left", top="bar", table="grid", pair="field", number=")", button="round"
+        ),
         Layout("board", ("sky", "night"), 8, card=True, table="ruled", pair="colon", number=".", button="pill"),
         Layout("notes", ("cream", "night", "white"), 11, card=True, top="title", table="open", pair="right", button="round"),
     ),
     "validation": (
-        Layout("invoice", ("white", "cream"), 10, "right", top="title", table="headed", pair="colon", number=")", button="square"),
-        Layout("dialog", ("night", "sky"), 12, card=True, top="bar", table="striped", pair="field", number=":", button="outlined"),
+        Layout(
+            "invoice", ("white", "cream"), 10, "right", top="title", table="headed", pair="colon", number=")", button="square"
+        ),
+        Layout(
+            "dialog", ("night", "sky"), 12, card=True, top="bar", table="striped", pair="field", number=":", button="outlined"
+        ),
     ),
     "heldout": (
         Layout("slide", ("white", "slate"), 13, top="tabs", table="ruled", pair="gap", number=":", button="pill"),
-        Layout("phone", ("sky", "night"), 7, card=True, top="tabs", table="headed", pair="right", number=".", button="outlined"),
+        Layout(
+            "phone", ("sky", "night"), 7, card=True, top="tabs", table="headed", pair="right", number=".", button="outlined"
+        ),
         Layout("ledger", ("cream", "white"), 9, "right", table="grid", pair="dots", number="-", button="round"),
     ),
 }

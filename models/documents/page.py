@@ -1,7 +1,7 @@
 """What a page is: printed text and boxes on a flat ground, and the questions that it answers.
 
-A page is a function of the generator it is given. Every word, letter and colour that a question names is on a page once, so that
-each question has one right answer.
+A page is a function of the generator it is given. Every word, letter and colour that a question names is on a page once, so
+that each question has one right answer.
 """
 
 from __future__ import annotations
@@ -17,11 +17,16 @@ from models.scenes.world import COLOURS, DIGITS, LETTERS, WORDS, Question, sampl
 PAGE_TYPES = ("pair", "line", "row", "cell", "button")
 CELL = 28
 """Pixels of a cell's side: one visual token."""
-_FILLER = (
-    "lorem ipsum dolor sit amet consectetur adipiscing elit sed eiusmod tempor incididunt labore dolore magna aliqua enim minim "
-    "veniam quis nostrud exercitation ullamco laboris nisi aliquip commodo consequat duis aute irure reprehenderit voluptate "
-    "velit esse cillum fugiat nulla pariatur excepteur sint occaecat cupidatat non proident sunt culpa officia deserunt mollit"
-).split()
+_FILLER = tuple(
+    " ".join(
+        (
+            "lorem ipsum dolor sit amet consectetur adipiscing elit sed eiusmod tempor incididunt labore dolore magna aliqua",
+            "enim minim veniam quis nostrud exercitation ullamco laboris nisi aliquip commodo consequat duis aute irure",
+            "reprehenderit voluptate velit esse cillum fugiat nulla pariatur excepteur sint occaecat cupidatat non proident",
+            "sunt culpa officia deserunt mollit",
+        )
+    ).split()
+)
 
 
 @dataclass(frozen=True)
@@ -251,7 +256,8 @@ class _Writer:
         count = max(1, round(main.width / CELL / self.layout.columns))
         step = (main.width + gap) / count
         parts = [
-            _Area(main.left + number * step, main.top, main.left + (number + 1) * step - gap, main.bottom) for number in range(count)
+            _Area(main.left + number * step, main.top, main.left + (number + 1) * step - gap, main.bottom)
+            for number in range(count)
         ]
         return [*wide[:-1], *parts]
 
@@ -261,7 +267,9 @@ class _Writer:
             return self._write(kind, area)
         inside = float(self.rng.uniform(10, 20))
         place = len(self.boxes)
-        end = self._write(kind, _Area(area.left + inside, area.top + inside, area.right - inside, area.bottom - inside)) + inside
+        end = (
+            self._write(kind, _Area(area.left + inside, area.top + inside, area.right - inside, area.bottom - inside)) + inside
+        )
         if end > area.top + 2 * inside:
             card = Box(area.left, area.top, area.right, end, self.theme.panel, self.theme.rule, radius=6)
             self.boxes.insert(place, card)
@@ -318,7 +326,9 @@ class _Writer:
         right = min(area.right, area.left + widest + float(self.rng.uniform(3, 7)) * CELL)
         for number, name in enumerate(names):
             middle = area.top + (number + 0.5) * pitch
-            value = self._take(1)[0] if self.rng.random() < 0.2 and self.words and self.letters else str(self.rng.choice(DIGITS))
+            value = (
+                self._take(1)[0] if self.rng.random() < 0.2 and self.words and self.letters else str(self.rng.choice(DIGITS))
+            )
             wide = stamp(value, self.font, size, self.stretch).width
             at = len(self.items)
             end = self._item(name, area.left, middle, size)
@@ -340,7 +350,9 @@ class _Writer:
 
     def _table(self, area: _Area, size: int, pitch: float, room: int) -> float:
         names = self._take(min(room - 1, int(self.rng.integers(2, 6))), words=0.8)
-        first = max(stamp(name, self.font, size, self.stretch).width for name in names) + size * float(self.rng.uniform(0.8, 1.6))
+        first = max(stamp(name, self.font, size, self.stretch).width for name in names) + size * float(
+            self.rng.uniform(0.8, 1.6)
+        )
         step = float(self.rng.uniform(1.6, 3.2)) * CELL
         count = int(np.clip((area.width - first) // step, 1, int(self.rng.integers(1, 4))))
         heads = [self.letters.pop() for _ in range(min(count, len(self.letters)))]
@@ -423,7 +435,9 @@ class _Writer:
             left = area.left
             until = area.right if line + 1 < lines else area.left + area.width * 0.6
             while left < until:
-                after = self._print(self._fillers(1)[0], left, area.top + (line + 0.5) * pitch, size, self.theme.faint, until=until)
+                after = self._print(
+                    self._fillers(1)[0], left, area.top + (line + 0.5) * pitch, size, self.theme.faint, until=until
+                )
                 if after == left:
                     break
                 left = after + size * 0.35
@@ -447,7 +461,7 @@ class _Writer:
         return right
 
 
-def shares_equal(pixels: np.ndarray) -> float:
+def repeated_share(pixels: np.ndarray) -> float:
     """Share of cells whose pixels are exactly those of the cell to the left or above, of uint8 `[height, width, 3]`."""
     rows, columns = pixels.shape[0] // CELL, pixels.shape[1] // CELL
     cells = pixels[: rows * CELL, : columns * CELL].reshape(rows, CELL, columns, CELL, 3).transpose(0, 2, 1, 3, 4)

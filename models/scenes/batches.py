@@ -22,7 +22,7 @@ from models.scenes.world import Question
 
 IGNORE = -100
 VISUAL_TOKENS = 3600
-"""Of a batch, about."""
+"""Of a batch, about, where a stage does not say otherwise."""
 
 
 @dataclass
@@ -74,13 +74,15 @@ class Batches:
         self.encoder = PromptEncoder(learner.prompt, learner.tokenizer)
         self.encode = lru_cache(4096)(lambda text: tuple(learner.tokenizer.encode(text, add_special_tokens=False).ids))
 
-    def make(self, rng: np.random.Generator, kind: Kind, questions: int, pixels: bool) -> Batch:
-        """A batch of one kind; its shape is drawn first, and the more visual tokens it has the fewer tasks."""
+    def make(
+        self, rng: np.random.Generator, kind: Kind, questions: int, pixels: bool, visual_tokens: int = VISUAL_TOKENS
+    ) -> Batch:
+        """A batch of one kind; its shape is drawn first, and the more of the `visual_tokens` it has the fewer tasks."""
         size, number = sample_shape(rng, self.world, kind)
         first = draw_task(rng, self.world, kind, size, number, questions)
         visuals = self.visuals(first)
         tokens = sum(visual.num_tokens for visual in visuals)
-        most = max(4, min(40, round(VISUAL_TOKENS / tokens)))
+        most = max(4, min(40, round(visual_tokens / tokens)))
         tasks = [first, *(draw_task(rng, self.world, kind, size, number, questions) for _ in range(most - 1))]
         feeds = join_feeds([visuals, *(self.visuals(task) if pixels else visuals for task in tasks[1:])])
         if not pixels:

@@ -103,7 +103,7 @@ def _as_arrays(facts: dict[str, list[int]]) -> dict[str, np.ndarray]:
 
 
 def _own(edges: np.ndarray, rows: int, columns: int, least: float) -> np.ndarray:
-    """int64 `[rows, columns]`, which of the rectangles `edges [K, 4]` covers most of each cell; -1 where none covers `least`."""
+    """int64 `[rows, columns]`, which of the rectangles `edges [K, 4]` covers most of a cell; -1 where none covers `least`."""
     left, top, right, bottom = (side[:, None] for side in edges.T)
     x, y = np.arange(columns), np.arange(rows)
     wide = np.clip(np.minimum(right, x + 1) - np.maximum(left, x), 0, 1)

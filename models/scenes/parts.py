@@ -85,7 +85,7 @@ def _distances(needed: Tensor, positions: Tensor) -> Tensor:
 
 
 def repeats(pixels: Tensor, positions: Tensor) -> Tensor:
-    """bool `[batch, crops, N]`: cells with exactly the pixels of the cell to the left or above, of `[batch, crops, patches, D]`."""
+    """bool `[batch, crops, N]`: cells that equal the one to the left or above, of pixels `[batch, crops, patches, D]`."""
     rows, columns = (int(side) // 2 + 1 for side in positions.amax(dim=0))
     cells = pixels.unflatten(2, (rows, columns, _PATCHES)).flatten(4)
     same = torch.zeros(cells.shape[:-1], dtype=torch.bool)

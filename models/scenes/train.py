@@ -3,11 +3,11 @@
 A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
-same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images,
-which it would forget otherwise. `dense` teaches it documents, larger images and small ones; `settle` more of the same, of whole pictures or
-of parts of them (see `parts.py`). `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-OneVision with
-very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on the seed and
-the step alone, so an interrupted run sees what an uninterrupted one does.
+same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images, which
+it would forget otherwise. `dense` teaches it documents, larger images and small ones; `settle` more of the same, of whole
+pictures or of parts of them (see `parts.py`). `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-
+OneVision with very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on
+the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -28,20 +28,37 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.scenes.batches import Batch, Batches
+from models.scenes.batches import VISUAL_TOKENS, Batch, Batches
 from models.scenes.learners import LEARNERS, new_learner
 from models.scenes.parts import draw_part, keep_visual_tokens
 from models.scenes.symbolic import SymbolicVision
 from models.scenes.tasks import KINDS, TYPES
 
-SAVE_EVERY, REPORT_EVERY = 100, 20
+SAVE_EVERY, REPORT_EVERY = 50, 10
 QUESTIONS = 8
 
 
-LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.2e-3, "finish": 6e-4, "thin": 7e-4, "sparse": 7e-4, "dense": 1.2e-3, "settle": 8e-4}
+LEARNING_RATES = {
+    "text": 1.5e-3,
+    "vision": 2e-3,
+    "joint": 1e-3,
+    "clips": 1.2e-3,
+    "finish": 6e-4,
+    "thin": 7e-4,
+    "sparse": 7e-4,
+    "dense": 1.2e-3,
+    "settle": 8e-4,
+}
 """Of each stage."""
-SHARES = {"clips": (0.3, 0.2, 0.5), "finish": (0.5, 0.25, 0.25), "dense": (0.32, 0.06, 0.12, 0.5), "settle": (0.36, 0.08, 0.16, 0.4)}
+SHARES = {
+    "clips": (0.3, 0.2, 0.5),
+    "finish": (0.5, 0.25, 0.25),
+    "dense": (0.14, 0.04, 0.07, 0.75),
+    "settle": (0.32, 0.08, 0.15, 0.45),
+}
 """Of images, several images, clips and pages in stages that differ from the world's."""
+SMALLER = {"dense": 2000, "settle": 2000}
+"""Visual tokens of a batch in stages that rather take more steps."""
 CONTINUES = frozenset({"finish", "settle", "thin", "sparse"})
 """Stages that start from the weights of the one before."""
 
@@ -73,7 +90,8 @@ class Steps(Dataset):
         rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(1,)))
         shares = SHARES.get(self.stage.name, self.batches.world.shares)
         kind = (*KINDS, "page")[int(rng.choice(len(shares), p=shares))]
-        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text")
+        tokens = SMALLER.get(self.stage.name, VISUAL_TOKENS)
+        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text", visual_tokens=tokens)
 
 
 def question_hits(batch: Batch, logits: Tensor) -> Tensor:
@@ -147,12 +165,12 @@ class Trainer:
         losses = self.symbolic.reading_loss(self.learner.see(batch.feeds), batch.cells)
         return sum(losses.values()), {name: value.item() for name, value in losses.items()}
 
-    def joint_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Questions answered from pixels; what the features show still counts a little."""
+    def joint_loss(self, batch: Batch, reading: float = 0.3) -> tuple[Tensor, dict[str, float]]:
+        """Questions answered from pixels; what the features show counts by `reading`."""
         features = self.learner.see(batch.feeds)
         loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
         losses = self.symbolic.reading_loss(features, batch.cells)
-        return loss + 0.3 * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
+        return loss + reading * sum(losses.values()), {**facts, "text_read": losses["text"].item()}
 
     def pixels_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels."""
@@ -167,15 +185,15 @@ class Trainer:
         share, preference = torch.rand(2).tolist()
         return self._pruned_loss(batch, 0.1 + 1.2 * share, 2 * preference)
 
-    def dense_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """As in stage `joint`."""
+    def dense_loss(self, batch: Batch, reading: float = 1.0) -> tuple[Tensor, dict[str, float]]:
+        """As in stage `joint`, with more weight on reading: printed text is new to the tower."""
         # Twice as fast as in fp32 where the processor multiplies bf16; the weights stay fp32.
         with torch.autocast("cpu", torch.bfloat16):
-            return self.joint_loss(batch)
+            return self.joint_loss(batch, reading)
 
     def settle_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The same, with parts of many pictures where the checkpoint learns from them."""
-        return self.dense_loss(draw_part(batch) if self.learner.drops_patches else batch)
+        """As in stage `joint`, with parts of many pictures where the checkpoint learns from them."""
+        return self.dense_loss(draw_part(batch) if self.learner.drops_patches else batch, reading=0.3)
 
     def _pruned_loss(self, batch: Batch, share: float, preference: float) -> tuple[Tensor, dict[str, float]]:
         """With a share of the visual tokens, at 1 and above all of them; those that show an object weigh `preference`."""

@@ -1,4 +1,4 @@
-"""`models/qwen2-vl-tiny`, which learned clips and several images on top of one, and those that learned documents on top of it."""
+"""`models/qwen2-vl-tiny`, which learned clips on top of single images, and those that learned documents on top of it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class DenseLearner(Qwen2VLLearner):
 
     def __init__(self, seed: int) -> None:
         Learner.__init__(self)
-        self.stages = {"dense": 900, "settle": 700}
+        self.stages = {"dense": 600, "settle": 500}
         self.world = DENSE_WORLD
         self._build(build_tokenizer(page_words=True), seed)
 

@@ -110,7 +110,7 @@ def sample_shape(rng: np.random.Generator, world: World, kind: Kind) -> tuple[Si
         )
     if kind == "page":
         rows, columns = world.pages[int(rng.integers(len(world.pages)))]
-        return _shrunk(rng, world, rows, columns) or Size(rows, columns, *sample_pixels(rng, rows, columns)), 1
+        return _shrunk(rng, world, rows, columns, 2) or Size(rows, columns, *sample_pixels(rng, rows, columns)), 1
     rows, columns = world.grids[int(rng.integers(len(world.grids)))] if kind == "image" else world.several
     if kind == "image" and (size := _shrunk(rng, world, rows, columns)):
         return size, 1
@@ -121,10 +121,10 @@ def sample_shape(rng: np.random.Generator, world: World, kind: Kind) -> tuple[Si
     return Size(rows, columns, width, height), 1 if kind == "image" else int(rng.integers(2, 4))
 
 
-def _shrunk(rng: np.random.Generator, world: World, rows: int, columns: int) -> Size | None:
-    """Whole cells that are seen smaller, as often as the world says and the grid is small enough."""
+def _shrunk(rng: np.random.Generator, world: World, rows: int, columns: int, most: int = 3) -> Size | None:
+    """Whole cells that are seen up to `most` times smaller, as often as the world says and the grid is small enough."""
     shrink = world.shrinks[int(rng.integers(len(world.shrinks)))]
-    if shrink == 1 or rows * columns > 100:
+    if shrink == 1 or shrink > most or rows * columns > 100:
         return None
     rows, columns = rows * shrink, columns * shrink
     return Size(rows, columns, columns * world.cell_pixels, rows * world.cell_pixels, shrink)

@@ -185,7 +185,7 @@ class Trainer:
         share, preference = torch.rand(2).tolist()
         return self._pruned_loss(batch, 0.1 + 1.2 * share, 2 * preference)
 
-    def dense_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+    def dense_loss(self, batch: Batch, reading: float = 1.0) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels; what is printed, and in which row and column, can be read from the features."""
         # Twice as fast as in fp32 where the processor multiplies bf16; the weights stay fp32.
         with torch.autocast("cpu", torch.bfloat16):
@@ -193,11 +193,11 @@ class Trainer:
             loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
             losses = self.symbolic.reading_loss(features, batch.cells)
         read = {name: losses[name] for name in ("text", "row", "column")}
-        return loss + 0.3 * sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}
+        return loss + reading * sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}
 
     def settle_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The same, with parts of many pictures where the checkpoint learns from them."""
-        return self.dense_loss(draw_part(batch) if self.learner.drops_patches else batch)
+        """The same, with parts of many pictures where the checkpoint learns from them; reading counts less."""
+        return self.dense_loss(draw_part(batch) if self.learner.drops_patches else batch, reading=0.3)
 
     def _pruned_loss(self, batch: Batch, share: float, preference: float) -> tuple[Tensor, dict[str, float]]:
         """With a share of the visual tokens, at 1 and above all of them; those that show an object weigh `preference`."""

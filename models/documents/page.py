@@ -12,7 +12,7 @@ import numpy as np
 
 from models.documents.layouts import FONTS, LAYOUTS, THEMES, Colour, Layout, Split, Theme, stamp
 from models.scenes.dataset import rng_of
-from models.scenes.world import COLOURS, DIGITS, LETTERS, WORDS, Question, sample_grid
+from models.scenes.world import COLOURS, DIGITS, LETTERS, TEXTS, WORDS, Question, sample_grid
 
 PAGE_TYPES = ("pair", "line", "row", "cell", "button")
 CELL = 28
@@ -158,6 +158,32 @@ def draw_page(
         tuple(writer.texts),
         tuple(writer.items),
         tuple(writer.questions),
+    )
+
+
+def draw_sheet(rng: np.random.Generator, rows: int, columns: int, sizes: tuple[int, int]) -> Page:
+    """A page to learn reading from: full of words, letters and digits in all fonts of training, nothing to ask."""
+    writer = _Writer(rng, LAYOUTS["train"][0], THEMES[str(rng.choice(list(THEMES)))], "", sizes)
+    width, height = columns * CELL, rows * CELL
+    top = float(rng.uniform(0, 12))
+    while top < height - 26:
+        pitch, left = float(rng.uniform(24, 40)), float(rng.uniform(2, 30))
+        while True:
+            writer.font, writer.stretch = str(rng.choice(FONTS["train"])), float(rng.choice((0.88, 1.0, 1.14)))
+            text, size = str(rng.choice(TEXTS[1:])), int(min(rng.integers(sizes[0], sizes[1] + 1), pitch - 6))
+            on_button = rng.random() < 0.25
+            right = left + stamp(text, writer.font, size, writer.stretch).width + (20 if on_button else 6)
+            if right > width:
+                break
+            if on_button:
+                writer._button(text, str(rng.choice(list(COLOURS))), _Area(left, top, right, top + pitch - 2), size)
+            else:
+                writer._item(text, left, top + pitch / 2, size)
+            left = right + float(rng.exponential(10))
+        top += pitch
+    return Page(
+        *(rows, columns, width, height, "sheet", "all", writer.theme.paper),
+        *(tuple(writer.boxes), tuple(writer.texts), tuple(writer.items), ()),
     )
 
 

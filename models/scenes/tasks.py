@@ -9,14 +9,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from models.documents.page import PAGE_TYPES, Page, choose_questions, draw_page, sample_page, sample_pixels
+from models.documents.page import PAGE_TYPES, Page, choose_questions, draw_page, draw_sheet, sample_page, sample_pixels
 from models.documents.render import render_page
 from models.scenes.clips import CLIP_TYPES, ask_clip, sample_clip
 from models.scenes.dataset import rng_of
 from models.scenes.render import render
 from models.scenes.world import OBJECT_SIZES, QUESTION_TYPES, SMALL_OBJECT, Question, Scene, ask, place_objects, refer
 
-Kind = Literal["image", "images", "video", "page"]
+Kind = Literal["image", "images", "video", "page", "sheet"]
 KINDS: tuple[Kind, ...] = ("image", "images", "video")
 """What every checkpoint is asked about."""
 TYPES = tuple(dict.fromkeys((*QUESTION_TYPES, "which", *CLIP_TYPES, *PAGE_TYPES)))
@@ -77,7 +77,7 @@ class World:
 
 @dataclass(frozen=True)
 class Task:
-    """Images, the frames of a clip, or a page, with questions that need them."""
+    """Images, the frames of a clip, or a page, with questions that need them; a sheet has none."""
 
     kind: Kind
     scenes: tuple[Scene | Page, ...]
@@ -108,8 +108,10 @@ def sample_shape(rng: np.random.Generator, world: World, kind: Kind) -> tuple[Si
         return Size(rows, columns, columns * world.clip_pixels, rows * world.clip_pixels), int(
             rng.integers(world.frames[0], world.frames[1] + 1)
         )
-    if kind == "page":
+    if kind in ("page", "sheet"):
         rows, columns = world.pages[int(rng.integers(len(world.pages)))]
+        if kind == "sheet":
+            return Size(rows, columns, columns * world.cell_pixels, rows * world.cell_pixels), 1
         return _shrunk(rng, world, rows, columns, 2) or Size(rows, columns, *sample_pixels(rng, rows, columns)), 1
     rows, columns = world.grids[int(rng.integers(len(world.grids)))] if kind == "image" else world.several
     if kind == "image" and (size := _shrunk(rng, world, rows, columns)):
@@ -136,6 +138,8 @@ def draw_task(rng: np.random.Generator, world: World, kind: Kind, size: Size, co
         clip = sample_clip(rng, size.rows, size.columns, count, world.clip_pixels)
         scenes = tuple(clip.frame(number) for number in range(count))
         return Task(kind, scenes, ask_clip(rng, clip, questions))
+    if kind == "sheet":
+        return Task(kind, (draw_sheet(rng, size.rows, size.columns, _PAGE_SIZES),), [])
     if kind == "page":
         sizes = tuple(round(pixels * (1 + 0.6 * (size.shrink - 1))) for pixels in _PAGE_SIZES)
         page = draw_page(rng, "train", size.rows, size.columns, size.width, size.height, (sizes[0], sizes[1]))

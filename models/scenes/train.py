@@ -46,17 +46,17 @@ LEARNING_RATES = {
     "finish": 6e-4,
     "thin": 7e-4,
     "sparse": 7e-4,
-    "dense": 9e-4,
+    "dense": 1.3e-3,
     "settle": 7e-4,
 }
 """Of each stage."""
 SHARES = {
     "clips": (0.3, 0.2, 0.5),
     "finish": (0.5, 0.25, 0.25),
-    "dense": (0.25, 0.05, 0.1, 0.6),
+    "dense": (0.15, 0.03, 0.07, 0.35, 0.4),
     "settle": (0.32, 0.08, 0.15, 0.45),
 }
-"""Of images, several images, clips and pages in stages that differ from the world's."""
+"""Of images, several images, clips, pages and sheets to read in stages that differ from the world's."""
 SMALLER = {"dense": 2000, "settle": 2000}
 """Visual tokens of a batch in stages that rather take more steps."""
 CONTINUES = frozenset({"finish", "settle", "thin", "sparse"})
@@ -89,7 +89,7 @@ class Steps(Dataset):
         numbers = [0, self.seed, 1 + list(LEARNING_RATES).index(self.stage.name), self.first + index]
         rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(1,)))
         shares = SHARES.get(self.stage.name, self.batches.world.shares)
-        kind = (*KINDS, "page")[int(rng.choice(len(shares), p=shares))]
+        kind = (*KINDS, "page", "sheet")[int(rng.choice(len(shares), p=shares))]
         tokens = SMALLER.get(self.stage.name, VISUAL_TOKENS)
         return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text", visual_tokens=tokens)
 
@@ -190,8 +190,10 @@ class Trainer:
         # Twice as fast as in fp32 where the processor multiplies bf16; the weights stay fp32.
         with torch.autocast("cpu", torch.bfloat16):
             features = self.learner.see(batch.feeds)
-            loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
             losses = self.symbolic.reading_loss(features, batch.cells)
+            if batch.kind == "sheet":
+                return losses["text"] + losses["colour"], {"sheet_read": losses["text"].item()}
+            loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
         read = {name: losses[name] for name in ("text", "row", "column")}
         return loss + reading * sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}
 

@@ -326,7 +326,7 @@ class _Writer:
     def _lines(self, area: _Area, size: int, pitch: float, room: int) -> float:
         self.listed = True
         says = self._take(int(self.rng.integers(2, 8)) if room > 2 else 2)[: min(room, 9)]
-        indent = area.left + size * float(self.rng.uniform(1.5, 2.2))
+        indent = area.left + size * float(self.rng.uniform(1.25, 1.7))
         for number, text in enumerate(says, start=1):
             middle = area.top + (number - 0.5) * pitch
             at = len(self.items)
@@ -347,9 +347,9 @@ class _Writer:
     def _pairs(self, area: _Area, size: int, pitch: float, room: int) -> float:
         names = self._take(min(room, int(self.rng.integers(2, 7))))
         widest = max(stamp(name, self.font, size, self.stretch).width for name in names)
-        gap = size * float(self.rng.uniform(0.8, 3))
+        gap = size * float(self.rng.uniform(0.5, 1.1))
         style = self.layout.pair
-        right = min(area.right, area.left + widest + float(self.rng.uniform(3, 7)) * CELL)
+        right = min(area.right, area.left + widest + float(self.rng.uniform(1.5, 2.5)) * CELL)
         for number, name in enumerate(names):
             middle = area.top + (number + 0.5) * pitch
             value = (
@@ -358,7 +358,7 @@ class _Writer:
             wide = stamp(value, self.font, size, self.stretch).width
             at = len(self.items)
             end = self._item(name, area.left, middle, size)
-            left = right - wide if style in ("dots", "right") else area.left + widest + gap
+            left = right - wide if style in ("dots", "right") else end + gap
             if style == "colon":
                 self._print(":", end + 2, middle + size * 0.1, size, self.theme.ink)
             elif style == "dots":
@@ -368,7 +368,7 @@ class _Writer:
                 self.boxes.append(Box(area.left, middle - pitch / 2, right, middle - pitch / 2, self.theme.rule))
             elif style == "field":
                 half = min(pitch / 2 - 2, size * 0.75)
-                field = Box(left - 8, middle - half, left + wide + 2.2 * CELL, middle + half, None, self.theme.rule, 4)
+                field = Box(left - 8, middle - half, left + wide + 1.2 * CELL, middle + half, None, self.theme.rule, 4)
                 self.boxes.append(field)
             self._item(value, left, middle, size, row=name)
             self.questions.append(Question("pair", f"What value is beside {name}?", value, (at, at + 1)))
@@ -377,23 +377,23 @@ class _Writer:
     def _table(self, area: _Area, size: int, pitch: float, room: int) -> float:
         names = self._take(min(room - 1, int(self.rng.integers(2, 6))), words=0.8)
         first = max(stamp(name, self.font, size, self.stretch).width for name in names) + size * float(
-            self.rng.uniform(0.8, 1.6)
+            self.rng.uniform(0.4, 0.9)
         )
-        step = float(self.rng.uniform(1.6, 3.2)) * CELL
-        count = int(np.clip((area.width - first) // step, 1, int(self.rng.integers(1, 4))))
+        step = float(self.rng.uniform(1.3, 2.0)) * CELL
+        count = int(np.clip((area.width - first) // step, 1, int(self.rng.integers(1, 3))))
         heads = [self.letters.pop() for _ in range(min(count, len(self.letters)))]
         right, bottom = area.left + first + len(heads) * step, area.top + (len(names) + 1) * pitch
         self._rules(area, first, step, pitch, len(names) + 1, len(heads), right)
         head_at = len(self.items)
         for column, head in enumerate(heads):
-            self._item(head, area.left + first + column * step + step * 0.25, area.top + pitch / 2, size)
+            self._item(head, area.left + first + column * step + step * 0.15, area.top + pitch / 2, size)
         for row, name in enumerate(names, start=1):
             middle = area.top + (row + 0.5) * pitch
             name_at = len(self.items)
             self._item(name, area.left + 4, middle, size)
             for column, head in enumerate(heads):
                 value, at = str(self.rng.choice(DIGITS)), len(self.items)
-                self._item(value, area.left + first + column * step + step * 0.25, middle, size, row=name, column=head)
+                self._item(value, area.left + first + column * step + step * 0.15, middle, size, row=name, column=head)
                 if len(heads) == 1:
                     self.questions.append(Question("row", f"What value is in row {name}?", value, (name_at, at)))
                 else:

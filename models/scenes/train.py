@@ -53,7 +53,7 @@ LEARNING_RATES = {
 SHARES = {
     "clips": (0.3, 0.2, 0.5),
     "finish": (0.5, 0.25, 0.25),
-    "dense": (0.15, 0.03, 0.07, 0.35, 0.4),
+    "dense": (0.15, 0.03, 0.07, 0.4, 0.35),
     "settle": (0.32, 0.08, 0.15, 0.45),
 }
 """Of images, several images, clips, pages and sheets to read in stages that differ from the world's."""

@@ -74,7 +74,7 @@ class DenseLearner(Qwen2VLLearner):
 
     def __init__(self, seed: int) -> None:
         Learner.__init__(self)
-        self.stages = {"dense": 1400, "settle": 800}
+        self.stages = {"dense": 2000, "settle": 700}
         self.world = DENSE_WORLD
         self._build(build_tokenizer(page_words=True), seed)
 

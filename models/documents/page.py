@@ -162,7 +162,8 @@ def draw_page(
 
 
 def draw_sheet(rng: np.random.Generator, rows: int, columns: int, sizes: tuple[int, int]) -> Page:
-    """A page to learn reading from: full of words, letters and digits in all fonts of training, nothing to ask."""
+    """A page to learn reading from: full of words, letters and digits in all fonts of training, many of them the value of the
+    one before, and nothing to ask."""
     writer = _Writer(rng, LAYOUTS["train"][0], THEMES[str(rng.choice(list(THEMES)))], "", sizes)
     width, height = columns * CELL, rows * CELL
     top = float(rng.uniform(0, 12))
@@ -179,6 +180,12 @@ def draw_sheet(rng: np.random.Generator, rows: int, columns: int, sizes: tuple[i
                 writer._button(text, str(rng.choice(list(COLOURS))), _Area(left, top, right, top + pitch - 2), size)
             else:
                 writer._item(text, left, top + pitch / 2, size)
+                named = right + size * float(rng.uniform(0.2, 0.9))
+                value = str(rng.choice(TEXTS[1:]))
+                if rng.random() < 0.5 and named + stamp(value, writer.font, size, writer.stretch).width < width:
+                    if rng.random() < 0.5:
+                        writer._print(str(rng.choice((":", ".", ")"))), right - 5, top + pitch / 2, size, writer.theme.ink)
+                    right = writer._item(value, named, top + pitch / 2, size, row=text) + 16
             left = right + float(rng.exponential(10))
         top += pitch
     return Page(

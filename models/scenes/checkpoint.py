@@ -92,8 +92,8 @@ def build_tokenizer(more_words: bool = False, page_words: bool = False) -> Token
     return tokenizer
 
 
-def build_config(tokenizer: Tokenizer) -> Qwen2VLConfig:
-    """The shape of the checkpoint; token ids come from the tokenizer."""
+def build_config(tokenizer: Tokenizer, depth: int = 3) -> Qwen2VLConfig:
+    """The shape of the checkpoint, whose tower has `depth` blocks; token ids come from the tokenizer."""
     special = {name: tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
     return Qwen2VLConfig(
         text_config={
@@ -112,7 +112,7 @@ def build_config(tokenizer: Tokenizer) -> Qwen2VLConfig:
             "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": 3,
+            "depth": depth,
             "embed_dim": 128,
             "hidden_size": 128,
             "num_heads": 4,

@@ -46,14 +46,14 @@ LEARNING_RATES = {
     "finish": 6e-4,
     "thin": 7e-4,
     "sparse": 7e-4,
-    "dense": 1.3e-3,
+    "dense": 1.8e-3,
     "settle": 7e-4,
 }
 """Of each stage."""
 SHARES = {
     "clips": (0.3, 0.2, 0.5),
     "finish": (0.5, 0.25, 0.25),
-    "dense": (0.15, 0.03, 0.07, 0.4, 0.35),
+    "dense": (0.15, 0.03, 0.07, 0.45, 0.3),
     "settle": (0.32, 0.08, 0.15, 0.45),
 }
 """Of images, several images, clips, pages and sheets to read in stages that differ from the world's."""
@@ -192,7 +192,8 @@ class Trainer:
             features = self.learner.see(batch.feeds)
             losses = self.symbolic.reading_loss(features, batch.cells)
             if batch.kind == "sheet":
-                return losses["text"] + losses["colour"], {"sheet_read": losses["text"].item()}
+                facts = {"sheet_read": losses["text"].item(), "sheet_row_read": losses["row"].item()}
+                return losses["text"] + losses["row"] + losses["colour"], facts
             loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
         read = {name: losses[name] for name in ("text", "row", "column")}
         return loss + reading * sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}

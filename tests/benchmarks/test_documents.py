@@ -141,7 +141,7 @@ def test_the_labels_of_a_page_are_where_its_items_are() -> None:
             assert TEXTS[cells["column"][0, at]] == item.column
             colour = cells["colour"][0, at]
             assert (list(COLOURS)[colour] if colour >= 0 else "") == item.colour
-        assert seen > 0.8 * len(page.items)
+        assert seen > len(page.items) / 2  # neighbours may share a cell
 
 
 def test_many_cells_repeat_a_neighbour() -> None:

@@ -30,9 +30,9 @@ class Qwen2VLLearner(Learner):
         self.world = WORLDS["qwen2-vl-tiny"]
         self._build(build_tokenizer(), seed)
 
-    def _build(self, tokenizer: Tokenizer, seed: int) -> None:
+    def _build(self, tokenizer: Tokenizer, seed: int, depth: int = 3) -> None:
         self.tokenizer = tokenizer
-        self.model = build_model(build_config(self.tokenizer), seed)
+        self.model = build_model(build_config(self.tokenizer, depth), seed)
         self.language_model, self.lm_head = self.model.model.language_model, self.model.lm_head
         self.projection = self.model.model.visual.merger.mlp[-1]
 
@@ -70,20 +70,27 @@ class Qwen2VLLearner(Learner):
 
 
 class DenseLearner(Qwen2VLLearner):
-    """Learns documents, larger images and small ones on top of `models/qwen2-vl-tiny`; sees every patch."""
+    """Learns documents, larger images and small ones on top of `models/qwen2-vl-tiny`, with a deeper tower."""
 
     def __init__(self, seed: int) -> None:
         Learner.__init__(self)
-        self.stages = {"dense": 2000, "settle": 700}
+        self.stages = {"dense": 2200, "settle": 700}
         self.world = DENSE_WORLD
-        self._build(build_tokenizer(page_words=True), seed)
+        # Two blocks more: text has to be read before a value can be put to its name.
+        self._build(build_tokenizer(page_words=True), seed, depth=5)
 
+    @torch.no_grad()
     def start_from(self, checkpoint: Path) -> None:
-        """Takes over all weights, but for the embeddings of new words."""
+        """Takes over all weights, but for the embeddings of new words; blocks that it lacks begin by changing nothing."""
         start_text_from_qwen2_vl(self, checkpoint)
         stored = load_file(checkpoint / "model.safetensors")
         tower = {name.removeprefix("visual."): value for name, value in stored.items() if name.startswith("visual.")}
-        self.model.model.visual.load_state_dict(tower)
+        own = self.model.model.visual
+        for name, value in own.state_dict().items():
+            if name in tower:
+                value.copy_(tower[name])
+            elif ".attn.proj." in name or ".fc2." in name:
+                value.zero_()
 
 
 class FovealLearner(DenseLearner):

@@ -14,7 +14,7 @@ from models.documents.layouts import FONTS, LAYOUTS, THEMES, Colour, Layout, Spl
 from models.scenes.dataset import rng_of
 from models.scenes.world import COLOURS, DIGITS, LETTERS, TEXTS, WORDS, Question, sample_grid
 
-PAGE_TYPES = ("pair", "line", "row", "cell", "button")
+PAGE_TYPES = ("pair", "line", "row", "cell", "button", "mark")
 CELL = 28
 """Pixels of a cell's side: one visual token."""
 _FILLER = tuple(
@@ -64,7 +64,7 @@ class Item:
         left, top, right, bottom: of the text, or of the button that it is on.
         row: the text that names its row, line or field; empty for none.
         column: the text that names its column; empty for none.
-        colour: of its button; empty for none.
+        colour: of its button, or of what marks it; empty for none.
     """
 
     text: str
@@ -339,8 +339,13 @@ class _Writer:
             at = len(self.items)
             end = self._item(str(number), area.left, middle, size)
             self._print(self.layout.number, end + 1, middle, size, self.theme.ink)
-            right = self._item(text, indent, middle, size, row=str(number))
+            wide = stamp(text, self.font, size, self.stretch).width
+            colour, ink = self._mark(_Area(indent - 5, middle - pitch / 2 + 1, indent + wide + 6, middle + pitch / 2 - 1))
+            right = self._item(text, indent, middle, size, row=str(number), colour=colour, ink=ink)
             self._tail(right, middle, size, area.right)
+            if colour:
+                self.questions.append(Question("mark", f"What does the {colour} line say?", text, (at + 1,)))
+                self.questions.append(Question("mark", f"What colour is the line with {text}?", colour, (at + 1,)))
             self.questions.append(Question("line", f"What does line {number} say?", text, (at, at + 1)))
             self.questions.append(Question("line", f"What line says {text}?", str(number), (at, at + 1)))
         return area.top + len(says) * pitch
@@ -377,7 +382,10 @@ class _Writer:
                 half = min(pitch / 2 - 2, size * 0.75)
                 field = Box(left - 8, middle - half, left + wide + 1.2 * CELL, middle + half, None, self.theme.rule, 4)
                 self.boxes.append(field)
-            self._item(value, left, middle, size, row=name)
+            colour, ink = self._mark(_Area(left - 6, middle - pitch / 2 + 1, left + wide + 8, middle + pitch / 2 - 1))
+            self._item(value, left, middle, size, row=name, colour=colour, ink=ink)
+            if colour:
+                self.questions.append(Question("mark", f"What value is {colour}?", value, (at + 1,)))
             self.questions.append(Question("pair", f"What value is beside {name}?", value, (at, at + 1)))
         return area.top + len(names) * pitch
 
@@ -397,10 +405,15 @@ class _Writer:
         for row, name in enumerate(names, start=1):
             middle = area.top + (row + 0.5) * pitch
             name_at = len(self.items)
-            self._item(name, area.left + 4, middle, size)
+            bar = _Area(area.left, middle - pitch / 2 + 1, right, middle + pitch / 2 - 2)
+            colour, ink = self._mark(bar) if len(heads) == 1 else ("", None)
+            self._item(name, area.left + 4, middle, size, colour=colour, ink=ink)
             for column, head in enumerate(heads):
-                value, at = str(self.rng.choice(DIGITS)), len(self.items)
-                self._item(value, area.left + first + column * step + step * 0.15, middle, size, row=name, column=head)
+                value, at, left = str(self.rng.choice(DIGITS)), len(self.items), area.left + first + (column + 0.15) * step
+                self._item(value, left, middle, size, row=name, column=head, colour=colour, ink=ink)
+                if colour:
+                    self.questions.append(Question("mark", f"What value is in the {colour} row?", value, (at,)))
+                    self.questions.append(Question("mark", f"What colour is row {name}?", colour, (name_at,)))
                 if len(heads) == 1:
                     self.questions.append(Question("row", f"What value is in row {name}?", value, (name_at, at)))
                 else:
@@ -446,15 +459,27 @@ class _Writer:
             left += wide + float(self.rng.uniform(8, 20))
         return top + high
 
+    def _mark(self, area: _Area) -> tuple[str, Colour | None]:
+        """A colour behind a text and the ink to print on it, or neither; each colour is on a page once."""
+        if not self.colours or self.rng.random() < 0.45:
+            return "", None
+        colour = self.colours.pop()
+        shade = self._shade(colour)
+        self.boxes.append(Box(area.left, area.top, area.right, area.bottom, shade))
+        return colour, _on(shade)
+
+    def _shade(self, colour: str) -> Colour:
+        red, green, blue = (int(np.clip(c + self.rng.integers(-14, 15), 0, 255)) for c in COLOURS[colour])
+        return red, green, blue
+
     def _button(self, text: str, colour: str, area: _Area, size: int) -> None:
-        shade = tuple(int(np.clip(c + self.rng.integers(-14, 15), 0, 255)) for c in COLOURS[colour])
+        shade = self._shade(colour)
         style = self.layout.button
         radius = {"square": 0, "round": 6, "outlined": 3, "pill": area.height / 2}[style]
         outline = self.theme.ink if style == "outlined" else None
         self.boxes.append(Box(area.left, area.top, area.right, area.bottom, shade, outline, radius))
-        ink = (255, 255, 255) if sum(shade) < 400 else (10, 10, 10)
         wide = stamp(text, self.font, size, self.stretch).width
-        self._print(text, (area.left + area.right - wide) / 2, (area.top + area.bottom) / 2, size, ink)
+        self._print(text, (area.left + area.right - wide) / 2, (area.top + area.bottom) / 2, size, _on(shade))
         at = len(self.items)
         self.items.append(Item(text, area.left, area.top, area.right, area.bottom, colour=colour))
         self.questions.append(Question("button", f"What colour is the button with {text}?", colour, (at,)))
@@ -487,11 +512,26 @@ class _Writer:
         self.texts.append(Text(text, left, middle, self.font, size, ink, self.stretch))
         return left + wide
 
-    def _item(self, text: str, left: float, middle: float, size: int, row: str = "", column: str = "") -> float:
+    def _item(
+        self,
+        text: str,
+        left: float,
+        middle: float,
+        size: int,
+        row: str = "",
+        column: str = "",
+        colour: str = "",
+        ink: Colour | None = None,
+    ) -> float:
         """Prints a text that questions know; returns its right edge."""
-        right = self._print(text, left, middle, size, self.theme.ink)
-        self.items.append(Item(text, left, middle - size / 2, right, middle + size / 2, row, column))
+        right = self._print(text, left, middle, size, ink or self.theme.ink)
+        self.items.append(Item(text, left, middle - size / 2, right, middle + size / 2, row, column, colour))
         return right
+
+
+def _on(shade: Colour) -> Colour:
+    """The ink that is legible on a colour."""
+    return (255, 255, 255) if sum(shade) < 400 else (10, 10, 10)
 
 
 def repeated_share(pixels: np.ndarray) -> float:

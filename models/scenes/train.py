@@ -47,14 +47,14 @@ LEARNING_RATES = {
     "thin": 7e-4,
     "sparse": 7e-4,
     "dense": 1.8e-3,
-    "settle": 7e-4,
+    "settle": 9e-4,
 }
 """Of each stage."""
 SHARES = {
     "clips": (0.3, 0.2, 0.5),
     "finish": (0.5, 0.25, 0.25),
     "dense": (0.15, 0.03, 0.07, 0.45, 0.3),
-    "settle": (0.32, 0.08, 0.15, 0.45),
+    "settle": (0.32, 0.07, 0.13, 0.4, 0.08),
 }
 """Of images, several images, clips, pages and sheets to read in stages that differ from the world's."""
 SMALLER = {"dense": 2000, "settle": 2000}
@@ -200,7 +200,8 @@ class Trainer:
 
     def settle_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """The same, with parts of many pictures where the checkpoint learns from them; reading counts less."""
-        return self.dense_loss(draw_part(batch) if self.learner.drops_patches else batch, reading=0.3)
+        parts = self.learner.drops_patches and batch.kind != "sheet"
+        return self.dense_loss(draw_part(batch) if parts else batch, reading=0.3)
 
     def _pruned_loss(self, batch: Batch, share: float, preference: float) -> tuple[Tensor, dict[str, float]]:
         """With a share of the visual tokens, at 1 and above all of them; those that show an object weigh `preference`."""

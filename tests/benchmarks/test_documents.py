@@ -65,7 +65,7 @@ def test_every_question_has_one_right_answer(split: str) -> None:
         assert len({question.text for question in page.questions}) == len(page.questions) > 0
         named = [item for item in page.items if not item.row]
         texts = [item.text for item in page.items if item.text not in DIGITS]
-        colours = [item.colour for item in page.items if item.colour]
+        colours = [item.colour for item in page.items if item.colour and not (item.row and item.column)]
         numbers = [item.text for item in named if item.text in DIGITS]  # of lines
         assert all(len(set(names)) == len(names) for names in (texts, colours, numbers))
         for question in page.questions:
@@ -89,6 +89,12 @@ def _read(page: Page, text: str) -> str:
         found = [item.text for item in page.items if item.row == last]
     elif "column" in words:
         found = [item.text for item in page.items if (item.row, item.column) == (words[5], last)]
+    elif text.startswith("What value is in the"):
+        found = [item.text for item in page.items if item.colour == words[5] and item.row]
+    elif text.startswith("What value is"):
+        found = [item.text for item in page.items if item.colour == last]
+    elif text.startswith("What does the"):
+        found = [item.text for item in page.items if item.colour == words[3]]
     elif text.startswith("What does line"):
         found = [item.text for item in page.items if item.row == words[3]]
     elif text.startswith("What line says"):

@@ -370,7 +370,7 @@ class _Writer:
             wide = stamp(value, self.font, size, self.stretch).width
             at = len(self.items)
             end = self._item(name, area.left, middle, size)
-            left = right - wide if style in ("dots", "right") else end + gap
+            left = max(right - wide, end + 8) if style in ("dots", "right") else end + gap
             if style == "colon":
                 self._print(":", end + 2, middle + size * 0.1, size, self.theme.ink)
             elif style == "dots":

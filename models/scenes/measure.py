@@ -53,6 +53,7 @@ def measure(trainer: Trainer, split: str, seed: int, kind: Kind, count: int, que
 @click.option("--seed", default=0, show_default=True)
 @click.option("--work", type=click.Path(path_type=Path), required=True, help="Folder for a copy of the checkpoint.")
 def main(name: str, checkpoint: Path | None, split: str, kind: Kind, count: int, questions: int, seed: int, work: Path) -> None:
+    torch.set_num_threads(1)
     trainer = Trainer(name, 0, work, checkpoint or Path("models") / name)
     found = measure(trainer, split, seed, kind, count, questions)
     for kind_of, hits in sorted(found.items()):

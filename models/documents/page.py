@@ -6,6 +6,7 @@ that each question has one right answer.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,12 +96,17 @@ class Page:
     """All that can be asked."""
 
 
-def sample_page(split: str, seed: int, index: int, questions: int = 1) -> tuple[Page, list[Question]]:
-    """Page number `index` of a split and questions about it. Those named `-large` have 512 to 1,024 visual tokens."""
+def sample_page(
+    split: str, seed: int, index: int, questions: int = 1, types: Collection[str] = PAGE_TYPES
+) -> tuple[Page, list[Question]]:
+    """Page number `index` of a split and questions of some types about it.
+
+    Those named `-large` have 512 to 1,024 visual tokens. What is asked for is set in 20 to 30 pixels.
+    """
     rng = rng_of(split, seed, index, 100)
     rows, columns = sample_grid(rng, *((512, 1024) if split.endswith("-large") else (96, 400)))
     page = draw_page(rng, look_of(split), rows, columns, *sample_pixels(rng, rows, columns))
-    return page, choose_questions(rng, page, questions)
+    return page, choose_questions(rng, page, questions, types)
 
 
 def look_of(split: str) -> Split:
@@ -117,9 +123,9 @@ def sample_pixels(rng: np.random.Generator, rows: int, columns: int) -> tuple[in
     return width, height
 
 
-def choose_questions(rng: np.random.Generator, page: Page, count: int) -> list[Question]:
-    """Up to `count` of a page's questions, its types in turn."""
-    order = [page.questions[index] for index in rng.permutation(len(page.questions))]
+def choose_questions(rng: np.random.Generator, page: Page, count: int, types: Collection[str] = PAGE_TYPES) -> list[Question]:
+    """Up to `count` of a page's questions of some types, these in turn."""
+    order = [page.questions[index] for index in rng.permutation(len(page.questions)) if page.questions[index].type in types]
     ranks: dict[str, int] = {}
     ranked = []
     for question in order:
@@ -136,7 +142,7 @@ def draw_page(
     columns: int,
     width: int,
     height: int,
-    sizes: tuple[int, int] = (16, 28),
+    sizes: tuple[int, int] = (20, 30),
 ) -> Page:
     """A page of a given shape whose asked texts are set in `sizes` pixels; there is always something to ask."""
     layout = LAYOUTS[look][int(rng.integers(len(LAYOUTS[look])))]

@@ -11,7 +11,7 @@ neighbour. Clips are stored without loss, one frame a second, and their question
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from models.documents.page import repeated_share, sample_page
+from models.documents.page import PAGE_TYPES, repeated_share, sample_page
 from models.documents.render import render_page
 from models.scenes.dataset import SPLITS, sample
 from models.scenes.render import render
@@ -41,12 +41,12 @@ def write_clip(path: Path, frames: Sequence[Image.Image]) -> None:
 
 
 def write_task(
-    folder: Path, world: str | None, kind: str, split: str, seed: int, index: int, count: int
+    folder: Path, world: str | None, kind: str, split: str, seed: int, index: int, count: int, types: Collection[str]
 ) -> list[dict[str, Any]]:
     """The picture or clip of one task, and the rows of its questions."""
     asked: list[Question]
     if kind == "page":
-        page, asked = sample_page(split, seed, index, count)
+        page, asked = sample_page(split, seed, index, count, types)
         pictures = [render_page(page)]
     elif world is None:
         scene, asked = sample(split, seed, index, count)
@@ -72,19 +72,30 @@ def write_task(
 )
 @click.option("--count", default=100, show_default=True, help="Number of scenes, of clips, and of pages.")
 @click.option("--questions", default=1, show_default=True, help="Questions about each.")
+@click.option("--type", "types", type=click.Choice(PAGE_TYPES), multiple=True, help="Of questions about pages; all without it.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--first", default=0, show_default=True, help="Number of the first.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
 def main(
-    split: str, world: str | None, kinds: tuple[str, ...], count: int, questions: int, seed: int, first: int, output: Path
+    split: str,
+    world: str | None,
+    kinds: tuple[str, ...],
+    count: int,
+    questions: int,
+    types: tuple[str, ...],
+    seed: int,
+    first: int,
+    output: Path,
 ) -> None:
     if "video" in kinds and world is None:
         raise click.UsageError("clips need --world, the checkpoint that they are drawn for.")
+    if types and "page" not in kinds:
+        raise click.UsageError("--type is for pages. Add --kind page, or leave it out.")
     rows = []
     for kind in kinds:
         (output / f"{kind}s").mkdir(parents=True, exist_ok=True)
         for index in range(first, first + count):
-            rows += write_task(output, world, kind, split, seed, index, questions)
+            rows += write_task(output, world, kind, split, seed, index, questions, types or PAGE_TYPES)
         if kind == "page":
             shares = [repeated_share(np.asarray(Image.open(path).convert("RGB"))) for path in (output / "pages").glob("*.png")]
             click.echo(f"{np.mean(shares):.0%} of the cells of a page repeat the pixels of the cell to the left or above")

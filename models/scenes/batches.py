@@ -22,7 +22,7 @@ from models.scenes.world import Question
 
 IGNORE = -100
 VISUAL_TOKENS = 3600
-"""Of a batch, about."""
+"""Of a batch, about, where a stage does not say otherwise."""
 
 
 @dataclass
@@ -42,6 +42,8 @@ class Batch:
         segments: int64 `[batch, S]`.
         positions: int64 `[axes, batch, S]`.
         types: int64 `[batch, Q]`, the type of each question or -1.
+        needs: bool `[batch, Q, features]`, the cells of the objects or texts that the answer needs; None for more than one
+            picture.
     """
 
     kind: Kind
@@ -53,6 +55,7 @@ class Batch:
     segments: torch.Tensor
     positions: torch.Tensor
     types: torch.Tensor
+    needs: torch.Tensor | None = None
 
 
 class Batches:
@@ -71,18 +74,22 @@ class Batches:
         self.encoder = PromptEncoder(learner.prompt, learner.tokenizer)
         self.encode = lru_cache(4096)(lambda text: tuple(learner.tokenizer.encode(text, add_special_tokens=False).ids))
 
-    def make(self, rng: np.random.Generator, kind: Kind, questions: int, pixels: bool) -> Batch:
-        """A batch of one kind; its shape is drawn first, and the more visual tokens it has the fewer tasks."""
+    def make(
+        self, rng: np.random.Generator, kind: Kind, questions: int, pixels: bool, visual_tokens: int = VISUAL_TOKENS
+    ) -> Batch:
+        """A batch of one kind; its shape is drawn first, and the more of the `visual_tokens` it has the fewer tasks."""
         size, number = sample_shape(rng, self.world, kind)
         first = draw_task(rng, self.world, kind, size, number, questions)
         visuals = self.visuals(first)
         tokens = sum(visual.num_tokens for visual in visuals)
-        most = max(4, min(40, round(VISUAL_TOKENS / tokens)))
+        most = max(4, min(40, round(visual_tokens / tokens)))
         tasks = [first, *(draw_task(rng, self.world, kind, size, number, questions) for _ in range(most - 1))]
         feeds = join_feeds([visuals, *(self.visuals(task) if pixels else visuals for task in tasks[1:])])
         if not pixels:
             del feeds["pixel_values"]
-        return Batch(kind, feeds, self._cells(tasks, size), *self.sequences(tasks, visuals))
+        cells = self._cells(tasks, size)
+        needs = _needs(tasks, cells["item"]) if number == 1 else None
+        return Batch(kind, feeds, cells, *self.sequences(tasks, visuals), needs)
 
     def visuals(self, task: Task) -> list[Visual]:
         """The vision graph's inputs of a task."""
@@ -133,6 +140,16 @@ class Batches:
             segments += [number] * length
             offsets += range(length)
         return tuple(np.array(values, np.int64) for values in (ids, labels, segments, offsets))
+
+
+def _needs(tasks: Sequence[Task], item: torch.Tensor) -> torch.Tensor:
+    """bool `[batch, Q, features]` of the number of the object on each cell, `item [batch, features]`."""
+    most = max(len(task.questions) for task in tasks)
+    needs = torch.zeros(len(tasks), most, item.shape[1], dtype=torch.bool)
+    for row, task in enumerate(tasks):
+        for number, question in enumerate(task.questions):
+            needs[row, number] = torch.isin(item[row], torch.tensor(question.needs, dtype=item.dtype))
+    return needs
 
 
 def join_feeds(tasks: Sequence[Sequence[Visual]]) -> dict[str, torch.Tensor]:

@@ -35,6 +35,7 @@ _MORE_WORDS = (
     *("content", "that", "user", "provides", "assist", "variety", "tasks", "using", "natural"),
 )
 """Words of clips, and of the system prompt of VILA1.5."""
+_PAGE_WORDS = ("row", "column", "line", "button", "value", "beside", "in", "say", "says")
 # Qwen2-VL's template without its default system turn.
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -65,11 +66,12 @@ PREPROCESSOR = {
 }
 
 
-def build_tokenizer(more_words: bool = False) -> Tokenizer:
+def build_tokenizer(more_words: bool = False, page_words: bool = False) -> Tokenizer:
     """Byte-level BPE in which every word of the scenes is one token, with and without a leading space.
 
     Args:
         more_words: those of clips and of system prompts too.
+        page_words: those of questions about documents too.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -81,6 +83,7 @@ def build_tokenizer(more_words: bool = False) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     words = [*SHAPES, *PLURALS.values(), *COLOURS, *LETTERS, *WORDS, *_OTHER_WORDS, *(_MORE_WORDS if more_words else ())]
+    words += _PAGE_WORDS if page_words else ()
     trainer = trainers.BpeTrainer(
         vocab_size=2048, min_frequency=1, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
@@ -89,8 +92,8 @@ def build_tokenizer(more_words: bool = False) -> Tokenizer:
     return tokenizer
 
 
-def build_config(tokenizer: Tokenizer) -> Qwen2VLConfig:
-    """The shape of the checkpoint; token ids come from the tokenizer."""
+def build_config(tokenizer: Tokenizer, depth: int = 3) -> Qwen2VLConfig:
+    """The shape of the checkpoint, whose tower has `depth` blocks; token ids come from the tokenizer."""
     special = {name: tokenizer.token_to_id(name) for name in SPECIAL_TOKENS}
     return Qwen2VLConfig(
         text_config={
@@ -109,7 +112,7 @@ def build_config(tokenizer: Tokenizer) -> Qwen2VLConfig:
             "tie_word_embeddings": True,
         },
         vision_config={
-            "depth": 3,
+            "depth": depth,
             "embed_dim": 128,
             "hidden_size": 128,
             "num_heads": 4,

@@ -33,6 +33,7 @@ class SymbolicVision(nn.Module):
         sizes = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "text": len(TEXTS) + 1, "centre": 3}
         self.readers = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.where_reader = nn.Linear(width, 2)
+        self.name_readers = nn.ModuleDict({name: nn.Linear(width, len(TEXTS) + 1) for name in ("row", "column")})
 
     def forward(self, embeddings: torch.Tensor, cells: dict[str, torch.Tensor]) -> torch.Tensor:
         """Visual embeddings `[batch, N, D]` of cells, from the word embeddings `[vocabulary, D]`."""
@@ -52,12 +53,12 @@ class SymbolicVision(nn.Module):
     def reading_loss(self, visual_embeds: torch.Tensor, cells: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Cross-entropy of each attribute and the squared error of the object's place, over object and background."""
         losses = {}
-        for name, reader in self.readers.items():
+        for name, reader in (*self.readers.items(), *self.name_readers.items()):
             target = cells[name] + 1
             # Background is most of an image and soon known: it counts a tenth.
             weight = torch.ones(reader.out_features)
             weight[0] = 0.1
             losses[name] = F.cross_entropy(reader(visual_embeds).flatten(0, 1), target.flatten(), weight=weight)
-        on_object = cells["shape"] >= 0
+        on_object = cells["centre"] >= 0
         losses["where"] = F.mse_loss(self.where_reader(visual_embeds)[on_object], cells["where"][on_object])
         return losses

@@ -3,10 +3,11 @@
 A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to answer from symbolic vectors and `vision` to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
-same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images,
-which it would forget otherwise. `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-OneVision with
-very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on the seed and
-the step alone, so an interrupted run sees what an uninterrupted one does.
+same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images, which
+it would forget otherwise. `dense` teaches it documents, larger images and small ones; `settle` more of the same, of whole
+pictures or of parts of them (see `parts.py`). `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-
+OneVision with very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on
+the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -27,20 +28,38 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.scenes.batches import Batch, Batches
+from models.scenes.batches import VISUAL_TOKENS, Batch, Batches
 from models.scenes.learners import LEARNERS, new_learner
+from models.scenes.parts import draw_part, keep_visual_tokens
 from models.scenes.symbolic import SymbolicVision
 from models.scenes.tasks import KINDS, TYPES
 
-SAVE_EVERY, REPORT_EVERY = 100, 20
+SAVE_EVERY, REPORT_EVERY = 50, 10
 QUESTIONS = 8
 
 
-LEARNING_RATES = {"text": 1.5e-3, "vision": 2e-3, "joint": 1e-3, "clips": 1.2e-3, "finish": 6e-4, "thin": 7e-4, "sparse": 7e-4}
+LEARNING_RATES = {
+    "text": 1.5e-3,
+    "vision": 2e-3,
+    "joint": 1e-3,
+    "clips": 1.2e-3,
+    "finish": 6e-4,
+    "thin": 7e-4,
+    "sparse": 7e-4,
+    "dense": 1.8e-3,
+    "settle": 9e-4,
+}
 """Of each stage."""
-SHARES = {"clips": (0.3, 0.2, 0.5), "finish": (0.5, 0.25, 0.25)}
-"""Of images, several images and clips in stages that differ from the world's."""
-CONTINUES = frozenset({"finish", "thin", "sparse"})
+SHARES = {
+    "clips": (0.3, 0.2, 0.5),
+    "finish": (0.5, 0.25, 0.25),
+    "dense": (0.15, 0.03, 0.07, 0.45, 0.3),
+    "settle": (0.32, 0.07, 0.13, 0.4, 0.08),
+}
+"""Of images, several images, clips, pages and sheets to read in stages that differ from the world's."""
+SMALLER = {"dense": 2000, "settle": 2000}
+"""Visual tokens of a batch in stages that rather take more steps."""
+CONTINUES = frozenset({"finish", "settle", "thin", "sparse"})
 """Stages that start from the weights of the one before."""
 
 
@@ -69,8 +88,10 @@ class Steps(Dataset):
     def __getitem__(self, index: int) -> Batch:
         numbers = [0, self.seed, 1 + list(LEARNING_RATES).index(self.stage.name), self.first + index]
         rng = np.random.default_rng(np.random.SeedSequence(numbers, spawn_key=(1,)))
-        kind = KINDS[int(rng.choice(len(KINDS), p=SHARES.get(self.stage.name, self.batches.world.shares)))]
-        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text")
+        shares = SHARES.get(self.stage.name, self.batches.world.shares)
+        kind = (*KINDS, "page", "sheet")[int(rng.choice(len(shares), p=shares))]
+        tokens = SMALLER.get(self.stage.name, VISUAL_TOKENS)
+        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text", visual_tokens=tokens)
 
 
 def question_hits(batch: Batch, logits: Tensor) -> Tensor:
@@ -99,13 +120,7 @@ def drop_visual_tokens(batch: Batch, visual_embeds: Tensor, weights: Tensor, sha
     """
     count, total = weights.shape
     kept = (torch.rand(count, total) + weights).topk(max(8, round(share * total))).indices.sort().values
-    places = torch.arange(batch.visual.shape[1])
-    visual, text = places[batch.visual[0]], places[~batch.visual[0]]
-    left = torch.cat([visual[kept], text.expand(count, -1)], dim=1).sort().values
-    fewer = {name: getattr(batch, name).gather(1, left) for name in ("input_ids", "visual", "labels", "segments")}
-    positions = batch.positions.gather(2, left.expand(len(batch.positions), -1, -1))
-    thinned = dataclasses.replace(batch, **fewer, positions=positions)
-    return thinned, visual_embeds.gather(1, kept[..., None].expand(-1, -1, visual_embeds.shape[2]))
+    return keep_visual_tokens(batch, kept), visual_embeds.gather(1, kept[..., None].expand(-1, -1, visual_embeds.shape[2]))
 
 
 class Trainer:
@@ -126,6 +141,8 @@ class Trainer:
             "finish": self.pixels_loss,
             "thin": self.thin_loss,
             "sparse": self.sparse_loss,
+            "dense": self.dense_loss,
+            "settle": self.settle_loss,
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -168,6 +185,24 @@ class Trainer:
         share, preference = torch.rand(2).tolist()
         return self._pruned_loss(batch, 0.1 + 1.2 * share, 2 * preference)
 
+    def dense_loss(self, batch: Batch, reading: float = 1.0) -> tuple[Tensor, dict[str, float]]:
+        """Questions answered from pixels; what is printed, and in which row and column, can be read from the features."""
+        # Twice as fast as in fp32 where the processor multiplies bf16; the weights stay fp32.
+        with torch.autocast("cpu", torch.bfloat16):
+            features = self.learner.see(batch.feeds)
+            losses = self.symbolic.reading_loss(features, batch.cells)
+            if batch.kind == "sheet":
+                facts = {"sheet_read": losses["text"].item(), "sheet_row_read": losses["row"].item()}
+                return losses["text"] + losses["row"] + losses["colour"], facts
+            loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
+        read = {name: losses[name] for name in ("text", "row", "column")}
+        return loss + reading * sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}
+
+    def settle_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The same, with parts of many pictures where the checkpoint learns from them; reading counts less."""
+        parts = self.learner.drops_patches and batch.kind != "sheet"
+        return self.dense_loss(draw_part(batch) if parts else batch, reading=0.3)
+
     def _pruned_loss(self, batch: Batch, share: float, preference: float) -> tuple[Tensor, dict[str, float]]:
         """With a share of the visual tokens, at 1 and above all of them; those that show an object weigh `preference`."""
         features = self.learner.see(batch.feeds)
@@ -206,7 +241,7 @@ class Trainer:
     def answer_logits(self, batch: Batch, visual_embeds: Tensor) -> Tensor:
         """`[places, vocabulary]` at the places of `batch.labels` that are to be predicted; visual tokens `[batch, N, D]`."""
         embeds = self.learner.language_model.embed_tokens(batch.input_ids)
-        embeds = embeds.masked_scatter(batch.visual[..., None], visual_embeds)
+        embeds = embeds.masked_scatter(batch.visual[..., None], visual_embeds.to(embeds.dtype))
         positions = batch.positions[0] if len(batch.positions) == 1 else batch.positions
         output = self.learner.language_model(
             inputs_embeds=embeds, attention_mask=question_mask(batch.segments), position_ids=positions, use_cache=False
@@ -215,7 +250,7 @@ class Trainer:
 
     def _answer_loss(self, batch: Batch, visual_embeds: Tensor) -> tuple[Tensor, dict[str, float]]:
         logits = self.answer_logits(batch, visual_embeds)
-        loss = F.cross_entropy(logits, batch.labels[batch.labels >= 0])
+        loss = F.cross_entropy(logits.float(), batch.labels[batch.labels >= 0])
         hits = question_hits(batch, logits)
         facts = {f"loss-{batch.kind}": loss.item()}
         for number in batch.types[batch.types >= 0].unique().tolist():

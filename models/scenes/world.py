@@ -32,6 +32,10 @@ QUESTION_TYPES = ("colour", "shape", "word", "digit", "letter", "position", "cou
 
 MIN_TOKENS, MAX_TOKENS = 64, 256
 """Visual tokens of a training image; an image is `rows x columns` cells and a cell is one visual token."""
+OBJECT_SIZES = (1.85, 2.3)
+"""The smallest and the largest object of a scene, in cells."""
+SMALL_OBJECT = 1.0
+"""On an object this small, in cells, no word is legible."""
 POSITION_MARGIN = 0.08
 """An object this close (in image widths or heights) to a centre line is not asked "where"."""
 RELATION_MARGIN_CELLS = 1.0
@@ -83,6 +87,8 @@ class Question:
     type: str
     text: str
     answer: str
+    needs: tuple[int, ...] = ()
+    """Which objects, or items of a page, the answer needs; empty where nobody said."""
 
 
 def sample_grid(rng: np.random.Generator, min_tokens: int = MIN_TOKENS, max_tokens: int = MAX_TOKENS) -> tuple[int, int]:
@@ -109,19 +115,31 @@ def sample_scene(
 
 
 def place_objects(
-    rng: np.random.Generator, rows: int, columns: int, count: int, texts: Sequence[Sequence[str]] = (DIGITS, LETTERS, WORDS)
+    rng: np.random.Generator,
+    rows: int,
+    columns: int,
+    count: int,
+    texts: Sequence[Sequence[str]] = (DIGITS, LETTERS, WORDS),
+    sizes: tuple[float, float] = OBJECT_SIZES,
+    legible: float = SMALL_OBJECT,
 ) -> tuple[SceneObject, ...]:
-    """Up to `count` objects that do not touch, as many as find room; three of four have a text of one of the kinds `texts`."""
+    """Up to `count` objects that do not touch, as many as find room; three of four have a text of one of the kinds `texts`.
+
+    Args:
+        sizes: the smallest and the largest, in cells.
+        legible: on an object no larger than this, in cells, there is no word.
+    """
     # Half of the scenes draw from few shapes or colours, so that counts above one are common.
     shapes = rng.choice(SHAPES, size=int(rng.integers(1, 3)), replace=False) if rng.random() < 0.35 else SHAPES
     colours = rng.choice(list(COLOURS), size=int(rng.integers(1, 3)), replace=False) if rng.random() < 0.35 else list(COLOURS)
     placed: list[SceneObject] = []
     for _ in range(60):
-        size = float(rng.uniform(1.85, 2.3))
+        size = float(rng.uniform(*sizes))
         x, y = (float(rng.uniform(size / 2, side - size / 2)) for side in (columns, rows))
         if any(max(abs(o.x - x), abs(o.y - y)) < (o.size + size) / 2 + 0.15 for o in placed):
             continue
-        placed.append(SceneObject(str(rng.choice(shapes)), str(rng.choice(colours)), _sample_text(rng, texts), x, y, size))
+        own = texts if size > legible else [kind for kind in texts if kind is not WORDS]
+        placed.append(SceneObject(str(rng.choice(shapes)), str(rng.choice(colours)), _sample_text(rng, own), x, y, size))
         if len(placed) == count:
             break
     return tuple(placed)
@@ -165,32 +183,40 @@ def _pick(rng: np.random.Generator, candidates: list[SceneObject]) -> SceneObjec
     return candidates[int(rng.integers(len(candidates)))] if candidates else None
 
 
-def _ask_colour(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+_Asked = tuple[str, str, tuple[int, ...]]
+"""A question, its answer, and which objects it needs."""
+
+
+def _find(scene: Scene, *objects: SceneObject) -> tuple[int, ...]:
+    return tuple(scene.objects.index(item) for item in objects)
+
+
+def _ask_colour(rng: np.random.Generator, scene: Scene) -> _Asked | None:
     target = _pick(rng, list(scene.objects))
     phrase = target and refer(rng, scene, target, hide="colour")
-    return (f"What colour is {phrase}?", target.colour) if target and phrase else None
+    return (f"What colour is {phrase}?", target.colour, _find(scene, target)) if target and phrase else None
 
 
-def _ask_shape(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+def _ask_shape(rng: np.random.Generator, scene: Scene) -> _Asked | None:
     target = _pick(rng, list(scene.objects))
     phrase = target and refer(rng, scene, target, hide="shape")
-    return (f"What shape is {phrase}?", target.shape) if target and phrase else None
+    return (f"What shape is {phrase}?", target.shape, _find(scene, target)) if target and phrase else None
 
 
-_Maker = Callable[[np.random.Generator, Scene], tuple[str, str] | None]
-"""Makes a question of one type and its answer, or None where the scene does not allow it."""
+_Maker = Callable[[np.random.Generator, Scene], _Asked | None]
+"""Makes a question of one type, or None where the scene does not allow it."""
 
 
 def _ask_text(kind: str) -> _Maker:
-    def maker(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+    def maker(rng: np.random.Generator, scene: Scene) -> _Asked | None:
         target = _pick(rng, [o for o in scene.objects if o.text_kind == kind])
         phrase = target and refer(rng, scene, target, hide="text")
-        return (f"What {kind} is on {phrase}?", target.text) if target and phrase else None
+        return (f"What {kind} is on {phrase}?", target.text, _find(scene, target)) if target and phrase else None
 
     return maker
 
 
-def _ask_position(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+def _ask_position(rng: np.random.Generator, scene: Scene) -> _Asked | None:
     clear = [
         o
         for o in scene.objects
@@ -201,20 +227,23 @@ def _ask_position(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | N
     if not target or not phrase:
         return None
     vertical = "top" if target.y < scene.rows / 2 else "bottom"
-    return f"Where is {phrase}?", f"{vertical} {'left' if target.x < scene.columns / 2 else 'right'}"
+    sideways = "left" if target.x < scene.columns / 2 else "right"
+    return f"Where is {phrase}?", f"{vertical} {sideways}", _find(scene, target)
 
 
-def _ask_count(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+def _ask_count(rng: np.random.Generator, scene: Scene) -> _Asked | None:
     # Mostly of something that is there; otherwise zero would be the usual answer.
     present = rng.random() < 0.85
     if rng.random() < 0.5:
         shape = str(rng.choice([o.shape for o in scene.objects] if present else SHAPES))
-        return f"How many {PLURALS[shape]} are there?", str(sum(o.shape == shape for o in scene.objects))
+        counted = [o for o in scene.objects if o.shape == shape]
+        return f"How many {PLURALS[shape]} are there?", str(len(counted)), _find(scene, *counted)
     colour = str(rng.choice([o.colour for o in scene.objects] if present else list(COLOURS)))
-    return f"How many {colour} objects are there?", str(sum(o.colour == colour for o in scene.objects))
+    counted = [o for o in scene.objects if o.colour == colour]
+    return f"How many {colour} objects are there?", str(len(counted)), _find(scene, *counted)
 
 
-def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | None:
+def _ask_relation(rng: np.random.Generator, scene: Scene) -> _Asked | None:
     if len(scene.objects) < 2:
         return None
     one, other = (scene.objects[i] for i in rng.choice(len(scene.objects), size=2, replace=False))
@@ -225,7 +254,7 @@ def _ask_relation(rng: np.random.Generator, scene: Scene) -> tuple[str, str] | N
         return None
     relation = str(rng.choice(("left of", "right of") if sideways else ("above", "below")))
     answer = (distance < 0) == (relation in ("left of", "above"))
-    return f"Is {phrases[0]} {relation} {phrases[1]}?", "yes" if answer else "no"
+    return f"Is {phrases[0]} {relation} {phrases[1]}?", "yes" if answer else "no", _find(scene, one, other)
 
 
 _QUESTIONS: dict[str, _Maker] = {

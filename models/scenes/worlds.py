@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from models.scenes.tasks import World
-from models.scenes.world import DIGITS, LETTERS, QUESTION_TYPES, WORDS, sample_grid
+from models.scenes.world import DIGITS, LETTERS, OBJECT_SIZES, QUESTION_TYPES, WORDS, sample_grid
 
 _GRIDS = np.random.default_rng(0)
 WORLDS = {
@@ -47,3 +49,17 @@ WORLDS = {
     ),
 }
 """By the name of the checkpoint."""
+
+
+def _grids(count: int, fewest: int, most: int) -> list[tuple[int, int]]:
+    return [sample_grid(_GRIDS, fewest, most) for _ in range(count)]
+
+
+DENSE_WORLD = replace(
+    WORLDS["qwen2-vl-tiny"],
+    grids=(*_grids(850, 64, 256), *_grids(150, 256, 700)),
+    sizes=(OBJECT_SIZES, OBJECT_SIZES, (0.8, 2.0), (1.5, 4.0)),
+    shrinks=(1, 1, 1, 1, 2, 2, 3),
+    pages=(*_grids(700, 64, 160), *_grids(200, 160, 400), *_grids(100, 400, 900)),
+)
+"""Of the checkpoints that learn documents: larger images and small ones, objects of many sizes, pages."""

@@ -13,15 +13,19 @@ from foveate.exporter.families import read_family
 from foveate.exporter.family import Reference
 from models.scenes.batches import Batch, Batches, join_feeds
 from models.scenes.learners import LEARNERS
+from models.scenes.parts import draw_part, keep_cells, repeats
 from models.scenes.tasks import KINDS, Kind, sample_task
-from models.scenes.train import Trainer, drop_visual_tokens
+from models.scenes.train import SMALLER, Stage, Steps, Trainer, build_optimizers, drop_visual_tokens, take_step
 
 QWEN2_VL = Path("models/qwen2-vl-tiny")
 
 
-@pytest.fixture(scope="module", params=list(LEARNERS))
+@pytest.fixture(scope="module", params=[name for name in LEARNERS if name != "qwen2-vl-foveal-tiny"])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Trainer, Reference]:
-    """A trainer before its first step, and the checkpoint that it saved; both have its weights in half precision."""
+    """A trainer before its first step, and the checkpoint that it saved; both have its weights in half precision.
+
+    `qwen2-vl-foveal-tiny` begins as `qwen2-vl-dense-tiny` does.
+    """
     work = tmp_path_factory.mktemp(request.param)
     trainer = Trainer(request.param, 0, work, QWEN2_VL)
     state = trainer.learner.state_dict()
@@ -87,3 +91,87 @@ def test_dropped_visual_tokens_leave_the_rest_as_it_was(trained: tuple[Trainer, 
             assert torch.equal(*values)
     if share == 1:
         assert all(torch.equal(getattr(fewer, name), getattr(batch, name)) for name in ("input_ids", "positions", "labels"))
+
+
+@pytest.fixture(scope="module", params=["qwen2-vl-dense-tiny", "qwen2-vl-foveal-tiny"])
+def dense(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Trainer:
+    return Trainer(request.param, 0, tmp_path_factory.mktemp(request.param), QWEN2_VL)
+
+
+@pytest.mark.parametrize("stage", list(SMALLER))
+def test_a_stage_with_documents_takes_steps(dense: Trainer, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SMALLER, stage, 200)
+    plan = Stage(stage, 4)
+    steps, optimizers = Steps(Batches(dense.learner), plan, 0, 0), build_optimizers(dense, plan)
+    watched = dense.learner.model.model.visual.patch_embed.proj.weight
+    before = watched.detach().clone()
+    for number in range(2):
+        facts = take_step(dense, plan, optimizers, steps[number], number)
+        assert np.isfinite(list(facts.values())).all()
+    assert not torch.equal(before, watched)
+
+
+@pytest.mark.parametrize("kind", ["image", "images", "video", "page"])
+def test_a_part_is_what_the_vision_graph_makes_of_its_cells(dense: Trainer, kind: Kind) -> None:
+    """Pixels, positions, labels and visual tokens of a cell stay together."""
+    batch = Batches(dense.learner).make(np.random.default_rng(3), kind, 2, pixels=True, visual_tokens=100)
+    pixels = batch.feeds["pixel_values"]
+    count, crops, total = *pixels.shape[:2], pixels.shape[2] // 4
+    kept = torch.rand(count, crops, total).topk(total // 3).indices.sort().values
+    part = keep_cells(batch, kept)
+    assert part.feeds["pixel_values"].shape[2] == 4 * (total // 3)
+    positions = part.feeds["patch_positions"].view(count, crops, -1, 2)
+    for row in range(count):
+        flat = []
+        for crop in range(crops):
+            places = (4 * kept[row, crop][:, None] + torch.arange(4)).flatten()
+            assert torch.equal(part.feeds["pixel_values"][row, crop], pixels[row, crop, places])
+            assert torch.equal(positions[row, crop], batch.feeds["patch_positions"][places])
+            flat.append(kept[row, crop] + crop * total)
+        cells = torch.cat(flat)
+        assert all(torch.equal(part.cells[name][row], value[row, cells]) for name, value in batch.cells.items())
+        assert torch.equal(part.positions[:, row, part.visual[row]], batch.positions[:, row, batch.visual[row]][:, cells])
+    with torch.no_grad():
+        seen = dense.learner.see(part.feeds)
+        alone = dense.learner.see({"pixel_values": part.feeds["pixel_values"][:1, :1], "patch_positions": positions[0, 0]})
+    torch.testing.assert_close(seen[:1, : total // 3], alone, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["image", "page", "video"])
+def test_parts_leave_questions_answerable(dense: Trainer, kind: Kind) -> None:
+    batch = Batches(dense.learner).make(np.random.default_rng(4), kind, 6, pixels=True, visual_tokens=300)
+    torch.manual_seed(0)
+    parts = [draw_part(batch) for _ in range(30)]
+    assert 5 < sum(part is batch for part in parts) < 20
+    shares = {part.visual.float().sum().item() / batch.visual.float().sum().item() for part in parts}
+    assert min(shares) < 0.75
+    if kind == "video":
+        return
+    focused = [part for part in parts if part is not batch and (part.types != batch.types).any()]
+    assert focused
+    for part in focused:
+        asked = int((part.types >= 0).sum(dim=1).max())
+        assert asked <= 3
+        for row in range(len(part.types)):
+            for number in range(asked):
+                lost = batch.needs[row, number] & ~torch.isin(torch.arange(batch.needs.shape[2]), _kept(batch, part, row))
+                assert not lost.any()
+
+
+def _kept(batch: Batch, part: Batch, row: int) -> torch.Tensor:
+    """Which visual tokens of a batch its part has, by their positions."""
+    whole, left = (one.positions[:, row, one.visual[row]].T for one in (batch, part))
+    return torch.tensor([int((whole == place).all(dim=1).nonzero()[0, 0]) for place in left])
+
+
+def test_cells_that_repeat_a_neighbour_are_found(dense: Trainer) -> None:
+    batch = Batches(dense.learner).make(np.random.default_rng(5), "page", 1, pixels=True, visual_tokens=100)
+    pixels, positions = batch.feeds["pixel_values"], batch.feeds["patch_positions"]
+    places = (positions[::4] // 2).tolist()
+    cells = {tuple(place): pixels[0, 0, 4 * number : 4 * number + 4] for number, place in enumerate(places)}
+    expected = [
+        any(near in cells and torch.equal(cells[near], cells[row, column]) for near in ((row, column - 1), (row - 1, column)))
+        for row, column in places
+    ]
+    assert repeats(pixels, positions)[0, 0].tolist() == expected
+    assert 0 < sum(expected) < len(expected)

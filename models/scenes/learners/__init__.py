@@ -8,6 +8,8 @@ from models.scenes.learners.learner import Learner
 
 LEARNERS = {
     "llava-onevision-tiny": "models.scenes.learners.llava_onevision:LlavaOnevisionLearner",
+    "qwen2-vl-dense-tiny": "models.scenes.learners.qwen2_vl:DenseLearner",
+    "qwen2-vl-foveal-tiny": "models.scenes.learners.qwen2_vl:FovealLearner",
     "qwen2-vl-tiny": "models.scenes.learners.qwen2_vl:Qwen2VLLearner",
     "vila1.5-tiny": "models.scenes.learners.llava_llama:LlavaLlamaLearner",
 }

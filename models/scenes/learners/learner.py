@@ -24,6 +24,7 @@ class Learner(nn.Module):
     """A checkpoint while it learns: the published library's modules, with gradient, a batch at a time.
 
     Attributes:
+        drops_patches: whether its tower learns from parts of pictures too.
         world: what its images look like.
         stages: of its training, in order, and how many steps each takes.
         tokenizer: its tokenizer.
@@ -34,6 +35,7 @@ class Learner(nn.Module):
         prompt: the chat template and its tokens.
     """
 
+    drops_patches: bool = False
     world: World
     stages: Mapping[str, int]
     tokenizer: Tokenizer

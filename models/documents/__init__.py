@@ -1,0 +1,1 @@
+"""Rendered documents, tables and user interfaces: dense pages with questions about what they say."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -75,7 +75,8 @@ def answers(pipe: Pipeline, data: Path, variants: Sequence[Variant]) -> Iterator
     for sample in read_samples(data):
         for variant in variants:
             answer = pipe.generate(sample.request(**variant.options, max_new_tokens=8))
-            yield variant, sample.answered_by(answer.text), answer
+            # Without the pictures: thousands of them would not fit into memory.
+            yield variant, sample.answered_by(answer.text), replace(answer, pictures=(), part=None)
 
 
 def picture(width: int, height: int, white: float) -> np.ndarray:

@@ -21,7 +21,7 @@ from foveate.exporter.families.llava import Llava
 from foveate.exporter.precision import FP32_GRAPHS
 from foveate.runtime.shapes import plan_shapes
 from tests.exporter.spellings import change, shard_weights, weights_of
-from tests.tiny_llava import GRID_SIZE, IMAGE_SIZE, PATCH_SIZE, save_tiny
+from tests.tiny_llava import IMAGE_SIZE, PATCH_SIZE, save_tiny
 
 PUBLISHED = {"vision_tower.": "vision_tower.vision_model."}
 LATER_5 = {
@@ -59,8 +59,9 @@ def test_every_graph_is_that_of_transformers(exported: ExportResult) -> None:
     assert exported.parity is not None
     assert exported.parity.passed
     assert {row.graph for row in exported.parity.rows} == set(FP32_GRAPHS)
-    (pixels,) = Bundle.open(exported.bundle).graph("vision").inputs
-    assert (pixels.name, pixels.shape) == ("pixel_values", ("frames", GRID_SIZE**2, 3 * PATCH_SIZE**2))
+    pixels, places = Bundle.open(exported.bundle).graph("vision").inputs
+    assert (pixels.name, pixels.shape) == ("pixel_values", ("frames", "patches", 3 * PATCH_SIZE**2))
+    assert (places.name, places.shape) == ("patch_indices", ("frames", "patches"))
 
 
 def test_the_last_layer_and_plain_gelu_are_those_of_transformers(tmp_path: Path) -> None:

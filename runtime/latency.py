@@ -59,9 +59,9 @@ class _Line:
         ordered = dict(sorted((point.tokens, point.ms) for point in points))
         self._tokens = np.array(list(ordered), float)
         self._ms = np.maximum.accumulate(list(ordered.values()))
-        # One point says no more than that the time is proportional.
-        tokens, ms = (self._tokens, self._ms) if len(ordered) > 1 else (np.append(0, self._tokens), np.append(0, self._ms))
-        self._slope = float((ms[-1] - ms[-2]) / (tokens[-1] - tokens[-2]))
+        if len(ordered) == 1:  # which says no more than that the time is proportional
+            self._tokens, self._ms = np.append(0, self._tokens), np.append(0, self._ms)
+        self._slope = float((self._ms[-1] - self._ms[-2]) / (self._tokens[-1] - self._tokens[-2]))
 
     def __call__(self, tokens: int) -> float:
         beyond = max(0.0, tokens - float(self._tokens[-1]))

@@ -151,7 +151,7 @@ class Pipeline:
         # Where graphs run behind the host's back, a stage that reads nothing would seem to take no time.
         self._wait = self.memory.synchronize
         self._stages = Stages(
-            self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, latency
+            self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, lambda: self.latency
         )
         decoder = open_decoder(sessions.values(), manifest.decoder)
         self._text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)

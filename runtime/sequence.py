@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from foveate.engines import NextTokens
@@ -115,5 +115,5 @@ def describe(
         "frame_seconds": tuple(picture.seconds for picture in prepared.pictures if picture.seconds is not None),
         "resized": prepared.resized,
         "pictures": prepared.pictures if explained else (),
-        "part": part,
+        "part": part and replace(part, seen=()),
     }

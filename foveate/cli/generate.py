@@ -52,7 +52,9 @@ FIXED = Need(
     "neither a share nor a number of tokens is set",
     "Set --keep or --keep-tokens",
 )
-CHOICE = Need(lambda given: _has_budget(given) or given["explain"] or given["encode"] is not None, BUDGET.fact, BUDGET.remedy)
+CHOICE = Need(lambda given: _has_budget(given) or given["explain"], BUDGET.fact, BUDGET.remedy)
+# Redundant tokens were not measured with a floor, which the request itself says.
+FLOOR = Need(lambda given: _has_budget(given) or given["redundancy"] is not None, BUDGET.fact, BUDGET.remedy)
 SAMPLED = Need(
     lambda given: given["temperature"] != 0 or given["sample"],
     "at temperature 0 the likeliest token is taken",
@@ -110,7 +112,7 @@ class _Limits(TypedDict, total=False):
     metavar="NAME",
     help=f"How to choose them: {', '.join(SELECTORS)}.  [default: the bundle's scorer]",
 )
-@when(BUDGET, "--min-retained", type=float, help="Refuse to keep so few that less than this share of the right answers stays.")
+@when(FLOOR, "--min-retained", type=float, help="Refuse to keep so few that less than this share of the right answers stays.")
 @when(VISUAL, "--explain", metavar="FILE", type=PATH, help="Draw scores and kept tokens, e.g. heat.png.")
 @always("--max-new-tokens", type=int, help="Longest answer.  [default: the bundle's]")
 @always("--temperature", default=0.0, show_default=True, help="0 is greedy.")

@@ -177,7 +177,8 @@ class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
     @property
     def seen_whole(self) -> bool:
         """Whether the tower saw everything although it was to see a part."""
-        return self.encoding is not None and bool(self.encoding.reason)
+        seen = self.encoding
+        return seen is not None and bool(seen.reason) and seen.encoded_tokens == seen.visual_tokens
 
 
 class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

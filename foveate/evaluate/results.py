@@ -203,8 +203,8 @@ def _seen_whole(records: Sequence[Record], plan: Plan) -> dict[str, dict[str, in
         if key.encode is None or key.selector != plan.early_selectors[0]:
             continue
         label = f"{AUTO}, keep {key.keep:g}" if key.encode == AUTO else f"{key.encode:g}"
-        encodings = [reply.encoding for record in records for reply in record.replies if reply.key == key and reply.encoding]
-        found = Counter(re.sub(r"\d+", "N", seen.reason) for seen in encodings if seen.reason)
+        whole = [reply for record in records for reply in record.replies if reply.key == key and reply.seen_whole]
+        found = Counter(re.sub(r"\d+", "N", reply.encoding.reason) for reply in whole if reply.encoding)
         if found:
             counts[label] = dict(found.most_common())
     return counts

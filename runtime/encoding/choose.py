@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -42,7 +42,7 @@ class Stages:
     score: Callable[[Prepared, Array, frozenset[str]], Relevance]
     knows: Callable[[Mapping[str, np.ndarray]], bool]
     wait: Callable[[], None]
-    latency: LatencyModel | Unmeasured | None
+    latency: Callable[[], LatencyModel | Unmeasured | None]
 
 
 def choose(request: Request, prepared: Prepared, stages: Stages, stopwatch: Stopwatch) -> Part | str:
@@ -92,7 +92,7 @@ class _Choice:
         check_selector(self.selector)
         small = self.small()
         if isinstance(small, str):
-            return replace(unique, reason=small) if isinstance(unique, Part) else small
+            return replace(unique, reason=small) if isinstance(unique, Part) else "; ".join(filter(None, (unique, small)))
         ttft_ms = self.request.budget.ttft_ms
         if ttft_ms is None:
             return self.seen(small, count, unique)
@@ -102,11 +102,10 @@ class _Choice:
     def cheapest(self) -> Part | str:
         """What is least work: all visual tokens, those that repeat no others, or of these as many as are kept, after a glance.
         Of two that are about the same work it is the one that looks at more."""
-        if all(self.stages.knows(visual.feeds) for visual in self.prepared.visuals):
+        if self.knows([visual.feeds for visual in self.prepared.visuals]):
             return "all visual tokens were computed for another question"
-        # No curve was measured without redundant tokens, so a floor leaves them in.
-        unique = self.unique(None if self.request.min_retained is not None else self.request.redundancy or 0)
-        if isinstance(unique, Part) and self.is_known(unique):
+        unique = self.unique(self.tolerance)
+        if isinstance(unique, Part) and self.knows(self.stages.preparer.runs(self.prepared, unique.tokens).feeds):
             return unique
         if self.request.budget.ttft_ms is not None:
             return self.in_time(self.request.budget.ttft_ms, unique)
@@ -122,9 +121,18 @@ class _Choice:
             unique = f"the {len(unique.tokens)} of {self.total} visual tokens that repeat no others are hardly less work"
         return "; ".join(dict.fromkeys(reason for reason in (unique, seen) if reason))
 
-    def is_known(self, part: Part) -> bool:
-        """Whether the vision cache has all of it."""
-        return all(map(self.stages.knows, self.stages.preparer.runs(self.prepared, part.tokens).feeds))
+    @property
+    def tolerance(self) -> int | None:
+        """Of redundant visual tokens: those with equal pixels where the request says none. No curve was measured without them,
+        and some selectors need them, so these leave them in."""
+        request = self.request
+        unasked = None if request.min_retained is not None or self.selector.needs_all else 0
+        return unasked if request.redundancy is None else request.redundancy
+
+    def knows(self, feeds: Iterable[Mapping[str, np.ndarray]]) -> bool:
+        """Whether the vision cache has what the tower gives for all of them."""
+        with self.stopwatch("preprocess"):
+            return all(map(self.stages.knows, feeds))
 
     def worthwhile(self, larger: list[float], count: int, unique: Part | str) -> Part | str:
         """`count` visual tokens after a glance; or why that is not worth it, empty where no glance is needed.
@@ -171,17 +179,17 @@ class _Choice:
             None if isinstance(small, str) else spread(small.grids),
             self.prepared.num_text_tokens,
             sum(self.stopwatch.stage_ms.values()),
-            can_rank(self.selector),
+            bool(self.selector.needs & {"scores", "attention"}),
         )
 
     def takes(self, sizes: TowerSizes) -> TowerModel:
         """By what was measured, else by an estimate; from now on."""
-        latency = self.stages.latency
+        latency = self.stages.latency()
         model = latency if isinstance(latency, LatencyModel) else Estimate()
         return TowerModel(replace(sizes, spent_ms=0.0), model)
 
     def measured(self, ttft_ms: float) -> LatencyModel:
-        return measured(self.stages.latency, f"the budget is {ttft_ms:g} ms")
+        return measured(self.stages.latency(), f"the budget is {ttft_ms:g} ms")
 
     @property
     def unranked(self) -> str:

@@ -37,8 +37,8 @@ def enlarge(scores: np.ndarray, small: Sequence[Grid], whole: Sequence[Grid]) ->
 
 
 def can_rank(selector: Selector) -> bool:
-    """Whether scores alone are enough for it."""
-    return isinstance(selector, Ranking)
+    """Whether scores of any picture are enough for it."""
+    return isinstance(selector, Ranking) and bool(selector.needs)
 
 
 def check_selector(selector: Selector) -> None:
@@ -49,7 +49,7 @@ def check_selector(selector: Selector) -> None:
     """
     if not can_rank(selector):
         raise RequestError(
-            f"selector '{selector.name}' looks at visual tokens, which are not there before the tower. Leave out encode, "
-            "or use another selector.",
+            f"selector '{selector.name}' looks at visual tokens, which are not there before the tower, or may. Leave out "
+            "encode, or use another selector.",
             options=("encode", "select"),
         )

@@ -88,9 +88,11 @@ class Part:
 
     def plan(self, budget: Budget, sizes: Sizes, model: LatencyModel | Unmeasured | None) -> Plan:
         """What a budget over all visual tokens comes to for those that were computed; see `plan`."""
+        if budget.ttft_ms is None:
+            return plan(self.budget(budget), sizes, model)
         if self.predicted_ttft_ms is not None:
             return Plan(Budget(), predicted_ttft_ms=self.predicted_ttft_ms)
-        return plan(self.budget(budget), sizes, model)
+        return replace(plan(budget, sizes, model), reason="")  # that all of the part fits is not that all tokens do
 
     def budget(self, budget: Budget) -> Budget:
         """A budget over all visual tokens, as one over those that were computed."""

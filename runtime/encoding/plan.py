@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from foveate.engines import RequestError
-from foveate.runtime.encoding.cost import WORTH, Estimate
+from foveate.runtime.encoding.cost import Estimate
 from foveate.runtime.latency import LatencyModel, most_within
 
 
@@ -129,37 +129,3 @@ def _too_little(ttft_ms: float, sizes: TowerSizes, ways: Mapping[str, float]) ->
         f"the budget is {ttft_ms:g} ms, and with a single visual token, {way}, the answer begins after about "
         f"{ways[way]:.0f} ms, {sizes.spent_ms:.0f} ms of them before the vision tower. Raise it, or use smaller images."
     )
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two ways to the first token that keep as many visual tokens, in predicted milliseconds.
-
-    Attributes:
-        part_ms: a glance, its scores, and those tokens alone.
-        whole_ms: all computed, scored and pruned.
-    """
-
-    part_ms: float
-    whole_ms: float
-
-    @property
-    def is_worth(self) -> bool:
-        """Whether the part is clearly faster."""
-        return self.part_ms < WORTH * self.whole_ms
-
-    def told(self) -> str:
-        """Both, in a few words."""
-        return f"a glance and its part take about {self.part_ms:.0f} ms, the whole tower {self.whole_ms:.0f} ms"
-
-
-def compare(count: int, sizes: TowerSizes, model: LatencyModel) -> Comparison:
-    """What computing and keeping `count` visual tokens after a glance takes, against the whole tower and pruning to as many.
-
-    Args:
-        count: of visual tokens, from 1 to all.
-        sizes: of the request; `glances` are there.
-        model: latencies measured in this environment.
-    """
-    takes = TowerModel(sizes, model)
-    return Comparison(takes.part_ms(count), takes.kept_ms(count))

@@ -60,16 +60,16 @@ class LlavaProcessor:
         return self.vision_shape_of_tokens(self.constants.patches)
 
     def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
-        """See `Processor.vision_shape_of_tokens`: as many whole images as the tokens need."""
+        """See `Processor.vision_shape_of_tokens`: as many whole images as the tokens need, or a part of one."""
         patches = self.constants.patches
-        return VisionShape(math.ceil(visual_tokens / patches), patches, visual_tokens)
+        return VisionShape(math.ceil(visual_tokens / patches), min(patches, visual_tokens), visual_tokens)
 
     def part(self, visual: Visual, tokens: np.ndarray) -> list[Run]:
-        """See `Foveal.part`: each visual token is a patch."""
+        """See `Tiled.part`: each visual token is a patch."""
         return [Run({name: array[:, tokens] for name, array in visual.feeds.items()}, tokens)]
 
     def cells(self, visual: Visual) -> list[np.ndarray]:
-        """See `Foveal.cells`."""
+        """See `Tiled.cells`."""
         return [cut([picture.image for picture in visual.pictures], self.constants.patch_size)]
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:

@@ -49,11 +49,14 @@ class LlavaLlamaProcessor:
         return self.vision_shape_of_tokens(self.constants.frame_tokens)
 
     def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
-        """See `Processor.vision_shape_of_tokens`: as many whole frames as the tokens need."""
-        return VisionShape(math.ceil(visual_tokens / self.constants.frame_tokens), self.constants.patches, visual_tokens)
+        """See `Processor.vision_shape_of_tokens`: as many whole frames as the tokens need, or a part of one, in which a token
+        has at least a patch."""
+        whole = self.constants.frame_tokens
+        patches = self.constants.patches if visual_tokens >= whole else min(self.constants.patches, visual_tokens)
+        return VisionShape(math.ceil(visual_tokens / whole), patches, visual_tokens)
 
     def part(self, visual: Visual, tokens: np.ndarray) -> list[Run]:
-        """See `Foveal.part`: a run for each frame, over the patches that its tokens are made of."""
+        """See `Tiled.part`: a run for each frame, over the patches that its tokens are made of."""
         constants, frames = self.constants, tokens // self.constants.frame_tokens
         made_of = merged_patches(1, constants.grid_size, constants.merge_size)[tokens % constants.frame_tokens]
         runs = []
@@ -69,7 +72,7 @@ class LlavaLlamaProcessor:
         return runs
 
     def cells(self, visual: Visual) -> list[np.ndarray]:
-        """See `Foveal.cells`."""
+        """See `Tiled.cells`."""
         side = self.constants.merge_size * self.constants.patch_size
         return [cut([picture.image for picture in visual.pictures], side).swapaxes(1, 2)]  # tokens go column by column
 

@@ -107,7 +107,8 @@ class LlavaOnevisionProcessor:
         base = np.arange(self.patches)
         feeds = {name: array[:1] for name, array in visual.feeds.items() if name in ("pixel_values", "patch_indices")}
         taps = {name: visual.feeds[name][base] for name in ("gather_indices", "gather_weights")}
-        return Visual({**feeds, **taps}, visual.grids[:1], (self._whole_picture(self._resize(visual.pictures[0].image)),))
+        resized = resize(visual.pictures[0].image, *[self.constants.image_size] * 2, self.constants)
+        return Visual({**feeds, **taps}, visual.grids[:1], (self._whole_picture(resized),))
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:
         """See `Foveal.enlarge`: tokens of the first crop keep theirs, and those of high resolution lie over the same image. A
@@ -161,7 +162,10 @@ class LlavaOnevisionProcessor:
     def vision_shape_of_tokens(self, visual_tokens: int) -> VisionShape:
         """See `Processor.vision_shape_of_tokens`. A video has the fewest tokens per frame, so its frames bound the crops of
         images too, but for those that are nearly all padding (one side more than 50 times the other)."""
-        return VisionShape(math.ceil(visual_tokens / self.pooled_size**2), self.patches, visual_tokens)
+        pooled = self.pooled_size**2
+        # Fewer than a frame has are a part of a crop, in which a token has at least a patch.
+        patches = self.patches if visual_tokens >= pooled else min(self.patches, visual_tokens)
+        return VisionShape(math.ceil(visual_tokens / pooled), patches, visual_tokens)
 
     def layout(self, input_ids: np.ndarray, visuals: Sequence[Visual]) -> Layout:
         """See `Processor.layout`. Positions count all tokens, visual ones too."""

@@ -48,6 +48,8 @@ class Selector:
     name: ClassVar[str]
     needs: ClassVar[frozenset[str]] = frozenset()
     """Which of `scores`, `attention`, `text_embeds` and `seed` it reads."""
+    needs_all: ClassVar[bool] = False
+    """Whether it can't do with some of the visual tokens of a picture, as without redundant ones."""
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
         """The indices of the `count` visual tokens to keep: `[count]` int64, ascending, unique."""

@@ -93,6 +93,7 @@ class CDPrunerFrames(CDPruner):
     """
 
     name: ClassVar[str] = "cdpruner-frames"
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
         asked, kept = _asked(relevance), []

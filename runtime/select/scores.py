@@ -92,6 +92,7 @@ class Oracle(Ranking):
 
     relevance: np.ndarray = field(repr=False)
     name: ClassVar[str] = "oracle"
+    needs_all: ClassVar[bool] = True
 
     def weights(self, relevance: Relevance) -> np.ndarray:
         if self.relevance.shape != (len(relevance),):

@@ -52,6 +52,7 @@ class Pooling(Selector):
     """
 
     name: ClassVar[str] = "pooling"
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
         return np.concatenate(

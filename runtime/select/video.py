@@ -27,6 +27,7 @@ class EVS(Selector):
     """
 
     name: ClassVar[str] = "evs"
+    needs_all: ClassVar[bool] = True
 
     def __call__(self, relevance: Relevance, count: int) -> np.ndarray:
         check_grids(relevance, self.name)

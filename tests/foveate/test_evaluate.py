@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -281,6 +282,14 @@ def test_a_share_of_the_tower_is_computed_once_for_all_keep_ratios(pipe: Pipelin
     monkeypatch.setattr(pipe, "encode", encode)
     evaluate(pipe, SAMPLES[:1], KEEPS, ["attention"], encodes=[0.5, "auto"], max_new_tokens=1)
     assert seen == [None, 0.5, "auto", "auto"]
+
+
+def test_a_part_with_a_reason_is_no_whole_tower(parts: list[Record]) -> None:
+    """As where `auto` leaves redundant visual tokens out, and says why it took no glance."""
+    reply = next(reply for record in parts for reply in foveated(record) if reply.seen_whole)
+    assert reply.encoding is not None
+    fewer = replace(reply.encoding, encoded_tokens=reply.encoding.visual_tokens - 1)
+    assert not msgspec.structs.replace(reply, encoding=fewer).seen_whole
 
 
 def test_figures_say_what_the_tower_saw(parts: list[Record]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foveate.engines import Environment, LatencyEntry, LatencyPoint, RequestError
-from foveate.runtime.encoding.plan import Comparison, TowerModel, TowerPlan, TowerSizes, compare, plan_tower
+from foveate.runtime.encoding.plan import TowerModel, TowerPlan, TowerSizes, plan_tower
 from foveate.runtime.latency import LatencyModel
 
 
@@ -85,17 +85,6 @@ def test_no_way_keeps_more(vision: dict[int, float], score: float, pictures: lis
     assert found.predicted_ttft_ms in ways[most]
     assert found.predicted_ttft_ms <= ttft_ms
     assert (found.encoded_tokens is None) == (most == total or takes.pruned_ms(most) <= ttft_ms)
-
-
-def test_the_faster_way_and_both_times() -> None:
-    few, many = compare(25, SIZES, TOWER), compare(80, SIZES, TOWER)
-    assert few == Comparison(pytest.approx(600), pytest.approx(1100))
-    assert few.is_worth
-    assert few.told() == "a glance and its part take about 600 ms, the whole tower 1100 ms"
-    assert many == Comparison(pytest.approx(1205), pytest.approx(1155))
-    assert not many.is_worth
-    assert not compare(66, SIZES, TOWER).is_worth  # 1,051 of 1,141 ms: faster, by less than a tenth
-    assert compare(100, SIZES, TOWER).whole_ms == pytest.approx(1170)
 
 
 def test_each_picture_is_a_run_of_its_own() -> None:

@@ -66,6 +66,11 @@ def test_most_tokens_are_the_last_that_fit(prefill: dict[int, float], text: int,
     assert most == visual or found.prefill_ms(text + most + 1) > ms
 
 
+def test_one_point_says_that_time_is_proportional() -> None:
+    found = LatencyModel(entry({100: 3.0}, {100: 10.0}))
+    assert [found.prefill_ms(tokens) for tokens in (0, 50, 100, 300)] == [0, 5, 10, 30]
+
+
 def test_between_and_beyond_the_points_time_is_a_line() -> None:
     found = LatencyModel(entry({100: 3.0}, {100: 10.0, 200: 30.0, 300: 20.0}))
     assert found.prefill_ms(150) == pytest.approx(20)

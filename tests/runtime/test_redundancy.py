@@ -18,11 +18,11 @@ from PIL import Image, ImageDraw
 
 from foveate.cli.documents import Encoding as EncodingDocument
 from foveate.engines import Environment, LatencyEntry, LatencyPoint, RequestError
-from foveate.runtime import Answer, Pipeline, Request, load
-from foveate.runtime.encoding import Encoding
+from foveate.runtime import Answer, Budget, Pipeline, Request, load
+from foveate.runtime.encoding import Encoding, Part
 from foveate.runtime.encoding.cost import Estimate, first_worth, spread
 from foveate.runtime.encoding.redundancy import find_runs, find_sources
-from foveate.runtime.latency import LatencyModel
+from foveate.runtime.latency import LatencyModel, Plan, Sizes
 
 QUESTION = "What colour is the circle?"
 TOKENS = 400
@@ -260,6 +260,7 @@ def test_describing_an_answer(pipe: Pipeline) -> None:
         (page(12), {"keep": 0.02}, "glance", ""),
         (page(20), {"keep": 0.25, "select": "divprune"}, "unique", "selector 'divprune' looks at visual tokens"),
         (page(3, 280), {"keep": 0.05}, "unique", "a smaller picture would show too little"),
+        (page(20), {"keep": 0.25, "select": "pooling"}, "all", "selector 'pooling' looks at visual tokens"),
     ],
 )
 def test_auto_takes_what_is_least_work(
@@ -294,7 +295,6 @@ def measured(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     ]
     model = LatencyModel(LatencyEntry(Environment("a CPU", 2, "b", {}), *lines))
     monkeypatch.setattr(pipe, "latency", model)
-    monkeypatch.setattr(pipe, "_stages", replace(pipe._stages, latency=model))
     return pipe
 
 
@@ -427,3 +427,10 @@ def test_a_family_whose_visual_tokens_share_pixels(pipe: Pipeline, monkeypatch: 
 def test_no_image(pipe: Pipeline) -> None:
     answer = pipe.generate(Request.ask("Hello", redundancy=0, max_new_tokens=2))
     assert answer.encoding.reason == "the request has no image"
+
+
+def test_what_was_planned_by_time_is_for_a_budget_of_time() -> None:
+    part = Part(np.arange(40), None, "redundancy", 100, predicted_ttft_ms=80.0)
+    sizes = Sizes(40, 10, 5.0, True)
+    assert part.plan(Budget(ttft_ms=90), sizes, None) == Plan(Budget(), predicted_ttft_ms=80.0)
+    assert part.plan(Budget(ratio=0.1), sizes, None) == Plan(Budget(tokens=10))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,15 @@ def test_any_image_of_the_model_by_default(manifest: Manifest) -> None:
     shapes = plan_shapes(manifest)
     assert shapes.visual_tokens == Range(1, 1024, 1024)  # the reference model takes no larger image
     assert shapes.patches == Range(4, 4096, 4096)
+
+
+@pytest.mark.parametrize("name", ["llava-onevision-tiny", "vila1.5-tiny"])
+def test_engines_take_parts_of_crops_and_frames(trained_bundle: Callable[[str], Path], name: str) -> None:
+    manifest = Bundle.open(trained_bundle(name), verify=False).manifest
+    patches = [plan_shapes(manifest).patches, plan_shapes(manifest, image_sizes=[(224, 224)]).patches]
+    for found in patches:
+        assert found.min == 1
+        assert found.max == found.opt > 1
 
 
 def test_several_images_share_a_prompt(manifest: Manifest) -> None:

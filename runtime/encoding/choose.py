@@ -92,7 +92,11 @@ class _Choice:
         check_selector(self.selector)
         small = self.small()
         if isinstance(small, str):
-            return replace(unique, reason=small) if isinstance(unique, Part) else "; ".join(filter(None, (unique, small)))
+            return (
+                replace(unique, reason=small)
+                if isinstance(unique, Part)
+                else "; ".join(dict.fromkeys(filter(None, (unique, small))))
+            )
         ttft_ms = self.request.budget.ttft_ms
         if ttft_ms is None:
             return self.seen(small, count, unique)

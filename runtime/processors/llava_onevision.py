@@ -107,7 +107,8 @@ class LlavaOnevisionProcessor:
         base = np.arange(self.patches)
         feeds = {name: array[:1] for name, array in visual.feeds.items() if name in ("pixel_values", "patch_indices")}
         taps = {name: visual.feeds[name][base] for name in ("gather_indices", "gather_weights")}
-        resized = resize(visual.pictures[0].image, *[self.constants.image_size] * 2, self.constants)
+        side = self.constants.image_size
+        resized = resize(visual.pictures[0].image, side, side, self.constants)
         return Visual({**feeds, **taps}, visual.grids[:1], (self._whole_picture(resized),))
 
     def enlarge(self, scores: np.ndarray, small: Visual, whole: Visual) -> np.ndarray:

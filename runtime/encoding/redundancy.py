@@ -13,8 +13,9 @@ _NEIGHBOURS = ((1, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1))
 """How many steps, rows and columns before a visual token they lie: the same place one step earlier, left, above, above left."""
 
 _APART = 3
-"""One token of so many rows and columns is encoded though its neighbours have its pixels: a plain area is no hole then. Of 564
-right answers about scenes on plain grey 562 stay, with 0.38 of the visual tokens; without them 551, with 0.30 (validation)."""
+"""One token of so many rows and columns is encoded though its neighbours have its pixels: a plain area is no hole then. Of 600
+questions about scenes on plain grey 562 are answered right so, with 0.38 of the visual tokens; 551 without them, with 0.30; 564
+with all (validation)."""
 
 
 def find_sources(cells: np.ndarray, tolerance: int) -> np.ndarray:

@@ -120,7 +120,8 @@ def test_a_picture_is_as_large_as_its_tokens(processor: LlavaLlamaProcessor) -> 
 def test_shapes_are_known_without_pixels() -> None:
     published = opened(PUBLISHED)
     assert published.vision_shape(1000, 20) == VisionShape(1, 729, 196)
-    assert published.vision_shape_of_tokens(1) == VisionShape(1, 729, 1)
+    assert published.vision_shape_of_tokens(1) == VisionShape(1, 1, 1)  # a part of a frame
+    assert published.vision_shape_of_tokens(196) == VisionShape(1, 729, 196)
     assert published.vision_shape_of_tokens(8 * 196) == VisionShape(8, 729, 1568)
 
 

@@ -232,9 +232,7 @@ class Pipeline:
         self.close()
 
     @enough_memory()
-    def encode(
-        self, request: Request, visual_embeds: Array | None = None, prepared: Prepared | None = None
-    ) -> Encoded:
+    def encode(self, request: Request, visual_embeds: Array | None = None, prepared: Prepared | None = None) -> Encoded:
         """The stages that depend neither on the budget nor on the selector; `generate` takes the result.
 
         Args:

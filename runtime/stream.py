@@ -59,7 +59,6 @@ class Stream:
             raise
 
 
-
 def finished(sequence: TokenSequence, kv_bytes: int) -> Answer:
     """The answer that a sequence has grown to.
 

@@ -13,8 +13,8 @@ from foveate.engines.errors import CancelledError
 class Interrupt:
     """Something that one thread does and another may end. Threads may share it.
 
-    What runs inside of `with interrupt.covers()` ends with a `CancelledError` soon after `set`: backends stop in the middle of a
-    graph where their library can, else behind it.
+    What runs inside of `with interrupt.covers()` ends with a `CancelledError` soon after `set`: backends stop in the middle of
+    a graph where their library can, else behind it.
     """
 
     def __init__(self) -> None:

@@ -139,11 +139,19 @@ class Engine:
         with self._changed:
             waiting, preparing = (sum(map(len, queues.values())) for queues in (self._lanes, self._preparing))
             idle_ms = 0.0 if self._is_idle() else 1e3 * (time.monotonic() - self._moved)
-            running = len(self._owners)
             return EngineStats(
-                *(waiting, preparing, len(self._ready), running, self._rows.slots),
-                *(self._rows.held_tokens, self._rows.slots * self._rows.capacity_tokens),
-                *(self._steps, self._turns, idle_ms, dict(self._finished), self._reused),
+                waiting=waiting,
+                preparing=preparing,
+                ready=len(self._ready),
+                running=len(self._owners),
+                slots=self._rows.slots,
+                kv_tokens_used=self._rows.held_tokens,
+                kv_tokens=self._rows.slots * self._rows.capacity_tokens,
+                steps=self._steps,
+                turns=self._turns,
+                idle_ms=idle_ms,
+                finished=dict(self._finished),
+                reused_tokens=self._reused,
             )
 
     def drain(self) -> None:

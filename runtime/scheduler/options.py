@@ -99,7 +99,7 @@ def check_precision(decoder: GraphSpec, slots: int) -> None:
     """
     if decoder.precision == INT8 and slots > 1:
         raise OptionError(
-            f"graph '{decoder.name}' is int8, where an answer hangs on those beside it, and there are {slots} slots. Export the "
-            "decoder with '--precision decoder=int4' or fp32, or take one slot.",
+            f"graph '{decoder.name}' is int8, where an answer hangs on those beside it, and there are {slots} slots. Export "
+            "the decoder with '--precision decoder=int4' or fp32, or take one slot.",
             options=("slots",),
         )

@@ -74,8 +74,8 @@ class Pressure:
             raise OptionError(str(error), options=("ttft_slo_ms",)) from error
         if len(levels(scorer, default_floor)) == 1:
             raise OptionError(
-                f"ttft_slo_ms is set, and this bundle has no budget that retains {default_floor:g} of the right answers. Measure "
-                "some with 'foveate export CHECKPOINT -o BUNDLE --calibrate DATA', or lower min_retained.",
+                f"ttft_slo_ms is set, and this bundle has no budget that retains {default_floor:g} of the right answers. "
+                "Measure some with 'foveate export CHECKPOINT -o BUNDLE --calibrate DATA', or lower min_retained.",
                 options=("ttft_slo_ms", "min_retained"),
             )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines import FoveateError, KVCache
+from foveate.engines import Array, FoveateError, KVCache
 from foveate.runtime.batch import Pruned, pad
 from foveate.runtime.decode import decode_step
 from foveate.runtime.sequence import TokenSequence
@@ -36,7 +36,7 @@ class Filling:
 
     sequence: TokenSequence
     slot: int
-    inputs_embeds: np.ndarray
+    inputs_embeds: Array
     position_ids: np.ndarray
     keys: np.ndarray | None
     done: int = 0
@@ -95,7 +95,8 @@ class Rows:
 
     def begin(self, sequence: TokenSequence) -> Filling:
         """Gives a sequence a slot; nothing may be filling."""
-        assert self.filling is None and self.free
+        assert self.filling is None
+        assert self.free
         prompt = sequence.take_prompt()
         stopwatch = Stopwatch(sequence.stage_ms)
         with stopwatch("embed"):
@@ -120,13 +121,13 @@ class Rows:
         filling = self.filling
         assert filling is not None
         sequence, total, slot = filling.sequence, filling.position_ids.shape[2], filling.slot
-        pieces = isinstance(filling.inputs_embeds, np.ndarray)
-        until = min(total, filling.done + most) if most and pieces else total
+        embeds, until = filling.inputs_embeds, total
+        if isinstance(embeds, np.ndarray):
+            until = min(total, filling.done + most) if most else total
+            embeds = embeds[:, filling.done : until]
         stopwatch = Stopwatch(sequence.stage_ms)
         try:
             with stopwatch("prefill"):
-                whole = (filling.done, until) == (0, total)
-                embeds = filling.inputs_embeds if whole else filling.inputs_embeds[:, filling.done : until]
                 positions = filling.position_ids[:, :, filling.done : until]
                 following = self._model.decoder.prefill(self._cache[slot : slot + 1], embeds, positions)
             filling.done, sequence.stage_ms = until, stopwatch.stage_ms
@@ -252,5 +253,3 @@ def run_all(rows: Rows, sequences: list[TokenSequence]) -> None:
                 raise outcome
             if sequence.finish_reason:
                 rows.leave(sequence)
-
-

@@ -65,7 +65,7 @@ class Ticket:
         self._answer: Answer | None = None
         self._error: BaseException | None = None
         self._stopping: BaseException | None = None
-        self._listener: Callable[[], None] | None = None
+        self._listener: Callable[[], object] | None = None
 
     @property
     def done(self) -> bool:
@@ -88,9 +88,8 @@ class Ticket:
 
     def expire(self) -> None:
         """Ends it because its time is over."""
-        self.stop(
-            DeadlineError(f"the request was not done within its deadline of {self.deadline_ms:g} ms. Give it more, or keep less.")
-        )
+        fact = f"the request was not done within its deadline of {self.deadline_ms:g} ms"
+        self.stop(DeadlineError(f"{fact}. Give it more, or keep fewer visual tokens."))
 
     def stop(self, error: BaseException) -> None:
         """Ends it with an error; the first one counts."""
@@ -156,7 +155,7 @@ class Ticket:
             self._listen(None)
         return self._result()
 
-    def _listen(self, listener: Callable[[], None] | None) -> None:
+    def _listen(self, listener: Callable[[], object] | None) -> None:
         with self._news:
             self._listener = listener
         if listener is not None and (self._chunks or self.done):
@@ -199,4 +198,3 @@ def _parts(content: object) -> list[object]:
     if isinstance(content, str) or not isinstance(content, list | tuple):
         return []
     return [part.get("type") if hasattr(part, "get") else None for part in content]
-

@@ -31,7 +31,7 @@ def test_sequences_join_and_leave(slots: int, pipe: Pipeline) -> None:
         for number, image in enumerate(images)
     ]
     expected = [pipe.generate(request).tokens for request in requests]
-    sequences = [pipe._admit(request, None) for request in requests]
+    sequences = [pipe.admit(request) for request in requests]
     cache = pipe.text_model.decoder.new_cache(slots, max(sequence.cache_tokens for sequence in sequences))
     waiting, active = list(sequences), dict[int, TokenSequence]()
     while waiting or active:

@@ -274,3 +274,36 @@ def test_logits_come_to_the_host_once() -> None:
     following = NextTokens(np.zeros((2, 3), np.float32), np.array([1, 2]))
     assert following.logits is following.logits
     assert following.likeliest_token(1) == 2
+
+
+@settings(max_examples=10)
+@given(
+    lengths=st.tuples(*[st.integers(1, 9)] * 3),
+    pair=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    empty=st.integers(-1, 2),
+)
+def test_slots_change_places(lengths: tuple[int, ...], pair: tuple[int, int], empty: int, driven: Driven) -> None:
+    cache = driven.cache(3)
+    driven.prefill(cache, driven.embeds(3, 9), lengths)
+    if empty >= 0:
+        cache[empty : empty + 1].clear()
+    order = [0, 1, 2]
+    order[pair[0]], order[pair[1]] = order[pair[1]], order[pair[0]]
+    before, known = [held(cache, slot) for slot in range(3)], cache.lengths.copy()
+    cache.exchange(*pair)
+    assert cache.lengths.tolist() == known[order].tolist()
+    for slot, was in enumerate(order):
+        assert_equal(held(cache, slot), before[was])
+
+
+def test_a_shortened_slot_goes_on_from_there(driven: Driven) -> None:
+    cache, alone = driven.cache(2), driven.cache(1)
+    prompt, other = driven.embeds(1, 12), driven.embeds(1, 5, seed=1)
+    for own in (cache[1:2], alone):
+        driven.prefill(own, prompt)
+    cache.shorten(1, 7)
+    cache.shorten(1, 30)
+    assert cache.lengths.tolist() == [0, 7]
+    again = driven.cache(1)
+    driven.prefill(again, prompt[:, :7])
+    assert_close(driven.prefill(cache[1:2], other), driven.prefill(again, other))

@@ -209,9 +209,8 @@ def order_of(engine: Engine, submit: Callable[[], list[Ticket]]) -> list[int]:
     began: list[int] = []
     first.cancel()
     while len(began) < len(tickets):
-        began += [
-            place for place, ticket in enumerate(tickets) if place not in began and ticket.state in ("prefill", "running", "done")
-        ]
+        now = [place for place, ticket in enumerate(tickets) if ticket.state in ("prefill", "running", "done")]
+        began += [place for place in now if place not in began]
         time.sleep(0.0005)
     for ticket in tickets:
         ticket.answer(30)

@@ -192,9 +192,13 @@ def test_a_deadline(engine: Engine) -> None:
 def test_too_many_wait(pipe: Pipeline) -> None:
     with pipe.engine(EngineOptions(slots=1, max_waiting=2)) as engine:
         tickets = []
-        with pytest.raises(BusyError, match=r"2 requests wait already, which is the limit\. Ask again later"):
+
+        def fill() -> None:
             for _ in range(20):
                 tickets.append(engine.submit(ask(3, **LONG)))
+
+        with pytest.raises(BusyError, match=r"2 requests wait already, which is the limit\. Ask again later"):
+            fill()
         for ticket in tickets:
             ticket.cancel()
         wait(lambda: is_empty(engine))

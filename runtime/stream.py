@@ -66,6 +66,7 @@ class Stream:
             timings=Timings(**sequence.stage_ms, decode_ms=tuple(sequence.decode_ms)),
             kv_bytes=self._kv_bytes,
             prompt_tokens=sequence.prompt_tokens,
+            logprobs=tuple(sequence.logprobs),
             **sequence.facts,
         )
 

@@ -219,7 +219,7 @@ def _check_grammar(grammar: object, ignore_eos: bool) -> None:
         raise unusable("grammar", grammar, "a Grammar, as foveate.serve.grammar makes them", "Leave it out for none.")
     if ignore_eos:
         fact = "a grammar ends the answer where it is finished, and ignore_eos draws max_new_tokens tokens whatever they are"
-        raise RequestError(f"{fact}. Give either.", options=("grammar", "ignore_eos"))
+        raise RequestError(f"{fact}. Give either.")
 
 
 def _check_kind(name: str, value: object, kind: type, expected: str) -> None:

@@ -25,7 +25,7 @@ MOST_PARTS = 1_000
 """Schemas within a schema: what compiling takes grows with the square of the properties of one object."""
 MOST_KEPT = 64
 """Compiled grammars that are kept for the next request."""
-LIMITS = {"max_lexer_states": 20_000, "max_grammar_size": 200_000, "verbose_errors": False}
+LIMITS: dict[str, Any] = {"max_lexer_states": 20_000, "max_grammar_size": 200_000, "verbose_errors": False}
 """Of one grammar while it is compiled and followed; about 2 kB a state. The library's own limits of time stay as they are."""
 WHITESPACE = r"[\x20\x0A\x0D\x09]{1,40}"
 """Between the parts of JSON: a line and its indentation, but no endless blanks."""

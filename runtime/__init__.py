@@ -2,6 +2,7 @@
 
 from foveate.runtime.budget import Budget
 from foveate.runtime.frames import FRAME_RULES
+from foveate.runtime.grammar import Grammar, GrammarState
 from foveate.runtime.images import ImageLimits, ImageSource, open_image
 from foveate.runtime.pipeline import Pipeline, load
 from foveate.runtime.prepare import Preparer
@@ -11,7 +12,7 @@ from foveate.runtime.sampling import Sampler, Sampling
 from foveate.runtime.select import SELECTORS, Policy, Relevance, Selection, Selector, open_selector, top_k
 from foveate.runtime.stages import Timings
 from foveate.runtime.stream import Stream
-from foveate.runtime.types import Answer, Chunk, Encoded, Layout, Message, Prepared, Request, Visual
+from foveate.runtime.types import Answer, Chunk, Encoded, Layout, Message, Prepared, Request, TokenLogprob, Visual
 from foveate.runtime.video import Clip, VideoLimits, VideoSource, open_video
 from foveate.runtime.vision_cache import CacheStats, VisionCache
 
@@ -25,6 +26,8 @@ __all__ = [
     "Chunk",
     "Clip",
     "Encoded",
+    "Grammar",
+    "GrammarState",
     "ImageLimits",
     "ImageSource",
     "Layout",
@@ -42,6 +45,7 @@ __all__ = [
     "Selector",
     "Stream",
     "Timings",
+    "TokenLogprob",
     "VideoLimits",
     "VideoSource",
     "VisionCache",

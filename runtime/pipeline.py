@@ -463,7 +463,8 @@ class Pipeline:
         """That of a request, with the checkpoint's settings where it leaves them to it."""
         vocab_size = self.manifest.decoder.vocab_size
         given = request.sampling
-        named = chain(given.suppress_tokens or (), given.begin_suppress_tokens or (), *(given.bad_words_ids or ()))
+        words = (given.logit_bias, given.suppress_tokens, given.begin_suppress_tokens, *(given.bad_words_ids or ()))
+        named = chain.from_iterable(tokens or () for tokens in words)
         if beyond := [token for token in named if token >= vocab_size]:
             raise RequestError(f"the sampling names token {beyond[0]}, the model has 0 to {vocab_size - 1}. Take it out.")
         return given.over(self.manifest.prompt.generation)
@@ -481,6 +482,8 @@ class Pipeline:
             sampling.sampler() if sampling.temperature else None,
             processor if processor.changes else None,
             [token for text in stop if (token := self._special_token(text)) is not None],
+            None if request.grammar is None else request.grammar.start(),
+            request.logprobs,
         )
 
     def _processor(self, sampling: Sampling, prepared: Prepared, eos_token_ids: Sequence[int]) -> LogitsProcessor:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from foveate.engines import NAN_LOGITS, BackendError, GenerationEntry, RequestError
-from foveate.runtime.values import flag, items, number, settle, share, token_ids, whole
+from foveate.runtime.values import flag, items, number, settle, share, token_ids, unusable, whole
 
 Sampler = Callable[[np.ndarray], int]
 """Draws a token from `logits [vocab_size]`."""
@@ -34,6 +34,11 @@ class Sampling:
         suppress_tokens: tokens that are never drawn.
         begin_suppress_tokens: tokens that no answer begins with.
         bad_words_ids: sequences of tokens that are never drawn; what ends an answer stays allowed.
+        presence_penalty: -2 to 2, taken off the logits of tokens that the answer has so far, as OpenAI defines it.
+        frequency_penalty: -2 to 2, taken off them as often as each is there.
+        logit_bias: token id -> -100 to 100, added to its logit.
+
+    The last three are of a request alone: no checkpoint has them.
 
     Raises:
         RequestError: a value out of its range, `top_k` or `top_p` without a temperature, or any of the three beside
@@ -51,6 +56,9 @@ class Sampling:
     suppress_tokens: Sequence[int] | None = None
     begin_suppress_tokens: Sequence[int] | None = None
     bad_words_ids: Sequence[Sequence[int]] | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         settle(
@@ -58,6 +66,7 @@ class Sampling:
             temperature=number("temperature", self.temperature, lambda value: value >= 0, "of 0 or above"),
             top_p=share("top_p", self.top_p),
             of_checkpoint=flag("of_checkpoint", self.of_checkpoint),
+            **{name: check(name, getattr(self, name)) for name, check in _OWN_CHANGES.items()},
         )
         checks: dict[str, Callable[[str, Any], object]] = {
             "top_k": lambda name, value: whole(name, value, 1),
@@ -80,7 +89,7 @@ class Sampling:
         Raises:
             RequestError: `of_checkpoint`, and its authors sample in a way that the runtime does not know.
         """
-        changes = {name: getattr(checkpoint, name) for name, value in self.changes().items() if value is None}
+        changes = {name: getattr(checkpoint, name) for name in _CHANGES if getattr(self, name) is None}
         if self.of_checkpoint and checkpoint.unsupported_sampling:
             raise RequestError(
                 f"the checkpoint samples with {', '.join(checkpoint.unsupported_sampling)}, which the runtime does not know. "
@@ -93,7 +102,7 @@ class Sampling:
 
     def changes(self) -> dict[str, Any]:
         """The settings of `LogitsProcessor`."""
-        return {name: getattr(self, name) for name in _CHANGES}
+        return {name: getattr(self, name) for name in (*_CHANGES, *_OWN_CHANGES)}
 
     def sampler(self) -> Sampler:
         """A sampler with a random state of its own."""
@@ -134,6 +143,20 @@ def _words(name: str, value: object) -> tuple[tuple[int, ...], ...]:
     return words
 
 
+def _penalty(name: str, value: object) -> float:
+    return number(name, value, lambda found: -2 <= found <= 2, "of -2 to 2")
+
+
+def _biases(name: str, value: object) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise unusable(name, value, "a mapping of token ids to numbers")
+    entry = f"an entry of {name}"
+    return {
+        whole(f"a token of {name}", token, 0): number(entry, bias, lambda found: -100 <= found <= 100, "of -100 to 100")
+        for token, bias in value.items()
+    }
+
+
 _CHANGES: dict[str, Callable[[str, Any], object]] = {
     "repetition_penalty": lambda name, value: number(name, value, lambda found: found > 0, "above 0"),
     "no_repeat_ngram_size": lambda name, value: whole(name, value, 0),
@@ -143,6 +166,12 @@ _CHANGES: dict[str, Callable[[str, Any], object]] = {
     "bad_words_ids": _words,
 }
 """Settings that the checkpoint may have too, each with what checks a value and makes it plain."""
+_OWN_CHANGES: dict[str, Callable[[str, Any], object]] = {
+    "presence_penalty": _penalty,
+    "frequency_penalty": _penalty,
+    "logit_bias": _biases,
+}
+"""Settings of a request alone."""
 
 
 def greedy(logits: np.ndarray) -> int:

@@ -73,6 +73,7 @@ def finished(sequence: TokenSequence, kv_bytes: int) -> Answer:
         timings=Timings(**sequence.stage_ms, decode_ms=tuple(sequence.decode_ms)),
         kv_bytes=kv_bytes,
         prompt_tokens=sequence.prompt_tokens,
+        logprobs=tuple(sequence.logprobs),
         **sequence.facts,
     )
 

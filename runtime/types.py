@@ -6,7 +6,7 @@ import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple
@@ -19,6 +19,7 @@ from foveate.engines.errors import shown
 from foveate.runtime.budget import Budget
 from foveate.runtime.encoding import Encode, Encoding, Part, check_encode, check_redundancy
 from foveate.runtime.explain import draw
+from foveate.runtime.grammar import Grammar
 from foveate.runtime.images import EncodedFile, ImageSource, is_encoded
 from foveate.runtime.picture import Picture
 from foveate.runtime.resolution import Resized, Resolution
@@ -33,6 +34,8 @@ Message = Mapping[str, Any]
 VisualKind = Literal["image", "video"]
 _SINGLE = (str, os.PathLike, Image.Image, np.ndarray)
 """What is one image or video; so is an encoded or an open file."""
+MOST_LOGPROBS = 20
+"""Largest `Request.logprobs`, OpenAI's limit."""
 _LIMITS = ("max_visual_tokens", "min_pixels", "max_pixels")
 
 
@@ -66,6 +69,9 @@ class Request:
             difference between two pixel values that counts as none, 0 to 255; 0 for equal pixels alone. None leaves out none;
             with `encode="auto"` it stands for 0.
         ignore_eos: draw `max_new_tokens` tokens whatever they are, to measure how long that takes.
+        logprobs: 0 to 20: give the log probability of each token, and those of so many of the likeliest ones at its place. They
+            are the model's own, before any processing. None gives neither.
+        grammar: what the answer has to be. Where it is finished the answer ends, with `stop`, whatever `min_new_tokens` says.
 
     Collections may be of any kind, generators too, and numbers numpy's; they are kept as tuples and Python's. A single image
     or video counts as a list of one. None stands for the default of every field but `messages`.
@@ -93,6 +99,8 @@ class Request:
     max_pixels: int | None = None
     encode: Encode | None = None
     redundancy: int | None = None
+    logprobs: int | None = None
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -112,6 +120,9 @@ class Request:
         for name in ("max_frames", "max_new_tokens", *_LIMITS):
             if getattr(self, name) is not None:
                 settle(self, **{name: whole(name, getattr(self, name), 1)})
+        if self.logprobs is not None:
+            settle(self, logprobs=_logprobs(self.logprobs))
+        _check_grammar(self.grammar, self.ignore_eos)
         check_sampling(self.fps, self.max_frames, self.frame_rule)
         settle(self, encode=check_encode(self.encode), redundancy=check_redundancy(self.redundancy))
         _ = self.resolution
@@ -192,6 +203,23 @@ def _stop_strings(value: object) -> tuple[str, ...]:
         if not isinstance(text, str) or not text:
             raise RequestError(f"stop holds {shown(text)}, expected strings that are not empty. Leave stop out for none.")
     return texts
+
+
+def _logprobs(value: object) -> int:
+    count = whole("logprobs", value, 0)
+    if count > MOST_LOGPROBS:
+        raise unusable("logprobs", count, f"a whole number of 0 to {MOST_LOGPROBS}")
+    return count
+
+
+def _check_grammar(grammar: object, ignore_eos: bool) -> None:
+    if grammar is None:
+        return
+    if not callable(getattr(grammar, "start", None)):
+        raise unusable("grammar", grammar, "a Grammar, as foveate.serve.grammar makes them", "Leave it out for none.")
+    if ignore_eos:
+        fact = "a grammar ends the answer where it is finished, and ignore_eos draws max_new_tokens tokens whatever they are"
+        raise RequestError(f"{fact}. Give either.")
 
 
 def _check_kind(name: str, value: object, kind: type, expected: str) -> None:
@@ -319,20 +347,39 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token of an answer was to the model, before temperature, penalties and masks.
+
+    Attributes:
+        token_id: the token that was drawn.
+        logprob: natural logarithm of its probability.
+        top_logprobs: the likeliest tokens at its place, likeliest first, each with the same.
+    """
+
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
 class Chunk:
     """What one decode step adds to an answer.
 
     Attributes:
         text: new text; empty while a character or a possible stop string is incomplete.
         token_id: the token drawn in this step.
-        finish_reason: None while the answer goes on, else `eos`, `stop` (a stop string) or `length`.
+        finish_reason: None while the answer goes on, else `eos`, `stop` (a stop string, or a finished grammar) or `length`.
         index: which request of the batch.
+        logprob: natural logarithm of the token's probability; None where `Request.logprobs` does not ask.
+        top_logprobs: see `TokenLogprob`.
     """
 
     text: str
     token_id: int
     finish_reason: str | None = None
     index: int = 0
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -357,6 +404,7 @@ class Answer:
         predicted_ttft_ms: what `Timings.ttft_ms` was expected to be; None where the budget is not in milliseconds.
         resized: for each image and video, what the request's `max_visual_tokens`, `min_pixels` and `max_pixels` made of it;
             None where they changed nothing.
+        logprobs: of each of `tokens`; empty where `Request.logprobs` does not ask.
     """
 
     text: str
@@ -373,6 +421,7 @@ class Answer:
     frame_seconds: tuple[float, ...] = ()
     resized: tuple[Resized | None, ...] = ()
     part: Part | None = field(default=None, repr=False)
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
     reused_tokens: int = 0
     """Tokens of the prompt whose keys and values were there from a request that began alike; 0 outside of an engine."""
 
@@ -401,4 +450,5 @@ class Answer:
             "predicted_ttft_ms": self.predicted_ttft_ms,
             "encoding": self.encoding and self.encoding.to_dict(),
             "resized": [one and one.to_dict() for one in self.resized],
+            "logprobs": [asdict(one) for one in self.logprobs],
         }

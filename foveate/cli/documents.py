@@ -238,6 +238,20 @@ class Encoding(_Part, frozen=True, kw_only=True):
     redundant_runs: tuple[tuple[int, int, int], ...]
 
 
+class TokenLogprob(_Part, frozen=True, kw_only=True):
+    """How likely a token was to the model, before temperature, penalties and masks.
+
+    Attributes:
+        token_id: that was drawn.
+        logprob: natural logarithm of its probability.
+        top_logprobs: the likeliest tokens at its place, likeliest first: id and the same.
+    """
+
+    token_id: int
+    logprob: float
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
 class AnswerFacts(_Part, frozen=True, kw_only=True):
     """An answer and how it came about.
 
@@ -254,6 +268,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
         encoding: what the vision tower computed; null where the request set neither `encode` nor `redundancy`.
         predicted_ttft_ms: what ttft_ms was expected to be; null where the budget is not in milliseconds.
         resized: of each image and video; null where the request's limits changed nothing.
+        logprobs: of each token; empty where the request does not ask for them, and the command does not.
     """
 
     text: str
@@ -268,6 +283,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
     encoding: Encoding | None = None
     predicted_ttft_ms: float | None
     resized: tuple[Resized | None, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Generated(AnswerFacts, frozen=True, kw_only=True, tag_field="schema", tag="foveate.generate.1"):

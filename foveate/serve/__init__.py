@@ -1,0 +1,1 @@
+"""Bundles behind OpenAI's API."""

@@ -249,7 +249,7 @@ def _asked(
         redundancy=own.redundancy,
         logprobs=logprobs,
         grammar=grammar,
-        raw=raw,
+        **({"raw": True} if raw else {}),
     )
     requests = [request] + [_with_seed(request, index) for index in range(1, body.n or 1)]
     return Asked(

@@ -66,6 +66,7 @@ class Request:
             difference between two pixel values that counts as none, 0 to 255; 0 for equal pixels alone. None leaves out none;
             with `encode="auto"` it stands for 0.
         ignore_eos: draw `max_new_tokens` tokens whatever they are, to measure how long that takes.
+        raw: the text of the one message is the whole prompt, without a chat template; the answer goes on with it.
 
     Collections may be of any kind, generators too, and numbers numpy's; they are kept as tuples and Python's. A single image
     or video counts as a list of one. None stands for the default of every field but `messages`.
@@ -93,6 +94,7 @@ class Request:
     max_pixels: int | None = None
     encode: Encode | None = None
     redundancy: int | None = None
+    raw: bool = False
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -106,6 +108,7 @@ class Request:
             videos=_sources("videos", self.videos),
             explain=flag("explain", self.explain),
             ignore_eos=flag("ignore_eos", self.ignore_eos),
+            raw=flag("raw", self.raw),
         )
         if self.fps is not None:
             settle(self, fps=number("fps", self.fps, lambda fps: fps > 0, "above 0", "Use 1 for a frame a second."))

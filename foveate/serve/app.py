@@ -20,9 +20,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from foveate.serve import facts, generating
-from foveate.serve.calls import GONE, LOG, Call, Record, State, read_body, refuse_drained, until_gone
+from foveate.serve.calls import GONE, LOG, Call, Receive, Record, Scope, Send, State, read_body, refuse_drained, until_gone
 from foveate.serve.calls import Message as AsgiMessage
-from foveate.serve.calls import Receive, Scope, Send
 from foveate.serve.errors import HttpError
 from foveate.serve.metrics import Metrics
 from foveate.serve.openapi import OPERATIONS, Operation, describe_api

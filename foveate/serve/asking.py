@@ -71,7 +71,9 @@ async def ask_chat(body: ChatBody, served: Served, sources: Sources, options: Se
     """
     _check_pair(body.max_completion_tokens, body.max_tokens, "max_tokens", "max_completion_tokens")
     if body.top_logprobs is not None and not body.logprobs:
-        raise HttpError(400, "top_logprobs does nothing without logprobs. Set logprobs to true.", "top_logprobs", "invalid_value")
+        raise HttpError(
+            400, "top_logprobs does nothing without logprobs. Set logprobs to true.", "top_logprobs", "invalid_value"
+        )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     grammar = await find_grammar(body.response_format, served)
     messages, hidden = await read_messages(body.messages, served, sources, options)
@@ -92,9 +94,12 @@ def as_chat(body: ResponsesBody) -> ChatBody:
     messages = [ChatMessage(role=message.role, content=_content(message)) for message in given]
     if body.instructions:
         messages.insert(0, ChatMessage(role="system", content=body.instructions))
-    form = body.text.format if body.text else None
-    if isinstance(form, ResponseJsonSchema):
-        form = JsonSchemaFormat(json_schema=JsonSchema(name=form.name, schema=form.schema))
+    given_form = body.text.format if body.text else None
+    form: ResponseFormat | None
+    if isinstance(given_form, ResponseJsonSchema):
+        form = JsonSchemaFormat(json_schema=JsonSchema(name=given_form.name, schema=given_form.schema))
+    else:
+        form = given_form
     return ChatBody(
         messages=messages,
         model=body.model,
@@ -227,7 +232,9 @@ def _asked(
     raw: bool = False,
 ) -> Asked:
     if body.stream_options is not None and not body.stream:
-        raise HttpError(400, "stream_options does nothing without stream. Set stream to true.", "stream_options", "invalid_value")
+        raise HttpError(
+            400, "stream_options does nothing without stream. Set stream to true.", "stream_options", "invalid_value"
+        )
     own = body.foveate or _NO_OWN
     request = Request(
         messages,
@@ -249,19 +256,19 @@ def _asked(
         redundancy=own.redundancy,
         logprobs=logprobs,
         grammar=grammar,
-        **({"raw": True} if raw else {}),
+        raw=raw,
     )
     requests = [request] + [_with_seed(request, index) for index in range(1, body.n or 1)]
-    return Asked(
-        tuple(requests), own.priority or 0, own.deadline_ms, own.keep == "auto", bool(own.explain), hidden
-    )
+    return Asked(tuple(requests), own.priority or 0, own.deadline_ms, own.keep == "auto", bool(own.explain), hidden)
 
 
 def _budget(own: Own) -> Budget:
     others = [name for name in ("keep_tokens", "mass", "ttft_ms") if getattr(own, name) is not None]
     if own.keep == "auto" and (others or own.only_if_faster):
         name = f"foveate.{(others or ['only_if_faster'])[0]}"
-        raise HttpError(400, f"{name} stands beside foveate.keep 'auto', which chooses. Drop one of them.", name, "invalid_value")
+        raise HttpError(
+            400, f"{name} stands beside foveate.keep 'auto', which chooses. Drop one of them.", name, "invalid_value"
+        )
     ratio = None if own.keep == "auto" else own.keep
     return Budget(ratio, own.keep_tokens, own.mass, own.ttft_ms, bool(own.only_if_faster))
 
@@ -297,4 +304,6 @@ def _stops(body: Drawing) -> tuple[str, ...] | None:
 
 def _check_pair(value: object, other: object, param: str, name: str) -> None:
     if value is not None and other is not None and value != other:
-        raise HttpError(400, f"{param} is {other} and {name} is {value}, expected one of them. Drop one.", param, "invalid_value")
+        raise HttpError(
+            400, f"{param} is {other} and {name} is {value}, expected one of them. Drop one.", param, "invalid_value"
+        )

@@ -30,7 +30,11 @@ AnyBody = TypeVar("AnyBody", bound=Body)
 
 LOG = logging.getLogger("foveate.serve")
 _JSON = [(b"content-type", b"application/json")]
-_EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+_EVENTS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -61,7 +65,14 @@ class Record:
     def line(self) -> str:
         """As JSON."""
         milliseconds = round(1e3 * (time.perf_counter() - self.started), 2)
-        facts = {"id": self.id, "method": self.method, "path": self.path, "status": self.status, "ms": milliseconds, **self.facts}
+        facts = {
+            "id": self.id,
+            "method": self.method,
+            "path": self.path,
+            "status": self.status,
+            "ms": milliseconds,
+            **self.facts,
+        }
         return _encode(facts).decode()
 
 
@@ -97,7 +108,9 @@ class State:
         found = self.served.get(model)
         if found is None:
             names = ", ".join(self.served)
-            raise HttpError(404, f"there is no model of this name, there is {names}. Name one of them.", "model", "model_not_found")
+            raise HttpError(
+                404, f"there is no model of this name, there is {names}. Name one of them.", "model", "model_not_found"
+            )
         return found
 
     @property
@@ -218,7 +231,9 @@ DONE = b"data: [DONE]\n\n"
 
 def refuse_drained() -> HttpError:
     """What new requests are told while the running ones finish."""
-    return HttpError(503, "the server is about to stop and takes no new requests. Send it to another one.", code="draining", retry=True)
+    return HttpError(
+        503, "the server is about to stop and takes no new requests. Send it to another one.", code="draining", retry=True
+    )
 
 
 _decoders: dict[type[Body], msgspec.json.Decoder[Any]] = {}

@@ -135,7 +135,9 @@ def unreadable(error: Exception, body: type[msgspec.Struct]) -> HttpError:
     if isinstance(error, RecursionError):
         return HttpError(400, "the body is nested too deeply to be read. Send one that is not.", code="invalid_json")
     if not isinstance(error, msgspec.ValidationError):
-        return HttpError(400, f"the body can't be read as JSON: {error}. Send a whole JSON object in UTF-8.", code="invalid_json")
+        return HttpError(
+            400, f"the body can't be read as JSON: {error}. Send a whole JSON object in UTF-8.", code="invalid_json"
+        )
     text = str(error)
     found = _AT.search(text)
     path, fact = (found["path"], text[: found.start()]) if found else ("", text)

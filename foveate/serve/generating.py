@@ -30,8 +30,8 @@ from foveate.serve.replies import (
     CompletionLogprobs,
     Delta,
     Incomplete,
-    LogprobToken,
     Logprobs,
+    LogprobToken,
     OutputMessage,
     Report,
     Response,
@@ -84,7 +84,9 @@ async def chat(call: Call) -> None:
 async def _chat_events(
     call: Call, body: ChatBody, served: Served, asked: Asked, tickets: Sequence[Ticket]
 ) -> AsyncIterator[bytes]:
-    chunk_of = partial(ChatChunk, id=_id("chatcmpl"), created=int(time.time()), model=served.name, system_fingerprint=FINGERPRINT)
+    chunk_of = partial(
+        ChatChunk, id=_id("chatcmpl"), created=int(time.time()), model=served.name, system_fingerprint=FINGERPRINT
+    )
     counted = _wants_usage(body)
     made = partial(chunk_of, usage=None) if counted else chunk_of
     begun, answers = set[int](), dict[int, Answer]()
@@ -279,8 +281,7 @@ def _wants_usage(body: Drawing) -> bool:
 
 
 def _completion_of(served: Served) -> partial[Completion]:
-    facts = {"id": _id("cmpl"), "created": int(time.time()), "model": served.name, "system_fingerprint": FINGERPRINT}
-    return partial(Completion, **facts)
+    return partial(Completion, id=_id("cmpl"), created=int(time.time()), model=served.name, system_fingerprint=FINGERPRINT)
 
 
 def _logprobs(texts: TokenTexts, rows: Sequence[TokenLogprob]) -> Logprobs:

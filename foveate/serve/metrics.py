@@ -26,7 +26,10 @@ _GAUGES = {
         "Requests that wait, or whose pictures are being seen",
         lambda stats: stats.waiting + stats.preparing + stats.ready,
     ),
-    "foveate:kv_cache_usage_perc": ("Share of the KV tokens in use, 0 to 1", lambda stats: stats.kv_tokens_used / stats.kv_tokens),
+    "foveate:kv_cache_usage_perc": (
+        "Share of the KV tokens in use, 0 to 1",
+        lambda stats: stats.kv_tokens_used / stats.kv_tokens,
+    ),
     "foveate:idle_seconds": ("Since anything moved while work waits", lambda stats: stats.idle_ms / 1e3),
 }
 
@@ -47,16 +50,18 @@ class Metrics:
         self._visual = self._counter("visual_tokens", "Visual tokens before any were left out")
         self._kept = self._counter("visual_tokens_kept", "Visual tokens that decoders saw")
         self._success = self._counter("request_success", "Finished answers", "finished_reason")
-        self._share = self._histogram("visual_tokens_kept_share", "Share of the visual tokens of a request that stayed", _SHARES)
+        self._share = self._histogram(
+            "visual_tokens_kept_share", "Share of the visual tokens of a request that stayed", _SHARES
+        )
         self._first = self._histogram("time_to_first_token_seconds", "From the arrival to the first token", _FIRST_TOKEN_S)
         self._between = self._histogram("inter_token_latency_seconds", "Each token after the first", _TOKEN_S)
         self._whole = self._histogram("e2e_request_latency_seconds", "From the arrival to the last token", _REQUEST_S)
         self._queue = self._histogram("request_queue_time_seconds", "Waiting", _REQUEST_S)
-        self._prefill = self._histogram("request_prefill_time_seconds", "Everything between waiting and the first token", _REQUEST_S)
-        self._decode = self._histogram("request_decode_time_seconds", "From the first token to the last", _REQUEST_S)
-        self._http = Counter(
-            "foveate:http_requests", "Answers of every endpoint", ("path", "status"), registry=self._registry
+        self._prefill = self._histogram(
+            "request_prefill_time_seconds", "Everything between waiting and the first token", _REQUEST_S
         )
+        self._decode = self._histogram("request_decode_time_seconds", "From the first token to the last", _REQUEST_S)
+        self._http = Counter("foveate:http_requests", "Answers of every endpoint", ("path", "status"), registry=self._registry)
 
     def _counter(self, name: str, says: str, *labels: str) -> Counter:
         return Counter(f"foveate:{name}", says, ("model_name", *labels), registry=self._registry)
@@ -97,7 +102,8 @@ class Metrics:
 
     def names(self) -> Mapping[str, str]:
         """What there is: names and what they say."""
-        return {metric.name: metric.documentation for metric in self._registry.collect()}
+        found: Iterable[Metric] = self._registry.collect()
+        return {metric.name: metric.documentation for metric in found}
 
 
 class _Engines(Collector):
@@ -118,5 +124,3 @@ class _Engines(Collector):
             for model, facts in stats:
                 gauge.add_metric((model,), value(facts))
             yield gauge
-
-

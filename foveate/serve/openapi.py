@@ -117,7 +117,11 @@ def describe_api(models: Sequence[str], keys: bool) -> bytes:
         paths.setdefault(one.path, {})[one.method.lower()] = _operation(one, models, keys)
     document = {
         "openapi": "3.1.0",
-        "info": {"title": "foveate", "version": version("foveate"), "summary": "Chats about images and videos, with fewer visual tokens"},
+        "info": {
+            "title": "foveate",
+            "version": version("foveate"),
+            "summary": "Chats about images and videos, with fewer visual tokens",
+        },
         "paths": paths,
         "components": {
             "schemas": schemas,

@@ -51,7 +51,9 @@ class ServeOptions:
         for name in ("max_body_bytes", "max_images", "body_seconds", "stuck_after_s"):
             value = getattr(self, name)
             if not value > 0:
-                raise OptionError(f"{name} is {value}, expected a number above 0. Leave it out for the default.", options=(name,))
+                raise OptionError(
+                    f"{name} is {value}, expected a number above 0. Leave it out for the default.", options=(name,)
+                )
 
 
 @dataclass(frozen=True)

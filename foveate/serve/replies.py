@@ -196,7 +196,7 @@ class ChatChunk(Reply, kw_only=True, frozen=True):
     created: int
     model: str
     choices: list[ChunkChoice]
-    usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     foveate: Report | msgspec.UnsetType = msgspec.UNSET
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
     system_fingerprint: str
@@ -227,7 +227,7 @@ class Completion(Reply, kw_only=True, frozen=True):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage | None | msgspec.UnsetType = msgspec.UNSET
+    usage: Usage | msgspec.UnsetType | None = msgspec.UNSET
     foveate: Report | msgspec.UnsetType = msgspec.UNSET
     object: Literal["text_completion"] = "text_completion"
     system_fingerprint: str
@@ -419,7 +419,7 @@ def report_of(answer: Answer, explain: bool) -> Report:
         kept_tokens=len(selection.keep_indices),
         reason=selection.reason,
         selector=selection.selector,
-        encoding=answer.encoding and answer.encoding.to_dict(),
+        encoding=None if answer.encoding is None else answer.encoding.to_dict(),
         timings=answer.timings.to_dict(),
         predicted_ttft_ms=answer.predicted_ttft_ms,
         kv_bytes=answer.kv_bytes,

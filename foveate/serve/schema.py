@@ -41,7 +41,9 @@ class Own(Body, kw_only=True, frozen=True):
 
     keep: Annotated[
         Share | Literal["auto"] | None,
-        Meta(description='Share of the visual tokens to keep; `"auto"` keeps all, and fewer under load, not below `min_retained`'),
+        Meta(
+            description='Share of the visual tokens to keep; `"auto"` keeps all, and fewer under load, not below `min_retained`'
+        ),
     ] = None
     keep_tokens: Annotated[Positive | None, Meta(description="Number of visual tokens to keep")] = None
     mass: Annotated[Share | None, Meta(description="Keep the fewest tokens whose scores sum to this share")] = None
@@ -188,14 +190,16 @@ class Drawing(Body, kw_only=True, frozen=True):
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=2)] | None, Meta(description="0, the default, takes the likeliest token")
     ] = None
-    top_p: Annotated[Share | None, Meta(description="Draw from the likeliest tokens that sum to it; needs a temperature")] = None
+    top_p: Annotated[Share | None, Meta(description="Draw from the likeliest tokens that sum to it; needs a temperature")] = (
+        None
+    )
     top_k: Annotated[
         Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None,
         Meta(description="Draw from the k likeliest tokens; 0 and -1 for all; needs a temperature"),
     ] = None
-    seed: Annotated[
-        Seed | None, Meta(description="The same seed draws the same tokens; choice i of `n` has the seed + i")
-    ] = None
+    seed: Annotated[Seed | None, Meta(description="The same seed draws the same tokens; choice i of `n` has the seed + i")] = (
+        None
+    )
     presence_penalty: Annotated[Penalty | None, Meta(description="Taken from the logits of tokens that came before")] = None
     frequency_penalty: Annotated[Penalty | None, Meta(description="The same, times how often they came")] = None
     repetition_penalty: Annotated[
@@ -229,7 +233,9 @@ class ChatBody(Drawing, kw_only=True, frozen=True):
     messages: Annotated[
         Annotated[list[ChatMessage], Meta(min_length=1)], Meta(description="The chat, as the bundle's template takes it")
     ]
-    max_completion_tokens: Annotated[Positive | None, Meta(description="Longest answer; null takes the bundle's default")] = None
+    max_completion_tokens: Annotated[Positive | None, Meta(description="Longest answer; null takes the bundle's default")] = (
+        None
+    )
     max_tokens: Annotated[Positive | None, Meta(description="The older name of `max_completion_tokens`")] = None
     logprobs: Annotated[bool | None, Meta(description="Tell how likely each token was, before any setting changed it")] = None
     top_logprobs: Annotated[
@@ -240,9 +246,9 @@ class ChatBody(Drawing, kw_only=True, frozen=True):
     functions: Annotated[Empty | None, Meta(description="Not done here: refused unless empty or null")] = None
     tool_choice: Annotated[Literal["none", "auto"] | None, Meta(description="There are no tools to choose from")] = None
     function_call: Annotated[Literal["none", "auto"] | None, Meta(description="There are no functions to call")] = None
-    modalities: Annotated[
-        Annotated[list[Literal["text"]], Meta(max_length=1)] | None, Meta(description="Answers are text")
-    ] = None
+    modalities: Annotated[Annotated[list[Literal["text"]], Meta(max_length=1)] | None, Meta(description="Answers are text")] = (
+        None
+    )
     audio: NotDone = None
     reasoning_effort: NotDone = None
     verbosity: NotDone = None
@@ -255,7 +261,8 @@ class CompletionBody(Drawing, kw_only=True, frozen=True):
     """`POST /v1/completions`"""
 
     prompt: Annotated[
-        Annotated[str, Meta(min_length=1)] | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1)],
+        Annotated[str, Meta(min_length=1)]
+        | Annotated[list[Annotated[str, Meta(min_length=1)]], Meta(min_length=1, max_length=1)],
         Meta(description="Text that the model goes on with, without a chat template; or a list of one"),
     ]
     max_tokens: Annotated[Positive | None, Meta(description="Longest answer; null takes the bundle's default")] = None
@@ -302,9 +309,7 @@ class InputMessage(Body, kw_only=True, frozen=True):
     """One message."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], Meta(description="Who says it")]
-    content: Annotated[
-        Text | Annotated[list[InputPart], Meta(min_length=1)], Meta(description="Text, or a list of parts")
-    ]
+    content: Annotated[Text | Annotated[list[InputPart], Meta(min_length=1)], Meta(description="Text, or a list of parts")]
     type: Annotated[Literal["message"] | None, Meta(description="There are no other items")] = None
     id: Ignored = None
     status: Ignored = None
@@ -347,7 +352,9 @@ class ResponsesBody(Body, kw_only=True, frozen=True):
     temperature: Annotated[
         Annotated[float, Meta(ge=0, le=2)] | None, Meta(description="0, the default, takes the likeliest token")
     ] = None
-    top_p: Annotated[Share | None, Meta(description="Draw from the likeliest tokens that sum to it; needs a temperature")] = None
+    top_p: Annotated[Share | None, Meta(description="Draw from the likeliest tokens that sum to it; needs a temperature")] = (
+        None
+    )
     text: Annotated[TextOptions | None, Meta(description="What the text has to be")] = None
     stream: Annotated[bool | None, Meta(description="Send the answer as it grows, as server-sent events")] = None
     stream_options: Annotated[ResponseStreamOptions | None, Meta(description="Nothing that changes anything")] = None
@@ -382,7 +389,9 @@ class TokenizeBody(Body, kw_only=True, frozen=True):
         Annotated[list[ChatMessage], Meta(min_length=1)] | None,
         Meta(description="A chat, with its template and one token for each visual token; in place of `prompt`"),
     ] = None
-    add_special_tokens: Annotated[bool | None, Meta(description="Of a `prompt`: what the tokenizer puts around it; true")] = None
+    add_special_tokens: Annotated[bool | None, Meta(description="Of a `prompt`: what the tokenizer puts around it; true")] = (
+        None
+    )
 
 
 class DetokenizeBody(Body, kw_only=True, frozen=True):

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from tokenizers import Tokenizer
 
-from foveate.engines import RequestError
+from foveate.serve.errors import HttpError
 
 _BROKEN = "\N{REPLACEMENT CHARACTER}"
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -50,12 +50,13 @@ class TokenTexts:
         """The text of tokens, special ones among them.
 
         Raises:
-            RequestError: there is no such token.
+            HttpError: there is no such token.
         """
         size = self.tokenizer.get_vocab_size()
         beyond = next((token for token in tokens if token >= size), None)
         if beyond is not None:
-            raise RequestError(f"there is no token {beyond}, the model has 0 to {size - 1}. Take it out.", options=("tokens",))
+            fact = f"there is no token {beyond}, the model has 0 to {size - 1}. Take it out."
+            raise HttpError(400, fact, "tokens", "invalid_value")
         text: str = self.tokenizer.decode(tokens, skip_special_tokens=False)
         return text
 

@@ -120,7 +120,8 @@ def translate(error: Exception, hidden: Mapping[str, str]) -> HttpError:
     if isinstance(error, MachineError):
         return HttpError(503, message, code="out_of_memory", retry=True)
     if isinstance(error, MissingPackageError):
-        return HttpError(400, "this server reads no videos. Send frames, or ask its operator for them.", code="not_done")
+        fact = message.partition(". ")[0]
+        return HttpError(400, f"this server can't do that: {fact}. Leave it out, or ask its operator.", code="not_done")
     return HttpError(500, INTERNAL, code="internal")
 
 

@@ -91,18 +91,18 @@ async def _chat_events(
     made = partial(chunk_of, usage=None) if counted else chunk_of
     begun, answers = set[int](), dict[int, Answer]()
     async for index, chunk in _chunks(tickets):
+        if isinstance(chunk, Answer):
+            answers[index] = chunk
+            (report,) = await _reports([chunk], asked)
+            choice = ChunkChoice(index=index, delta=Delta(), finish_reason=FINISHES[chunk.finish_reason])
+            yield event(made(choices=[choice], foveate=report))
+            continue
         if index not in begun:
             begun.add(index)
             yield event(made(choices=[ChunkChoice(index=index, delta=Delta(role="assistant", content=""))]))
         rows = None if chunk.logprob is None else Logprobs(content=[_row(served.texts, chunk.token_id, chunk)])
         if chunk.text or rows is not None:
-            choice = ChunkChoice(index=index, delta=Delta(content=chunk.text), logprobs=rows)
-            yield event(made(choices=[choice]))
-        if chunk.finish_reason is not None:
-            answers[index] = await tickets[index]
-            (report,) = await _reports([answers[index]], asked)
-            choice = ChunkChoice(index=index, delta=Delta(), finish_reason=FINISHES[chunk.finish_reason])
-            yield event(made(choices=[choice], foveate=report))
+            yield event(made(choices=[ChunkChoice(index=index, delta=Delta(content=chunk.text), logprobs=rows)]))
     ordered = [answers[index] for index in sorted(answers)]
     call.note(served, ordered)
     if counted:
@@ -143,18 +143,19 @@ async def _completion_events(
     made = partial(chunk_of, usage=None) if counted else chunk_of
     answers, offsets = dict[int, Answer](), dict[int, int]()
     async for index, chunk in _chunks(tickets):
+        if isinstance(chunk, Answer):
+            answers[index] = chunk
+            (report,) = await _reports([chunk], asked)
+            choice = CompletionChoice(index=index, text="", finish_reason=FINISHES[chunk.finish_reason])
+            yield event(made(choices=[choice], foveate=report))
+            continue
         rows = None
         if chunk.logprob is not None:
             row = TokenLogprob(chunk.token_id, chunk.logprob, chunk.top_logprobs)
             rows = _completion_logprobs(served.texts, [row], offsets.get(index, 0))
             offsets[index] = offsets.get(index, 0) + len(rows.tokens[0])
-        if chunk.text or rows is not None or not answers:
+        if chunk.text or rows is not None:
             yield event(made(choices=[CompletionChoice(index=index, text=chunk.text, logprobs=rows)]))
-        if chunk.finish_reason is not None:
-            answers[index] = await tickets[index]
-            (report,) = await _reports([answers[index]], asked)
-            choice = CompletionChoice(index=index, text="", finish_reason=FINISHES[chunk.finish_reason])
-            yield event(made(choices=[choice], foveate=report))
     ordered = [answers[index] for index in sorted(answers)]
     call.note(served, ordered)
     if counted:
@@ -195,13 +196,11 @@ async def _response_events(
     yield told("response.in_progress", response=response)
     yield told("response.output_item.added", output_index=0, item=OutputMessage(id=item, content=[], status="in_progress"))
     yield told("response.content_part.added", **place, part=TextContent(text=""))
-    while True:
+    while not isinstance(chunk, Answer):
         if chunk.text:
             yield told("response.output_text.delta", **place, delta=chunk.text, logprobs=[])
-        if chunk.finish_reason is not None:
-            break
         _, chunk = await anext(chunks)
-    answer = await ticket
+    answer = chunk
     (report,) = await _reports([answer], asked)
     call.note(served, [answer])
     done = _finished(response, item, answer, report)
@@ -237,19 +236,21 @@ def _finished(response: Response, item: str, answer: Answer, report: Report) -> 
     )
 
 
-async def _chunks(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Chunk]]:
-    """The chunks of all tickets as they come, each with its ticket's index; raises what the first one fails with."""
+async def _chunks(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Chunk | Answer]]:
+    """The chunks of all tickets as they come, and behind them the answer of each, with the ticket's index; raises what the
+    first one fails with."""
     if len(tickets) == 1:
         async for chunk in tickets[0]:
             yield 0, chunk
+        yield 0, await tickets[0]
         return
-    queue: asyncio.Queue[tuple[int, Chunk | Exception | None]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, Chunk | Answer | Exception]] = asyncio.Queue()
 
     async def pump(index: int, ticket: Ticket) -> None:
         try:
             async for chunk in ticket:
                 queue.put_nowait((index, chunk))
-            queue.put_nowait((index, None))
+            queue.put_nowait((index, await ticket))
         except Exception as error:
             queue.put_nowait((index, error))
 
@@ -260,10 +261,8 @@ async def _chunks(tickets: Sequence[Ticket]) -> AsyncIterator[tuple[int, Chunk]]
             index, news = await queue.get()
             if isinstance(news, Exception):
                 raise news
-            if news is None:
-                going -= 1
-            else:
-                yield index, news
+            going -= isinstance(news, Answer)
+            yield index, news
     finally:
         for task in pumps:
             task.cancel()

@@ -71,7 +71,7 @@ class Preparer:
             ) from error
 
     def _prepare(self, request: Request) -> Prepared:
-        prompt = self._encoder.encode(request.messages)
+        prompt = self._encoder.encode_raw(request.messages) if request.raw else self._encoder.encode(request.messages)
         return self._lay_out(prompt, self._visuals(request, prompt))
 
     def glance(self, request: Request, prepared: Prepared) -> Prepared | str:

@@ -98,6 +98,23 @@ class PromptEncoder:
         user_text = np.pad(_any_in(authors == _USER, spans), (len(before), len(behind)))
         return EncodedPrompt(np.array([*before, *ids, *behind], np.int64), user_text, placeholders)
 
+    def encode_raw(self, messages: Sequence[Message]) -> EncodedPrompt:
+        """Token ids of the text of the one message, without a chat template. What looks like a control token is plain text.
+
+        Raises:
+            RequestError: there is another message, a part that is no text, or text that would become a control token.
+        """
+        chat = [_read_message(message) for message in _read_messages(messages)]
+        if len(chat) != 1 or not isinstance(chat[0]["content"], str):
+            raise RequestError(f"raw is set beside {shown(messages)}, expected one message with a text. Leave raw out.")
+        text = chat[0]["content"]
+        ids, spans = self._tokenize(text, np.full(len(text), _USER))
+        if np.isin(ids, self._control_ids).any():
+            raise RequestError("the text would become a control token of the model. Remove it from the text.")
+        around = (len(self._before), len(self._behind))
+        written = np.pad(np.ones(len(spans), bool), around)
+        return EncodedPrompt(np.array([*self._before, *ids, *self._behind], np.int64), written, ())
+
     def _check_kinds(self, chat: Sequence[Message]) -> None:
         for kind in KINDS:
             if kind not in self._tokens and any(part["type"] == kind for message in chat for part in _parts(message)):

@@ -72,6 +72,7 @@ class Request:
         logprobs: 0 to 20: give the log probability of each token, and those of so many of the likeliest ones at its place. They
             are the model's own, before any processing. None gives neither.
         grammar: what the answer has to be. Where it is finished the answer ends, with `stop`, whatever `min_new_tokens` says.
+        raw: the text of the one message is the whole prompt, without a chat template; the answer goes on with it.
 
     Collections may be of any kind, generators too, and numbers numpy's; they are kept as tuples and Python's. A single image
     or video counts as a list of one. None stands for the default of every field but `messages`.
@@ -101,6 +102,7 @@ class Request:
     redundancy: int | None = None
     logprobs: int | None = None
     grammar: Grammar | None = None
+    raw: bool = False
 
     def __post_init__(self) -> None:
         for entry in fields(self):
@@ -114,6 +116,7 @@ class Request:
             videos=_sources("videos", self.videos),
             explain=flag("explain", self.explain),
             ignore_eos=flag("ignore_eos", self.ignore_eos),
+            raw=flag("raw", self.raw),
         )
         if self.fps is not None:
             settle(self, fps=number("fps", self.fps, lambda fps: fps > 0, "above 0", "Use 1 for a frame a second."))

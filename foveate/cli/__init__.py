@@ -22,6 +22,7 @@ _COMMANDS = {
     "scorer": "foveate.cli.scorer:scorer_command",
     "profile": "foveate.cli.profile:profile_command",
     "evaluate": "foveate.cli.evaluate:evaluate_command",
+    "serve": "foveate.cli.serve:serve_command",
     "demo": "foveate.cli.demo:demo_command",
 }
 _READER_LEFT = 128 + 13

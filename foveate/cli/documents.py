@@ -372,6 +372,18 @@ class Demonstrated(Document, frozen=True, kw_only=True, tag="foveate.demo.1"):
     questions: tuple[Shown, ...]
 
 
+class Serving(Document, frozen=True, kw_only=True, tag="foveate.serve.1"):
+    """`foveate serve`, once it takes requests
+
+    Attributes:
+        url: where it listens.
+        models: names of the bundles.
+    """
+
+    url: str
+    models: tuple[str, ...]
+
+
 DOCUMENTS = {
     "export": "foveate.cli.documents:Exported",
     "build": "foveate.cli.documents:Built",
@@ -382,6 +394,7 @@ DOCUMENTS = {
     "scorer train": "foveate.cli.documents:Trained",
     "profile": "foveate.profile.results:Profile",
     "evaluate": "foveate.cli.evaluate:Evaluated",
+    "serve": "foveate.cli.documents:Serving",
     "demo": "foveate.cli.documents:Demonstrated",
 }
 """Command -> `module:class` of what its `--json` writes."""

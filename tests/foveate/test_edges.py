@@ -43,6 +43,12 @@ AT_ONCE = {
     ("scorer", "label", CHECKPOINT, "nowhere", "-o", "out"): "questions.jsonl",
     ("scorer", "train", "nowhere", "-o", "x.safetensors"): "LABELS is 'nowhere'",
     ("scorer", "train", SCENES, "-o", "x.txt"): "ends in .safetensors",
+    ("serve", "no.bundle"): "no.bundle",
+    ("serve", "no.bundle", "a/no.bundle"): "two bundles are called 'no'",
+    ("serve", "no.bundle", "--api-key-file", "no.txt"): "--api-key-file is 'no.txt'",
+    ("serve", "no.bundle", "--allow-folder", "nowhere"): "--allow-folder is 'nowhere'",
+    ("serve", "no.bundle", "--slots", "0"): "(--slots)",
+    ("serve", "no.bundle", "--max-body", "0"): "(--max-body)",
     ("demo", "--data", "nowhere"): "(--data)",
     ("demo", "--checkpoint", "nowhere", "--data", SCENES): "nowhere is not a folder",
 }

@@ -45,6 +45,7 @@ START = {
     "profile": "no.bundle",
     "evaluate": f"no.bundle {SCENES} -o out",
     "scorer label": f"nowhere {SCENES} -o out",
+    "serve": "no.bundle",
 }
 """The least that a command takes; none of them gets far."""
 COMPILER = "--backend tensorrt-rtx"
@@ -111,6 +112,7 @@ CASES: dict[str, dict[str, tuple[str, str]]] = {
     "profile": {**PIPELINE, "--requests": ("--requests 2 --concurrency ''", "--concurrency 1")},
     "evaluate": {**PIPELINE, "--labels": (f"--labels {SCENES}", "--select oracle")},
     "scorer label": {"--seed": ("--seed 1", "--limit 1")},
+    "serve": {**PIPELINE, "--min-retained": ("--min-retained 0.9", "--ttft-slo-ms 300")},
 }
 """Command -> flag -> words with which it has no effect, and what gives it one where it is added; empty for nothing."""
 
@@ -231,6 +233,7 @@ def test_a_librarys_option_becomes_a_flag() -> None:
             "cuda_graphs": "--no-cuda-graphs",
         },
         "scorer train": {"overwrite": "--force", "seed": "--seed"},
+        "serve": {"port": "--port", "tokens_per_slot": "--slot-tokens", "stuck_after_s": "--stuck-after"},
     }
     for command, flags in named.items():
         assert {name: _flags(COMMANDS[command], (name,)) for name in flags} == flags

@@ -4,6 +4,7 @@ from foveate.engines.backends.decoders.opening import DECODERS, open_decoder
 from foveate.engines.backends.decoders.protocol import NAN_LOGITS, Decoder, KVCache, NextTokens
 from foveate.engines.backends.environment import describe_environment
 from foveate.engines.backends.feeds import check_buffers, check_feeds
+from foveate.engines.backends.interrupt import Interrupt
 from foveate.engines.backends.memory import Array, HostMemory, Memory
 from foveate.engines.backends.opening import close_all, open_session, open_sessions
 from foveate.engines.backends.options import SessionOptions
@@ -14,7 +15,10 @@ from foveate.engines.builds.ranges import GraphProfile, Range, ShapeProfile, Vis
 from foveate.engines.errors import (
     BackendError,
     BundleError,
+    BusyError,
+    CancelledError,
     DataError,
+    DeadlineError,
     ExportError,
     FoveateError,
     LabelError,
@@ -58,7 +62,10 @@ __all__ = [
     "BackendError",
     "Bundle",
     "BundleError",
+    "BusyError",
+    "CancelledError",
     "DataError",
+    "DeadlineError",
     "Decoder",
     "DecoderEntry",
     "Environment",
@@ -70,6 +77,7 @@ __all__ = [
     "GraphSpec",
     "Grid",
     "HostMemory",
+    "Interrupt",
     "KVCache",
     "LabelError",
     "LatencyEntry",

@@ -15,6 +15,9 @@ with code 2; any other exception is a bug. Whose fault it is, the class says:
       BackendError          the backend's: it can't load or run a graph, or gave values that are none
       MachineError          the machine's: memory, disk, rights
       MissingPackageError   a package is not installed
+      BusyError             nobody's: too much waits already, or no more is taken; it may work later
+      CancelledError        the caller's: it was told to end
+      DeadlineError         nobody's: it was not done in the time that the caller gave it
 """
 
 from __future__ import annotations
@@ -101,3 +104,15 @@ class MachineError(FoveateError):
 
 class MissingPackageError(FoveateError):
     """A package is not installed; the message says how to get it."""
+
+
+class BusyError(FoveateError):
+    """A request is not taken now: too many wait, or the engine drains. The same request may be taken later."""
+
+
+class CancelledError(FoveateError):
+    """A request was cancelled before its answer was done."""
+
+
+class DeadlineError(FoveateError):
+    """A request was not answered in the time that it was given."""

@@ -46,10 +46,13 @@ from foveate.runtime.logits import LogitsProcessor
 from foveate.runtime.prepare import Preparer
 from foveate.runtime.retention import check_floor
 from foveate.runtime.sampling import Sampling
+from foveate.runtime.scheduler.engine import Engine
+from foveate.runtime.scheduler.options import DEFAULT_SLOT_TOKENS, EngineOptions, check_precision
+from foveate.runtime.scheduler.rows import Rows, run_all
 from foveate.runtime.select import Policy, Relevance, Selection, Selector, keep_everything, resolve_selector, select
 from foveate.runtime.sequence import TokenSequence, describe
 from foveate.runtime.stages import Stopwatch
-from foveate.runtime.stream import Stream, enough_memory
+from foveate.runtime.stream import Stream, enough_memory, finished
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
 from foveate.runtime.types import Answer, Encoded, Prepared, Request
@@ -154,7 +157,7 @@ class Pipeline:
             self._prepare, self.selector, self.vision, self.score, self.vision_cache.holds, self._wait, lambda: self.latency
         )
         decoder = open_decoder(sessions.values(), manifest.decoder)
-        self._text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)
+        self.text_model = TextModel(sessions[EMBED], decoder, manifest.decoder.position_axes)
         limit = min(manifest.decoder.max_position_embeddings, decoder.capacity_tokens or sys.maxsize)
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)
 
@@ -186,7 +189,36 @@ class Pipeline:
 
     def generate_batch(self, requests: Sequence[Request]) -> list[Answer]:
         """Answers several requests at once, each with its own budget and sampling; raises what `stream` raises."""
-        return self._start(requests, [None] * len(requests)).answers() if requests else []
+        sequences = [self.admit(request) for request in requests]
+        if not sequences:
+            return []
+        most = max(sequence.cache_tokens for sequence in sequences)
+        pad_token_id = self.manifest.prompt.pad_token_id
+        with enough_memory():
+            rows = Rows(self.text_model, len(sequences), most, pad_token_id, remember=False)
+            run_all(rows, sequences)
+        return [finished(sequence, rows.token_bytes * rows.capacity_tokens) for sequence in sequences]
+
+    def engine(self, options: EngineOptions | None = None) -> Engine:
+        """Answers many requests at once, each of which may come, be cancelled and end at any time.
+
+        Args:
+            options: how many, and how.
+
+        Raises:
+            OptionError: a slot is to have more tokens than the model takes, the decoder's answers would hang on what runs
+                beside, or nothing was measured for `ttft_slo_ms`.
+            MachineError: there is not enough memory for the slots.
+        """
+        options = options or EngineOptions()
+        check_precision(self._sessions[DECODER].spec, options.slots)
+        most = self._capacity_tokens
+        tokens = min(DEFAULT_SLOT_TOKENS, most) if options.tokens_per_slot is None else options.tokens_per_slot
+        if tokens > most:
+            fact = f"tokens_per_slot is {tokens}, this pipeline takes {most}"
+            raise OptionError(f"{fact}. Choose {most} or less.", options=("tokens_per_slot",))
+        with enough_memory():
+            return Engine(self, tokens, options)
 
     def close(self) -> None:
         """Frees the graphs; the pipeline can't answer afterwards. No other thread may be in it. Another call does nothing."""
@@ -200,13 +232,16 @@ class Pipeline:
         self.close()
 
     @enough_memory()
-    def encode(self, request: Request, visual_embeds: Array | None = None) -> Encoded:
+    def encode(
+        self, request: Request, visual_embeds: Array | None = None, prepared: Prepared | None = None
+    ) -> Encoded:
         """The stages that depend neither on the budget nor on the selector; `generate` takes the result.
 
         Args:
             request: the question.
             visual_embeds: `[visual_tokens, hidden_size]`, what `encode` gave for another question about the same images; the
                 vision graph is not run again.
+            prepared: what `prepare` gave for the request.
 
         Raises:
             RequestError: images, videos or messages that can't be used, or `visual_embeds` of other images.
@@ -215,7 +250,7 @@ class Pipeline:
         """
         stopwatch = Stopwatch()
         with stopwatch("preprocess"):
-            prepared = self.prepare(request)
+            prepared = prepared or self.prepare(request)
         # What no budget shrinks, before the work begins.
         self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
         total, encoding = prepared.num_visual_tokens, None
@@ -228,7 +263,7 @@ class Pipeline:
                 return Encoded(only(prepared, chosen.tokens), visual_embeds, stopwatch.stage_ms, chosen.encoding(), chosen)
             encoding = Encoding(total, total, reason=chosen)
         with stopwatch("vision"):
-            visual_embeds = self.vision(prepared) if visual_embeds is None else self._text_model.bring(visual_embeds)
+            visual_embeds = self.vision(prepared) if visual_embeds is None else self.text_model.bring(visual_embeds)
             self._wait()
         if len(visual_embeds) != prepared.num_visual_tokens:
             raise RequestError(
@@ -249,8 +284,8 @@ class Pipeline:
         see = self._see if cached else self._run_vision
         runs = self._prepare.runs(prepared, tokens, [len(embeds) for embeds in seen])
         made = [see(feeds) for feeds in runs.feeds]
-        new = [self._text_model.bring(self._sessions[VISION].memory.concatenate(made))] if made else []
-        return self._text_model.pick([*seen, *new], runs.rows)
+        new = [self.text_model.bring(self._sessions[VISION].memory.concatenate(made))] if made else []
+        return self.text_model.pick([*seen, *new], runs.rows)
 
     def _run_vision(self, feeds: Mapping[str, np.ndarray]) -> Array:
         return self._sessions[VISION].run(feeds)["visual_embeds"]
@@ -262,25 +297,41 @@ class Pipeline:
     @enough_memory()
     def _start(self, requests: Sequence[Request], encoded: Sequence[Encoded | None]) -> Stream:
         """Every stage up to the logits of the first token."""
-        sequences = [self._admit(request, known) for request, known in zip(requests, encoded, strict=True)]
+        sequences = [self.admit(request, known) for request, known in zip(requests, encoded, strict=True)]
         batch = pad([sequence.take_prompt() for sequence in sequences], self.manifest.prompt.pad_token_id)
-        cache = self._text_model.decoder.new_cache(len(sequences), max(sequence.cache_tokens for sequence in sequences))
+        cache = self.text_model.decoder.new_cache(len(sequences), max(sequence.cache_tokens for sequence in sequences))
         stopwatch = Stopwatch()
         with stopwatch("embed"):
-            inputs_embeds = self._text_model.embed(batch)
+            inputs_embeds = self.text_model.embed(batch)
             self._wait()
         with stopwatch("prefill"):
-            following = self._text_model.prefill(cache, inputs_embeds, batch)
+            following = self.text_model.prefill(cache, inputs_embeds, batch)
         for index, sequence in enumerate(sequences):
             sequence.index = index
             sequence.stage_ms |= stopwatch.stage_ms
-        return Stream(sequences, decode(self._text_model, cache, sequences, following), cache.nbytes // len(sequences))
+        return Stream(sequences, decode(self.text_model, cache, sequences, following), cache.nbytes // len(sequences))
 
-    def _admit(self, request: Request, encoded: Encoded | None) -> TokenSequence:
-        """The stages that each request goes through on its own."""
+    @enough_memory()
+    def admit(
+        self,
+        request: Request,
+        encoded: Encoded | None = None,
+        prepared: Prepared | None = None,
+        why: str = "",
+        capacity_tokens: int | None = None,
+    ) -> TokenSequence:
+        """The stages that each request goes through on its own: a sequence whose prompt waits for the decoder.
+
+        Args:
+            request: the question.
+            encoded: see `generate`.
+            prepared: see `encode`.
+            why: why it keeps fewer visual tokens than it asked for.
+            capacity_tokens: most tokens of prompt and answer; None takes those of the pipeline.
+        """
         selector = self.selector(request.select)
         request = replace(request, sampling=self._sampling(request))
-        encoded = encoded or self.encode(request)
+        encoded = encoded or self.encode(request, prepared=prepared)
         prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
         sizes = Sizes(
             prepared.num_visual_tokens,
@@ -299,14 +350,14 @@ class Pipeline:
             relevance = None if bypass else self.score(prepared, visual_embeds, selector.needs)
         with stopwatch("select"):
             selection = self.select(request, prepared, relevance)
-            if planned.reason:
-                selection = replace(selection, reason=planned.reason)
-            told = selection if part is None else part.lift(selection, planned.reason or prepared.note)
+            if planned.reason or why:
+                selection = replace(selection, reason=planned.reason or why)
+            told = selection if part is None else part.lift(selection, planned.reason or why or prepared.note)
             check_floor(request.min_retained, told, self.manifest.scorer, None if part is None else len(part.tokens))
             if relevance is not None:
-                visual_embeds = self._text_model.bring(selector.embeds(relevance, selection.keep_indices))
+                visual_embeds = self.text_model.bring(selector.embeds(relevance, selection.keep_indices))
             prompt = prune(prepared, visual_embeds, selection)
-        self._check_length(len(prompt.input_ids), self._max_new_tokens(request))
+        self._check_length(len(prompt.input_ids), self._max_new_tokens(request), capacity_tokens)
         sequence = self._sequence(request, prepared, prompt)
         sequence.stage_ms = stopwatch.stage_ms
         encoding = encoded.encoding
@@ -327,9 +378,9 @@ class Pipeline:
         """`visual_embeds [visual_tokens, hidden_size]` of every image and video, one run each, where the backend works; those
         that it has seen before come from `vision_cache`."""
         if not prepared.visuals:
-            return self._text_model.no_visual_embeds
+            return self.text_model.no_visual_embeds
         parts = [self._see(visual.feeds) for visual in prepared.visuals]
-        return self._text_model.bring(self._sessions[VISION].memory.concatenate(parts))
+        return self.text_model.bring(self._sessions[VISION].memory.concatenate(parts))
 
     def score(self, prepared: Prepared, visual_embeds: Array, needs: frozenset[str] = SCORES) -> Relevance:
         """What a selector asks for about the visual tokens: how much each matters for the question, and the question itself.
@@ -340,11 +391,11 @@ class Pipeline:
             needs: `Selector.needs`.
         """
         found: dict[str, np.ndarray] = {}
-        visual_embeds = self._text_model.bring(visual_embeds)
+        visual_embeds = self.text_model.bring(visual_embeds)
         if needs & SCORES:
             found = {name: np.asarray(array) for name, array in self._run_score(prepared, visual_embeds).items()}
         if "text_embeds" in needs:
-            found["text_embeds"] = self._text_model.embed_tokens(prepared.layout.input_ids[prepared.instruction_indices])
+            found["text_embeds"] = self.text_model.embed_tokens(prepared.layout.input_ids[prepared.instruction_indices])
         seed = prepared.seed if "seed" in needs else 0
         grids = prepared.grids if prepared.present is None else ()
         return Relevance(visual_embeds, grids, seed=seed, **found)
@@ -358,16 +409,16 @@ class Pipeline:
             selection: which visual tokens stay; None for all.
         """
         selection = selection or keep_everything(prepared.num_visual_tokens, "")
-        prompt = prune(prepared, self._text_model.bring(visual_embeds), selection)
+        prompt = prune(prepared, self.text_model.bring(visual_embeds), selection)
         batch = pad([prompt], self.manifest.prompt.pad_token_id)
-        cache = self._text_model.decoder.new_cache(1, len(prompt.input_ids))
-        logits: np.ndarray = self._text_model.prefill(cache, self._text_model.embed(batch), batch).logits[0]
+        cache = self.text_model.decoder.new_cache(1, len(prompt.input_ids))
+        logits: np.ndarray = self.text_model.prefill(cache, self.text_model.embed(batch), batch).logits[0]
         return logits
 
     def _run_score(self, prepared: Prepared, visual_embeds: Array) -> Mapping[str, Array]:
         session = self._sessions[SCORE]
         feeds = {
-            "inputs_embeds": self._text_model.embed_unpruned(prepared.layout, visual_embeds),
+            "inputs_embeds": self.text_model.embed_unpruned(prepared.layout, visual_embeds),
             "position_ids": prepared.layout.position_ids,
             "visual_indices": prepared.layout.visual_indices,
             "instruction_indices": prepared.instruction_indices,
@@ -401,10 +452,11 @@ class Pipeline:
     def _max_new_tokens(self, request: Request) -> int:
         return request.max_new_tokens or self.manifest.prompt.max_new_tokens
 
-    def _check_length(self, prompt_tokens: int, max_new_tokens: int) -> None:
-        if prompt_tokens + max_new_tokens > self._capacity_tokens:
+    def _check_length(self, prompt_tokens: int, max_new_tokens: int, capacity_tokens: int | None = None) -> None:
+        limit = capacity_tokens or self._capacity_tokens
+        if prompt_tokens + max_new_tokens > limit:
             raise RequestError(
-                f"prompt and answer have {prompt_tokens} + {max_new_tokens} tokens, the limit is {self._capacity_tokens}. "
+                f"prompt and answer have {prompt_tokens} + {max_new_tokens} tokens, the limit is {limit}. "
                 "Keep fewer visual tokens, shorten the text or lower max_new_tokens.",
                 options=("keep", "max_new_tokens"),
             )

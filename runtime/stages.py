@@ -57,6 +57,7 @@ class Timings:
     In a batch, `embed_ms`, `prefill_ms` and `decode_ms` are those of the whole batch.
     """
 
+    queue_ms: float = _stage("waiting for others, in an engine", "#c9ced6", column="prepare")
     preprocess_ms: float = _stage("opening images and videos, template, tokens", "#9aa3ad", column="prepare")
     glance_ms: float = _stage("the vision graph over small pictures; 0 without `encode`", "#7ba7e0", column="vision")
     vision_ms: float = _stage("the vision graph", "#1d5fbf")

@@ -44,7 +44,7 @@ class Stream:
     def answers(self) -> list[Answer]:
         """The finished answers, one per request; draws what was not drawn yet, and raises what that raises."""
         deque(self, maxlen=0)
-        return [self._answer(sequence) for sequence in self._sequences]
+        return [finished(sequence, self._kv_bytes) for sequence in self._sequences]
 
     def _draw(self) -> Chunk:
         if self._failure is not None:  # the generator is over, and what was drawn is no answer
@@ -58,16 +58,24 @@ class Stream:
             self._failure = error
             raise
 
-    def _answer(self, sequence: TokenSequence) -> Answer:
-        return Answer(
-            text="".join(sequence.pieces),
-            tokens=tuple(sequence.tokens),
-            finish_reason=sequence.finish_reason or "",
-            timings=Timings(**sequence.stage_ms, decode_ms=tuple(sequence.decode_ms)),
-            kv_bytes=self._kv_bytes,
-            prompt_tokens=sequence.prompt_tokens,
-            **sequence.facts,
-        )
+
+
+def finished(sequence: TokenSequence, kv_bytes: int) -> Answer:
+    """The answer that a sequence has grown to.
+
+    Args:
+        sequence: which is done.
+        kv_bytes: see `Answer`.
+    """
+    return Answer(
+        text="".join(sequence.pieces),
+        tokens=tuple(sequence.tokens),
+        finish_reason=sequence.finish_reason or "",
+        timings=Timings(**sequence.stage_ms, decode_ms=tuple(sequence.decode_ms)),
+        kv_bytes=kv_bytes,
+        prompt_tokens=sequence.prompt_tokens,
+        **sequence.facts,
+    )
 
 
 @contextmanager

@@ -348,7 +348,7 @@ class Answer:
             counts over all of them.
         prompt_tokens: tokens of the prompt that the decoder saw.
         timings: wall time per stage.
-        kv_bytes: allocated for this request's KV cache.
+        kv_bytes: allocated for this request's KV cache; in an engine, for the tokens that it may hold.
         pictures: the images and frames as the model saw them, where `explain` can draw on them: visual tokens were dropped, or
             scored. `Pipeline.prepare` has them for any request.
         frame_seconds: when each frame of the videos is shown.
@@ -373,6 +373,8 @@ class Answer:
     frame_seconds: tuple[float, ...] = ()
     resized: tuple[Resized | None, ...] = ()
     part: Part | None = field(default=None, repr=False)
+    reused_tokens: int = 0
+    """Tokens of the prompt whose keys and values were there from a request that began alike; 0 outside of an engine."""
 
     def explain(self) -> Image.Image:
         """A picture of what was decided: each image and frame, its scores as a heat map, and the visual tokens that stayed.
@@ -395,6 +397,7 @@ class Answer:
             "prompt_tokens": self.prompt_tokens,
             "timings": self.timings.to_dict(),
             "kv_bytes": self.kv_bytes,
+            "reused_tokens": self.reused_tokens,
             "predicted_ttft_ms": self.predicted_ttft_ms,
             "encoding": self.encoding and self.encoding.to_dict(),
             "resized": [one and one.to_dict() for one in self.resized],

@@ -123,6 +123,16 @@ class CudaMemory:
         assert isinstance(array, DeviceArray)
         self.cuda.fill_zero(array.ptr, array.nbytes)
 
+    def exchange_rows(self, array: Array, first: int, second: int, held: tuple[int, int]) -> None:
+        """See `Memory`; whole rows, each of which lies in one piece."""
+        assert isinstance(array, DeviceArray)
+        aside = self.empty(array.shape[1:], array.dtype.name)
+        fill(aside, array[second])
+        if held[0]:
+            fill(array[second], array[first])
+        if held[1]:
+            fill(array[first], aside)
+
     def shares(self, other: Memory) -> bool:
         """See `Memory`."""
         return isinstance(other, CudaMemory) and other.cuda is self.cuda

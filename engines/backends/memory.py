@@ -54,6 +54,16 @@ class Memory(Protocol):
         """Zeros an array that lies here, or a view of one."""
         ...
 
+    def exchange_rows(self, array: Array, first: int, second: int, held: tuple[int, int]) -> None:
+        """Puts two rows of `[rows, heads, capacity, head_dim]`, an array that lies here, into each other's place.
+
+        Args:
+            array: as given; it is written to.
+            first, second: the rows.
+            held: how many of the first `capacity` entries of each count; the others may become anything that was there.
+        """
+        ...
+
     def concatenate(self, arrays: Sequence[Array]) -> Array:
         """Joins one or more arrays of one dtype along the first axis; a single one is passed on as it is."""
         ...
@@ -85,6 +95,13 @@ class HostMemory:
     def zero(self, array: Array) -> None:
         """See `Memory`."""
         np.asarray(array)[...] = 0
+
+    def exchange_rows(self, array: Array, first: int, second: int, held: tuple[int, int]) -> None:
+        """See `Memory`."""
+        host, (of_first, of_second) = np.asarray(array), held
+        aside = host[second, :, :of_second].copy()
+        host[second, :, :of_first] = host[first, :, :of_first]
+        host[first, :, :of_second] = aside
 
     def concatenate(self, arrays: Sequence[Array]) -> np.ndarray:
         """See `Memory`."""

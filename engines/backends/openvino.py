@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from foveate.engines.backends.feeds import check_buffers, check_feeds
+from foveate.engines.backends.interrupt import current_interrupt
 from foveate.engines.backends.memory import Array, HostMemory
 from foveate.engines.backends.options import BackendOptions, check_threads
 from foveate.engines.backends.session import Arrays
-from foveate.engines.errors import BackendError, OptionError
+from foveate.engines.errors import BackendError, CancelledError, OptionError
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.names import VISION
 from foveate.engines.format.precisions import BF16, FP16, FP32
@@ -128,7 +129,9 @@ class OpenVinoSession:
                 )
             request.set_tensor(name, self._tensor(buffer))
         try:
-            request.infer()
+            _infer(request)
+        except CancelledError:
+            raise
         except Exception as error:
             raise BackendError(f"OpenVINO failed in graph '{self.spec.name}': {_reason(error)}") from error
         outputs = {tensor.name: request.get_tensor(tensor.name) for tensor in self.spec.outputs}
@@ -139,6 +142,26 @@ class OpenVinoSession:
 
     def _tensor(self, array: np.ndarray) -> Any:
         return self._ov.Tensor(array, shared_memory=True)
+
+
+def _infer(request: Any) -> None:
+    """Runs what is bound; another thread may end it.
+
+    Raises:
+        CancelledError: one did.
+    """
+    interrupt = current_interrupt()
+    if interrupt is None:
+        request.infer()
+        return
+    interrupt.check()
+    request.start_async()
+    with interrupt.stopping(request.cancel):
+        try:
+            request.wait()
+        except Exception:
+            interrupt.check()
+            raise
 
 
 def _library() -> Any:

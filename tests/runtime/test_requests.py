@@ -193,7 +193,7 @@ def test_a_stream_that_failed_gives_no_answer(pipe: Pipeline, monkeypatch: pytes
     def fail(*arguments: Any) -> Any:
         raise BackendError("the graph failed")
 
-    monkeypatch.setattr(pipe._text_model, "step", fail)
+    monkeypatch.setattr(pipe.text_model, "step", fail)
     for _ in range(2):
         with pytest.raises(BackendError, match="the graph failed"):
             next(stream)
@@ -234,7 +234,7 @@ def test_memory_that_runs_out_is_one_line(stage: str, pipe: Pipeline, monkeypatc
     def greedy_for_memory(*arguments: Any) -> Any:
         return np.empty(2**60, np.uint8)
 
-    monkeypatch.setattr(pipe._text_model if stage == "step" else pipe, stage, greedy_for_memory)
+    monkeypatch.setattr(pipe.text_model if stage == "step" else pipe, stage, greedy_for_memory)
     request = Request.ask(QUESTION, picture(224, 224), keep=0.5, max_new_tokens=4)
     message = r"there is not enough memory: Unable to allocate 1\.00 EiB .*\. Use fewer or smaller images"
     calls = [lambda: pipe.generate(request), lambda: pipe.stream(request).answers(), lambda: pipe.generate_batch([request])]

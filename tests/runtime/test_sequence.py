@@ -14,7 +14,7 @@ from foveate.runtime.sequence import TokenSequence
 
 def join(pipe: Pipeline, cache: KVCache, slot: int, sequence: TokenSequence) -> None:
     """Reads the prompt into a slot and draws the first token, while the other slots hold theirs."""
-    model, own = pipe._text_model, cache[slot : slot + 1]
+    model, own = pipe.text_model, cache[slot : slot + 1]
     own.clear()
     batch = pad([sequence.take_prompt()], pipe.manifest.prompt.pad_token_id)
     sequence.draw(model.prefill(own, model.embed(batch), batch), 0)
@@ -32,7 +32,7 @@ def test_sequences_join_and_leave(slots: int, pipe: Pipeline) -> None:
     ]
     expected = [pipe.generate(request).tokens for request in requests]
     sequences = [pipe._admit(request, None) for request in requests]
-    cache = pipe._text_model.decoder.new_cache(slots, max(sequence.cache_tokens for sequence in sequences))
+    cache = pipe.text_model.decoder.new_cache(slots, max(sequence.cache_tokens for sequence in sequences))
     waiting, active = list(sequences), dict[int, TokenSequence]()
     while waiting or active:
         for slot in {*range(slots)} - active.keys():
@@ -41,7 +41,7 @@ def test_sequences_join_and_leave(slots: int, pipe: Pipeline) -> None:
                 join(pipe, cache, slot, active[slot])
         active = {slot: sequence for slot, sequence in active.items() if sequence.finish_reason is None}
         if active:
-            following = decode_step(pipe._text_model, cache, active)
+            following = decode_step(pipe.text_model, cache, active)
             for slot, sequence in active.items():
                 sequence.draw(following, slot)
         active = {slot: sequence for slot, sequence in active.items() if sequence.finish_reason is None}

@@ -91,6 +91,20 @@ class ArrayCache:
             self._spoilt[:] = False
         self._held[:] = 0
 
+    def shorten(self, slot: int, tokens: int) -> None:
+        """See `KVCache`. What lies behind stays in memory, unread."""
+        self._held[slot] = min(tokens, int(self._held[slot]))
+
+    def exchange(self, first: int, second: int) -> None:
+        """See `KVCache`."""
+        held = (int(self._held[first]), int(self._held[second]))
+        if first == second or held == (0, 0):
+            return
+        for array in self.past.values():
+            self._memory.exchange_rows(array, first, second, held)
+        self._held[[first, second]] = held[::-1]
+        self._spoilt[[first, second]] = self._spoilt[[first, second]].any()  # what was behind may lie in either now
+
     def total_with(self, tokens: int) -> int:
         """Tokens of the fullest slot once a run has appended so many.
 

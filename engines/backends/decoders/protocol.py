@@ -80,6 +80,14 @@ class KVCache(Protocol):
         """Empties all slots, for other sequences."""
         ...
 
+    def shorten(self, slot: int, tokens: int) -> None:
+        """Forgets what a slot holds behind its first `tokens`."""
+        ...
+
+    def exchange(self, first: int, second: int) -> None:
+        """Puts what two slots hold into each other's place."""
+        ...
+
 
 class Decoder(Protocol):
     """A decoder and its caches. Threads may share it, but not a cache.

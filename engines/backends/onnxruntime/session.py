@@ -17,12 +17,13 @@ import numpy as np
 
 from foveate.engines.backends.device import CudaMemory, DeviceArray, gpu_memory
 from foveate.engines.backends.feeds import check_buffers, check_feeds
+from foveate.engines.backends.interrupt import current_interrupt
 from foveate.engines.backends.memory import Array, HostMemory, Memory
 from foveate.engines.backends.onnxruntime.options import CPU, PROVIDERS, OnnxRuntimeOptions, Provider, find_provider
 from foveate.engines.backends.onnxruntime.packed import find_packed
 from foveate.engines.backends.options import Option
 from foveate.engines.backends.session import Arrays
-from foveate.engines.errors import BackendError, MissingPackageError, OptionError, reason_of
+from foveate.engines.errors import BackendError, CancelledError, MissingPackageError, OptionError, reason_of
 from foveate.engines.format import dtypes
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.spec import GraphSpec, TensorSpec, check_interface
@@ -111,12 +112,33 @@ class OnnxRuntimeSession:
         for tensor in self.spec.outputs:
             self._bind_output(binding, tensor, buffers.get(tensor.name))
         try:
-            self._inner.run_with_iobinding(binding, self._quiet)
+            self._run_bound(binding)
+        except CancelledError:
+            raise
         except Exception as error:
             failed = BackendError(f"ONNX Runtime failed in graph '{self.spec.name}': {reason_of(error)}")
             raise translate(error) or failed from error
         outputs = zip(self.spec.outputs, binding.get_outputs(), strict=True)
         return {t.name: buffers[t.name] if t.name in buffers else self._result(t, value) for t, value in outputs}
+
+    def _run_bound(self, binding: Any) -> None:
+        """
+        Raises:
+            CancelledError: another thread ended the run.
+        """
+        interrupt = current_interrupt()
+        if interrupt is None:
+            self._inner.run_with_iobinding(binding, self._quiet)
+            return
+        interrupt.check()
+        options = self._ort.RunOptions()
+        options.log_severity_level = _FATAL
+        with interrupt.stopping(lambda: setattr(options, "terminate", True)):
+            try:
+                self._inner.run_with_iobinding(binding, options)
+            except Exception:
+                interrupt.check()  # it says so by an error of no class of its own
+                raise
 
     def _reachable(self, array: Array) -> Array:
         on_gpu = self._cuda is not None and isinstance(array, DeviceArray)

@@ -40,6 +40,13 @@ async function loadModels() {
   showModel();
 }
 
+function takeKey() {
+  useKey($("key").value);
+  $("key").value = "";
+  hideError();
+  loadModels();
+}
+
 function model() {
   return served.find((one) => one.id === $("model").value);
 }
@@ -67,8 +74,10 @@ function showStatus(text, state) {
 
 function showError(error) {
   if (error instanceof ServerError && error.status === 401) {
+    const first = $("key-form").hidden;
     $("key-form").hidden = false;
     $("key").focus();
+    if (first) return; // the form says what is wanted
   }
   if (!(error instanceof ServerError)) console.error(error);
   $("trouble").hidden = false;
@@ -149,9 +158,7 @@ async function start() {
   } catch (error) {
     if (error.name !== "AbortError") showError(error);
   }
-  if (running !== controller) return; // another ask took its place
-  running = null;
-  finish();
+  if (running === controller) finish(entry, controller.signal.aborted); // else another ask took its place
 }
 
 async function answerBoth(entry, signal) {
@@ -197,18 +204,18 @@ function isWhole(entry) {
 }
 
 function begin(entry) {
-  $("ask").disabled = true;
   $("stop").disabled = false;
-  shown = null;
-  selected = 0;
   showTexts(entry);
   showFigures(null, entry.whole?.report ?? null, nameOf(entry));
 }
 
-function finish() {
-  $("ask").disabled = false;
+function finish(entry, stopped) {
+  running = null;
   $("stop").disabled = true;
-  showStatus("ready", "ready");
+  showStatus(stopped ? "stopped" : "ready", "ready");
+  if (entry.answer) return;
+  shown = null; // what the picture showed was about another answer
+  showPictures();
 }
 
 /** Asks again where only keep (or how the tower looks) changed since the answer that is shown. */
@@ -223,6 +230,7 @@ function askAgain() {
 
 function show(entry, fade = false) {
   shown = entry;
+  selected = Math.min(selected, entry.pictures.length - 1);
   showTexts(entry);
   showFigures(entry.answer.report, entry.whole?.report ?? null, nameOf(entry));
   showPictures(fade);
@@ -368,14 +376,14 @@ function listen() {
     event.preventDefault();
     start();
   });
-  $("stop").addEventListener("click", stop);
+  $("stop").addEventListener("click", () => { stop(); $("ask").focus(); });
   $("dismiss").addEventListener("click", () => { hideError(); $("question").focus(); });
   $("keep").addEventListener("input", showKeep);
   $("keep").addEventListener("change", askAgain);
   $("look").addEventListener("change", askAgain);
   $("model").addEventListener("change", showModel);
   $("views").addEventListener("change", () => showPictures());
-  $("key-form").addEventListener("submit", (event) => { event.preventDefault(); useKey($("key").value); hideError(); loadModels(); });
+  $("key-form").addEventListener("submit", (event) => { event.preventDefault(); takeKey(); });
   $("file").addEventListener("change", () => takeAll($("file").files));
   document.addEventListener("paste", (event) => takeAll(event.clipboardData.files));
   for (const name of ["dragover", "dragleave", "drop"]) document.addEventListener(name, drag);

@@ -30,7 +30,7 @@ from foveate.serve.sources import Sources
 
 PAGE = Path(__file__).parent / "page"
 _POLICY = (
-    "default-src 'self'; img-src 'self' data: blob:; media-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data: blob:; media-src blob:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)

@@ -8,8 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
+from PIL import Image
 
 from foveate.runtime import Answer
+from foveate.runtime.picture import Picture
 
 
 class Reply(msgspec.Struct, kw_only=True, frozen=True):
@@ -46,6 +48,24 @@ class Usage(Reply, kw_only=True, frozen=True):
     prompt_tokens_details: PromptDetails
 
 
+class SeenPicture(Reply, kw_only=True, frozen=True):
+    """An image, or a frame of a video, as the model saw it.
+
+    Attributes:
+        image: as a `data:` address.
+        rows: of the visual tokens that tile it.
+        columns: of them.
+        tokens: their indices among all, row by row; frames may share tokens.
+        seconds: when a frame is shown; null for an image.
+    """
+
+    image: str
+    rows: int
+    columns: int
+    tokens: list[int]
+    seconds: float | None
+
+
 class Explanation(Reply, kw_only=True, frozen=True):
     """What was decided about the visual tokens.
 
@@ -53,12 +73,14 @@ class Explanation(Reply, kw_only=True, frozen=True):
         kept: indices of those that stayed, over all images and frames.
         scores: what each was worth to the selector; null where it ranks none.
         grids: frames, rows and columns of the visual tokens of each image or video.
+        pictures: the images and frames, and which visual tokens tile each.
         image: a picture of it, as a `data:` address; null without images and videos.
     """
 
     kept: list[int]
     scores: list[float] | None
     grids: list[list[int]]
+    pictures: list[SeenPicture]
     image: str | None
 
 
@@ -434,14 +456,22 @@ def _explanation(answer: Answer) -> Explanation:
         kept=selection.keep_indices.tolist(),
         scores=None if selection.scores is None else selection.scores.tolist(),
         grids=[list(grid) for grid in answer.grids],
-        image=_picture(answer) if selection.num_visual_tokens else None,
+        pictures=[_seen(picture) for picture in answer.pictures],
+        image=_data_address(answer.explain(), "png") if selection.num_visual_tokens else None,
     )
 
 
-def _picture(answer: Answer) -> str:
+def _seen(picture: Picture) -> SeenPicture:
+    (rows, columns), tokens = picture.grid, picture.tokens.tolist()
+    # JPEG: a video has many frames, and they are looked at, not computed with.
+    image = _data_address(picture.image.convert("RGB"), "jpeg")
+    return SeenPicture(image=image, rows=rows, columns=columns, tokens=tokens, seconds=picture.seconds)
+
+
+def _data_address(image: Image.Image, kind: str) -> str:
     file = io.BytesIO()
-    answer.explain().save(file, "PNG")
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.save(file, kind, quality=90)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 FINISHES: Mapping[str, Finish] = {"eos": "stop", "stop": "stop", "length": "length"}

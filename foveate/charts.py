@@ -222,11 +222,16 @@ def load_panels(lines: Sequence[LoadLine], across: str, narrow: bool) -> str:
         wait.plot(line.loads, line.half, color=colour, marker="o", label=f"{line.name}, half of them")
         wait.plot(line.loads, line.slow, color=colour, marker="^", linestyle=":", label=f"{line.name}, 95 %")
     for axes, title, up in ((rate, "Throughput", "requests a second"), (wait, "Time to first token", "milliseconds")):
-        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
+        axes.set_ylim(0, room(axes.dataLim.y1))
         axes.set_xticks(sorted({load for line in lines for load in line.loads}))
         frame(axes, title, across, up)
         axes.legend(frameon=False, fontsize=9)
     return svg(figure)
+
+
+def room(most: float) -> float:
+    """The end of an axis from 0 that shows a largest value; 1 where nothing was drawn."""
+    return 1.08 * most if 0 < most < np.inf else 1.0
 
 
 def side_by_side(count: int, inches: tuple[float, float], narrow: bool) -> tuple[Figure, list[Axes]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from foveate.bench.plan import Kind
 from foveate.bench.results import Benchmark, LoadPoint
-from foveate.charts import COLOURS, WHOLE, Axes, LoadLine, frame, legend, load_panels, side_by_side, svg
+from foveate.charts import COLOURS, WHOLE, Axes, LoadLine, frame, legend, load_panels, room, side_by_side, svg
 
 _ACROSS: dict[Kind, str] = {"closed": "clients at once", "open": "requests sent a second"}
 _MOST_STEPS = 400
@@ -23,14 +23,14 @@ def load_chart(kind: Kind, benchmark: Benchmark, narrow: bool = False) -> str:
     """Throughput and time to first token of each keep ratio, by load."""
     lines = []
     for keep, points in _by_keep(benchmark, kind).items():
-        timed = [(point, point.figures.ttft_ms) for point in points if point.figures.ttft_ms]
+        waits = [point.figures.ttft_ms for point in points]
         lines.append(
             LoadLine(
                 f"keep {keep:g}",
-                [point.value for point, _ in timed],
-                [point.figures.requests_per_second for point, _ in timed],
-                [ttft.p50 for _, ttft in timed if ttft],
-                [ttft.p95 for _, ttft in timed if ttft],
+                [point.value for point in points],
+                [point.figures.requests_per_second for point in points],
+                [wait.p50 if wait else np.nan for wait in waits],
+                [wait.p95 if wait else np.nan for wait in waits],
             )
         )
     return load_panels(lines, _ACROSS[kind], narrow)
@@ -94,7 +94,7 @@ def _colour(number: int) -> str:
 
 
 def _dress_shares(axes: Axes, title: str, across: str, up: str, names: int) -> None:
-    axes.set_xlim(0, 1.04 * axes.dataLim.x1 if np.isfinite(axes.dataLim.x1) and axes.dataLim.x1 > 0 else 1)
+    axes.set_xlim(0, room(axes.dataLim.x1))
     axes.set_ylim(0, 1.02)
     axes.set_yticks(np.linspace(0, 1, 6), [f"{share:.0f} %" for share in np.linspace(0, 100, 6)])
     frame(axes, title, across, up)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
@@ -182,7 +182,7 @@ class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
     foveate: _Own | None = None
-    error: msgspec.Raw | None = None
+    error: Any = None
 
 
 _DECODER = msgspec.json.Decoder(_Chunk)
@@ -215,7 +215,7 @@ class _Stream:
         except msgspec.DecodeError as error:
             raise ServerError("not the API", f"{error} in {shorten(content.decode(errors='replace'))}", 200) from error
         if chunk.error is not None:
-            raise ServerError("error in the stream", _message(bytes(chunk.error)), 200)
+            raise ServerError("error in the stream", _message(chunk.error), 200)
         for choice in chunk.choices or ():
             delta = choice.delta
             if delta is not None and (delta.content or delta.reasoning_content or delta.reasoning):
@@ -224,11 +224,16 @@ class _Stream:
         self.usage, self.own = chunk.usage or self.usage, chunk.foveate or self.own
 
 
-def _message(content: bytes) -> str:
+def decoded(content: bytes) -> Any:
+    """JSON, or where it is none the text."""
+    try:
+        return msgspec.json.decode(content)
+    except msgspec.DecodeError:
+        return content.decode(errors="replace")
+
+
+def _message(found: Any) -> str:
     """What an error says: the message of the API's form, or whatever is there."""
-    found: Any = content.decode(errors="replace")
-    with suppress(msgspec.DecodeError):
-        found = msgspec.json.decode(content)
     for name in ("error", "message", "detail"):
         found = found.get(name, found) if isinstance(found, dict) else found
     return shorten(" ".join(str(found).split()), 300)
@@ -296,7 +301,7 @@ class Client:
     async def _read(self, body: bytes, stream: _Stream) -> None:
         async with _exchange(self.address, "POST", "/v1/chat/completions", body) as response:
             if response.status != 200:
-                raise ServerError(f"HTTP {response.status}", _message(await response.read()), response.status)
+                raise ServerError(f"HTTP {response.status}", _message(decoded(await response.read())), response.status)
             rest = b""
             async for data in response:
                 now = perf_counter()

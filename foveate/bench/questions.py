@@ -54,7 +54,7 @@ def open_questions(plan: BenchPlan) -> Questions:
     """
     if plan.data is None:
         width, height = plan.image_size
-        return Questions(_named(f"drawn pictures of {width} x {height} pixels", plan), _mixed(plan, _drawn(plan)), False)
+        return Questions(_named(f"Drawn pictures of {width} x {height} pixels", plan), _mixed(plan, _drawn(plan)), False)
     samples = read_samples(plan.data)
     for sample in samples:
         _check(sample, plan.data)

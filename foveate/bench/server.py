@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from foveate.bench.client import Address, ServerError, get
+from foveate.bench.client import Address, ServerError, decoded, get
 from foveate.bench.results import ServerMemory
 from foveate.engines import BackendError, OptionError
 from foveate.engines.errors import shorten
@@ -86,11 +84,8 @@ async def look_at(address: Address, url: str) -> Server:
 
 def _object(status: int, content: bytes) -> dict[str, Any]:
     """The fields of an answer; none where it is no object."""
-    with suppress(msgspec.DecodeError):
-        found = msgspec.json.decode(content) if status == 200 else None
-        if isinstance(found, dict):
-            return found
-    return {}
+    found = decoded(content) if status == 200 else None
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager

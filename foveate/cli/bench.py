@@ -18,7 +18,7 @@ from foveate.cli.options import PATH, SESSION, SessionChoice, json_option, numbe
 from foveate.cli.output import Output
 from foveate.cli.progress import Bar
 from foveate.cli.tables import Table
-from foveate.engines import Bundle, DataError, OptionError
+from foveate.engines import DataError, OptionError
 
 
 def _is_url(given: Given) -> bool:
@@ -26,10 +26,8 @@ def _is_url(given: Given) -> bool:
 
 
 SERVED = Need(lambda given: not _is_url(given), "the server runs already", "Name a bundle in place of its URL")
-RUNNING = Need(_is_url, "a bundle is served without a key", "Name a URL")
 DRAWN = Need(lambda given: given["data"] is None, "the pictures are those of --data", "Leave out --data")
 COUNTED = Need(lambda given: given["seconds"] is None, "--seconds ends each point", "Leave out --seconds")
-NAMED = Need(_is_url, "a bundle is the only model of its server", "Name a URL")
 
 
 @command("bench")
@@ -59,8 +57,8 @@ NAMED = Need(_is_url, "a bundle is the only model of its server", "Name a URL")
 @always("--itl-slo-ms", type=float, help="Most mean time between the tokens of a good answer.")
 @always("--seed", default=0, show_default=True, help="Of arrivals and questions.")
 @always("--timeout", "timeout_s", default=300.0, show_default=True, help="Seconds of a request, from when it is due.")
-@when(NAMED, "--model", help="To ask.  [default: the only one]")
-@when(RUNNING, "--api-key-file", type=PATH, help="File with the key that the server wants.")
+@always("--model", help="To ask.  [default: the only one]")
+@always("--api-key-file", type=PATH, help="File with the key that the server wants.")
 @when(SERVED, "--serve", "serve_words", default="", metavar="WORDS", help="Further options of 'foveate serve', in quotes.")
 @always("-o", "--output", type=PATH, help="The report as a page, e.g. report.html.")
 @always("--csv", "csv_file", type=PATH, help="A line for each point.")
@@ -118,8 +116,6 @@ def bench_command(
     check_output("--output", output)
     check_output("--csv", csv_file)
     key = _read_key(api_key_file)
-    if not _is_url({"target": target}):
-        Bundle.open(Path(target), verify=False)
     from foveate.bench.run import bench_server
     from foveate.bench.server import serve_bundle
 

@@ -1,4 +1,4 @@
-"""A stand-in for a server of the OpenAI API, with known delays and faults. As a program it takes the place of `foveate serve`."""
+"""A stand-in for a server of the OpenAI API, with known delays and faults; as a program, for `foveate serve`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class StandIn:
         fault: of requests whose number is odd.
         ours: whether it says it is foveate's.
         bodies: of the chat requests.
+        came: when each request was there.
         wrote: when it wrote each chunk of each request.
     """
 
@@ -39,6 +40,7 @@ class StandIn:
     models: tuple[str, ...] = ("tiny",)
     bodies: list[dict[str, Any]] = field(default_factory=list)
     headers: list[str] = field(default_factory=list)
+    came: list[float] = field(default_factory=list)
     wrote: list[list[float]] = field(default_factory=list)
     url: str = ""
 
@@ -47,7 +49,9 @@ class StandIn:
             head = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.headers.append(head)
             path = head.split()[1]
-            length = next((int(line.split(":")[1]) for line in head.splitlines() if line.lower().startswith("content-length")), 0)
+            length = next(
+                (int(line.split(":")[1]) for line in head.splitlines() if line.lower().startswith("content-length")), 0
+            )
             body = await reader.readexactly(length)
             if path.endswith("/v1/chat/completions"):
                 await self._chat(json.loads(body), writer)
@@ -74,13 +78,14 @@ class StandIn:
     async def _chat(self, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         number = len(self.bodies)
         self.bodies.append(body)
+        self.came.append(perf_counter())
         self.wrote.append([])
         fault = self.fault if number % 2 else ""
         if body["model"] not in self.models:
-            return _whole(writer, 404, b'{"error": {"message": "there is no such model", "code": "model_not_found"}}')
-        if fault.isdigit():
-            return _whole(writer, int(fault), b'{"error": {"message": "come back later", "type": "busy"}}')
-        if self.serial:
+            _whole(writer, 404, b'{"error": {"message": "there is no such model", "code": "model_not_found"}}')
+        elif fault.isdigit():
+            _whole(writer, int(fault), b'{"error": {"message": "come back later", "type": "busy"}}')
+        elif self.serial:
             async with self._lock:
                 await self._stream(number, fault, body, writer)
         else:
@@ -100,14 +105,17 @@ class StandIn:
         if fault == "stall":
             await asyncio.sleep(60)
         if fault == "break":
-            return writer.transport.abort()
+            writer.transport.abort()
         if fault == "error":
             _event(writer, {"error": {"message": "the graph fell over", "type": "server_error"}})
         if fault == "garbage":
             _chunk(writer, b"data: {nonsense\n\n")
         if fault in ("", "empty"):
             own = {"visual_tokens": 64, "kept_tokens": round(64 * body.get("foveate", {}).get("keep", 1))}
-            _event(writer, {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **({"foveate": own} if self.ours else {})})
+            _event(
+                writer,
+                {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}], **({"foveate": own} if self.ours else {})},
+            )
             if self.usage_tokens is not None:
                 usage = {"prompt_tokens": 70, "completion_tokens": self.usage_tokens, "total_tokens": 70 + self.usage_tokens}
                 _event(writer, {"choices": [], "usage": usage})

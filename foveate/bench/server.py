@@ -90,7 +90,7 @@ def _object(status: int, content: bytes) -> dict[str, Any]:
 
 @contextmanager
 def serve_bundle(bundle: Path, words: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """`foveate serve` of a bundle in a process of its own, on a free port, until the end of the block.
+    """The serve command on a bundle in a process of its own, on a free port, until the end of the block.
 
     Args:
         bundle: its folder.
@@ -129,9 +129,11 @@ def _await_address(child: subprocess.Popen[bytes], log: int) -> str:
             return found[0]
         if ended:
             last = (said.strip().splitlines() or ["it said nothing"])[-1].removeprefix("Error: ")
-            raise BackendError(f"'foveate serve' ended with code {child.returncode}: {shorten(last, 600)}")
+            raise BackendError(f"the bundle's server ended with code {child.returncode}: {shorten(last, 600)}")
         time.sleep(0.05)
-    raise BackendError(f"'foveate serve' did not listen within {_START_S:g} s. Run it by hand and look at what it prints.")
+    raise BackendError(
+        f"the bundle's server did not listen within {_START_S:g} s. Serve the bundle by hand and look at what it prints."
+    )
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -59,7 +59,7 @@ COUNTED = Need(lambda given: given["seconds"] is None, "--seconds ends each poin
 @always("--timeout", "timeout_s", default=300.0, show_default=True, help="Seconds of a request, from when it is due.")
 @always("--model", help="To ask.  [default: the only one]")
 @always("--api-key-file", type=PATH, help="File with the key that the server wants.")
-@when(SERVED, "--serve", "serve_words", default="", metavar="WORDS", help="Further options of 'foveate serve', in quotes.")
+@when(SERVED, "--serve", "serve_words", default="", metavar="WORDS", help="Further options of the bundle's server, in quotes.")
 @always("-o", "--output", type=PATH, help="The report as a page, e.g. report.html.")
 @always("--csv", "csv_file", type=PATH, help="A line for each point.")
 @session_options(only=SERVED)
@@ -92,7 +92,7 @@ def bench_command(
 ) -> None:
     """Put a server under load, and say how long its clients wait and how much it answers.
 
-    URL is that of a server that speaks the OpenAI API. A BUNDLE is served by 'foveate serve' meanwhile.
+    URL is that of a server that speaks the OpenAI API. A BUNDLE is served meanwhile, by a process of its own.
     """
     out = Output(json_file)
     plan = BenchPlan(

@@ -121,7 +121,7 @@ def bench_command(
 
     words = (*_session_words(click.get_current_context()), *_split(serve_words))
     started = nullcontext((target, None)) if "://" in target else serve_bundle(Path(target), words)
-    with started as (url, process), Bar("Measuring") as bar:
+    with started as (url, process), Bar("Measuring", ticking=False) as bar:
         benchmark = bench_server(url, plan, model, key, target, process, bar.show)
     write_reports(benchmark, output, csv_file=csv_file)
     out.show(_table(benchmark), "", *remarks(benchmark))

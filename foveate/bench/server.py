@@ -22,6 +22,8 @@ from foveate.engines.errors import shorten
 
 SERVE = (sys.executable, "-c", "from foveate.cli import main; main(prog_name='foveate')", "serve")
 _START_S, _STOP_S = 600.0, 15.0
+_OURS = "foveate"
+"""Who owns the models of foveate's servers, as they say."""
 _URL = re.compile(r"https?://[\w.\-\[\]:]+:\d+")
 _RESIDENT = re.compile(rb"^process_resident_memory_bytes(?:\{[^}]*\})?\s+([0-9.eE+]+)", re.MULTILINE)
 
@@ -74,12 +76,13 @@ async def look_at(address: Address, url: str) -> Server:
         ) from error
     if status in (401, 403):
         raise OptionError(f"{url} refuses the request (HTTP {status}). Give its key.", options=("api_key_file",))
-    facts = _object(*version)
     listed = _object(status, models).get("data")
-    names = [entry.get("id") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    ours = "foveate_version" in facts
-    name = f"foveate {facts['foveate_version']}" if ours else str(facts.get("version", "of unknown make"))
-    return Server(shorten(name), tuple(name for name in names if isinstance(name, str)), ours)
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    owners = {str(entry["owned_by"]) for entry in entries if entry.get("owned_by")}
+    number = _object(*version).get("version")
+    name = " ".join([*sorted(owners), *([str(number)] if number else [])]) or "a server that does not name itself"
+    names = tuple(entry["id"] for entry in entries if isinstance(entry.get("id"), str))
+    return Server(shorten(name), names, owners == {_OURS})
 
 
 def _object(status: int, content: bytes) -> dict[str, Any]:

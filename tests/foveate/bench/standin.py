@@ -64,9 +64,10 @@ class StandIn:
             writer.close()
 
     def _tell(self, path: str, writer: asyncio.StreamWriter) -> None:
+        owner = "foveate" if self.ours else "vllm"
         known: dict[str, object] = {
-            "/v1/models": {"object": "list", "data": [{"id": name, "object": "model"} for name in self.models]},
-            "/version": {"foveate_version": "0.0"} if self.ours else {"version": "9.9"},
+            "/v1/models": {"object": "list", "data": [{"id": name, "owned_by": owner} for name in self.models]},
+            "/version": {"version": "0.0"},
         }
         if path == "/metrics":
             _whole(writer, 200, b"# HELP x\nprocess_resident_memory_bytes 1.5e+08\n")

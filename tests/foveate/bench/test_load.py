@@ -143,6 +143,7 @@ def test_keep_is_asked_of_our_servers_only() -> None:
     assert [point.keep for point in benchmark.points] == [1.0]
     assert all("foveate" not in body for body in other.bodies)
     assert "without 0.25" in " ".join(benchmark.setting.remarks)
+    assert benchmark.setting.server == "vllm 0.0"
 
 
 def test_rounds_take_turns() -> None:

@@ -1,4 +1,4 @@
-"""Charts of a report, as PNG."""
+"""Charts of a report: as PNG, and as SVG to stand in a page."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ _TICK_SHARE = 0.08
 """Least distance of two tick labels, as a share of the axis."""
 _INCHES = (10.0, 5.6)
 DPI = 160
+WHOLE, HALF, PHONE = (10.0, 4.2), (5.6, 4.0), (4.5, 4.2)
+"""Inches of a chart that takes the page's width, of one that takes half of it, and of one on a narrow screen."""
+_LEGEND_POINTS = 17
+"""Height of a row of a legend above the axes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,25 @@ class Curve:
     values: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
+
+
+@dataclass(frozen=True)
+class LoadLine:
+    """What a server does under more and more load.
+
+    Attributes:
+        name: what the legend calls it.
+        loads: clients, or requests sent a second.
+        rates: requests answered a second at each.
+        half: milliseconds to the first token that half of the requests stay within.
+        slow: the same of 95 %.
+    """
+
+    name: str
+    loads: Sequence[float]
+    rates: Sequence[float]
+    half: Sequence[float]
+    slow: Sequence[float]
 
 
 def accuracy_chart(curves: Sequence[Curve], whole: float, ticks: Mapping[float, str], note: str = "") -> bytes:
@@ -189,3 +212,51 @@ def spread(values: Sequence[float], gap: float) -> np.ndarray:
     places = np.empty(len(order))
     places[order] = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools]) + shift
     return places
+
+
+def load_panels(lines: Sequence[LoadLine], across: str, narrow: bool) -> str:
+    """Requests a second, and time to first token of the middle and of the slow requests, as SVG."""
+    figure, (rate, wait) = side_by_side(2, WHOLE, narrow)
+    for line, colour in zip(lines, (COLOURS[1], COLOURS[0], *COLOURS[2:]), strict=False):
+        rate.plot(line.loads, line.rates, color=colour, marker="o", label=line.name)
+        wait.plot(line.loads, line.half, color=colour, marker="o", label=f"{line.name}, half of them")
+        wait.plot(line.loads, line.slow, color=colour, marker="^", linestyle=":", label=f"{line.name}, 95 %")
+    for axes, title, up in ((rate, "Throughput", "requests a second"), (wait, "Time to first token", "milliseconds")):
+        axes.set_ylim(0, room(axes.dataLim.y1))
+        axes.set_xticks(sorted({load for line in lines for load in line.loads}))
+        frame(axes, title, across, up)
+        axes.legend(frameon=False, fontsize=9)
+    return svg(figure)
+
+
+def room(most: float) -> float:
+    """The end of an axis from 0 that shows a largest value; 1 where nothing was drawn."""
+    return 1.08 * most if 0 < most < np.inf else 1.0
+
+
+def side_by_side(count: int, inches: tuple[float, float], narrow: bool) -> tuple[Figure, list[Axes]]:
+    """Charts beside each other, on a narrow screen one below the other."""
+    figure = Figure((PHONE[0], 0.85 * PHONE[1] * count) if narrow else inches)
+    figure.set_layout_engine("constrained", h_pad=0.12 if narrow else 0.04)  # inches
+    shape = (count, 1) if narrow else (1, count)
+    return figure, list(np.ravel(figure.subplots(*shape)))
+
+
+def above(rows: int) -> int:
+    """Points between the axes and their title, for a legend of so many rows."""
+    return 11 + _LEGEND_POINTS * rows
+
+
+def legend(axes: Axes, columns: int) -> None:
+    """Between axes and title."""
+    axes.legend(
+        ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handlelength=1, columnspacing=1.4, fontsize=10
+    )
+
+
+def svg(figure: Figure) -> str:
+    """The drawing alone, without the head of a file."""
+    image = io.StringIO()
+    figure.savefig(image, format="svg", metadata={"Date": None})
+    drawing = image.getvalue()
+    return drawing[drawing.index("<svg") :]

@@ -119,7 +119,8 @@ def test_wheel_holds_one_package(wheel: zipfile.Path) -> None:
     for package in SETUPTOOLS["packages"]:
         assert wheel.joinpath(*package.split("."), "__init__.py").exists()
     assert (wheel / "foveate" / "py.typed").exists()
-    assert (wheel / "foveate" / "profile" / "template.html").exists()
+    for page in ("report.html", "profile/template.html", "bench/template.html"):
+        assert wheel.joinpath("foveate", *page.split("/")).exists()
 
 
 def test_wheel_has_the_command_and_the_licence(wheel: zipfile.Path) -> None:

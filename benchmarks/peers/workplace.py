@@ -40,13 +40,13 @@ class Workplace:
         """The Python of a peer."""
         if not PEERS[name].own_environment:
             return Path(sys.executable)
-        return _once(self.folder / "environments" / name, lambda folder: self._install(name, folder)) / "bin" / "python"
+        return once(self.folder / "environments" / name, lambda folder: self._install(name, folder)) / "bin" / "python"
 
     def checkpoint(self) -> Path:
         """Folder with `vlm` and `text`."""
         layers = () if self.layers is None else ("--layers", self.layers)
         command = (sys.executable, "-m", "models.true_shapes.published")
-        return _once(self.shape / "checkpoint", lambda folder: self._run("checkpoint", *command, folder, *layers))
+        return once(self.shape / "checkpoint", lambda folder: self._run("checkpoint", *command, folder, *layers))
 
     def model(self, name: str, precision: str) -> Path:
         """What a peer loads."""
@@ -60,7 +60,7 @@ class Workplace:
             places = {"bin": programs, "checkpoint": checkpoint, "precision": precision, "model": folder}
             self._run(f"{name}-{precision}", *(word.format(**places) for word in peer.convert))
 
-        return _once(self.shape / "models" / f"{name}-{precision}", convert)
+        return once(self.shape / "models" / f"{name}-{precision}", convert)
 
     def measure(self, name: str, precision: str, threads: int, new_tokens: int) -> dict[str, Any]:
         """What a worker reports of one process."""
@@ -68,6 +68,13 @@ class Workplace:
         job = Job(str(model), precision, peer.keeps, threads, new_tokens, peer.packages, peer.encode)
         command = (self.environment(name), "-m", f"benchmarks.peers.{peer.worker or name}_worker", json.dumps(asdict(job)))
         output = self._run(f"measure-{name}-{precision}", *command, OMP_NUM_THREADS=str(threads))
+        reported: dict[str, Any] = json.loads(output.splitlines()[-1])
+        return reported
+
+    def drive(self, name: str, module: str, job: dict[str, Any]) -> dict[str, Any]:
+        """What a module of this folder prints about a load, in a peer's environment."""
+        command = (self.environment(name), "-m", f"benchmarks.peers.{module}", json.dumps(job))
+        output = self._run(f"{module}-{name}", *command, OMP_NUM_THREADS=str(job["threads"]))
         reported: dict[str, Any] = json.loads(output.splitlines()[-1])
         return reported
 
@@ -92,7 +99,7 @@ class Workplace:
         return done.stdout
 
 
-def _once(target: Path, make: Callable[[Path], object]) -> Path:
+def once(target: Path, make: Callable[[Path], object]) -> Path:
     """`target`, made where it is missing. What failed half way is made anew."""
     target = target.absolute()
     mark = target.with_name(f"{target.name}.complete")

@@ -21,6 +21,7 @@ _COMMANDS = {
     "generate": "foveate.cli.generate:generate_command",
     "scorer": "foveate.cli.scorer:scorer_command",
     "profile": "foveate.cli.profile:profile_command",
+    "bench": "foveate.cli.bench:bench_command",
     "evaluate": "foveate.cli.evaluate:evaluate_command",
     "serve": "foveate.cli.serve:serve_command",
     "demo": "foveate.cli.demo:demo_command",

@@ -43,6 +43,23 @@ class Need:
             fact = self.fact.format_map(given)
             raise OptionError(f"{name} has no effect: {fact}. {self.remedy.format_map(given)}, or leave out {name}.")
 
+    def __and__(self, other: Need) -> Need:
+        """Both: the first that does not hold is what an error speaks of."""
+        if ALWAYS in (self, other):
+            return self if other is ALWAYS else other
+        return _Both(self.holds, self.fact, self.remedy, other)
+
+
+@dataclass(frozen=True)
+class _Both(Need):
+    """Two needs."""
+
+    other: Need
+
+    def check(self, name: str, given: Given) -> None:
+        super().check(name, given)
+        self.other.check(name, given)
+
 
 ALWAYS = Need(lambda given: True, "", "")
 

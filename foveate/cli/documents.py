@@ -393,6 +393,7 @@ DOCUMENTS = {
     "scorer label": "foveate.cli.documents:Labelled",
     "scorer train": "foveate.cli.documents:Trained",
     "profile": "foveate.profile.results:Profile",
+    "bench": "foveate.bench.results:Benchmark",
     "evaluate": "foveate.cli.evaluate:Evaluated",
     "serve": "foveate.cli.documents:Serving",
     "demo": "foveate.cli.documents:Demonstrated",

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from foveate.cli.command import Given, Need, always, when
+from foveate.cli.command import ALWAYS, Given, Need, always, when
 from foveate.engines import BACKENDS, OptionError, SessionOptions
 from foveate.engines.backends.options import option_names, options_class
 
@@ -43,22 +43,36 @@ OTHER_BACKEND = Need(
 )
 
 
-def _session_flags(backend: str | None, vision: bool) -> tuple[Callable[..., Any], ...]:
+SESSION = (
+    "backend",
+    "vision_backend",
+    "provider",
+    "provider_options",
+    "precision",
+    "engines",
+    "device",
+    "cuda_graphs",
+    "threads",
+)
+"""What the parameters of `session_options` are called."""
+
+
+def _session_flags(backend: str | None, vision: bool, only: Need) -> tuple[Callable[..., Any], ...]:
     """A decorator for each of the options; see `session_options`."""
     chosen = {"required": True} if backend is None else {"default": backend, "show_default": True}
     vision_help = "What runs the vision graph, e.g. openvino.  [default: the backend]"
     return (
-        always("--backend", **chosen, help=f"What runs the graphs: {', '.join(BACKENDS)}."),
-        *((when(OTHER_BACKEND, "--vision-backend", help=vision_help),) if vision else ()),
+        when(only, "--backend", **chosen, help=f"What runs the graphs: {', '.join(BACKENDS)}."),
+        *((when(only & OTHER_BACKEND, "--vision-backend", help=vision_help),) if vision else ()),
         when(
-            _heeds("provider"),
+            only & _heeds("provider"),
             "--provider",
             default="cpu",
             show_default=True,
             help="Execution provider of ONNX Runtime: cpu, cuda, ...",
         ),
         when(
-            _heeds("provider_options"),
+            only & _heeds("provider_options"),
             "--provider-option",
             "provider_options",
             multiple=True,
@@ -66,33 +80,36 @@ def _session_flags(backend: str | None, vision: bool) -> tuple[Callable[..., Any
             help="Its setting; repeatable.",
         ),
         when(
-            _heeds("precision"),
+            only & _heeds("precision"),
             "--precision",
             help="Of the engines, where there are several; of OpenVINO.  [default: what was built last]",
         ),
-        when(_heeds("engines"), "--engines", type=PATH, help="Folder of the engines.  [default: BUNDLE/engines]"),
-        when(_heeds("device"), "--device", default=0, show_default=True, help="Index of the GPU."),
+        when(only & _heeds("engines"), "--engines", type=PATH, help="Folder of the engines.  [default: BUNDLE/engines]"),
+        when(only & _heeds("device"), "--device", default=0, show_default=True, help="Index of the GPU."),
         when(
-            _heeds("cuda_graphs"),
+            only & _heeds("cuda_graphs"),
             "--cuda-graphs/--no-cuda-graphs",
             default=True,
             show_default=True,
             help="Replay steps as CUDA graphs.",
         ),
-        when(_heeds("threads"), "--threads", default=0, show_default=True, help="CPU threads; 0 leaves it to the backend."),
+        when(
+            only & _heeds("threads"), "--threads", default=0, show_default=True, help="CPU threads; 0 leaves it to the backend."
+        ),
     )
 
 
 def session_options(
-    backend: str | None = "onnxruntime", vision: bool = True
+    backend: str | None = "onnxruntime", vision: bool = True, only: Need = ALWAYS
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Adds the options to a command, which gets them as `session: SessionChoice`.
 
     Args:
         backend: the default; without one a backend must be given.
         vision: the vision graph may have another backend.
+        only: what else has to hold for them to have an effect.
     """
-    options = _session_flags(backend, vision)
+    options = _session_flags(backend, vision, only)
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(command)
@@ -154,3 +171,15 @@ def numbers(flag: str, text: str, separator: str = ",", kind: type[int] | type[f
         raise OptionError(
             f"{flag} is '{text}', expected numbers with '{separator}' between them. Write it like {example}."
         ) from error
+
+
+def size(flag: str, text: str) -> tuple[int, int]:
+    """Width and height of an option.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    sides = numbers(flag, text, "x", int)
+    if len(sides) != 2:
+        raise OptionError(f"{flag} is '{text}', expected width and height in pixels. Write it like 1008x672.")
+    return sides[0], sides[1]

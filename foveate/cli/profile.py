@@ -6,11 +6,10 @@ from pathlib import Path
 
 from foveate.cli.command import Need, always, command, when
 from foveate.cli.files import check_output
-from foveate.cli.options import PATH, SessionChoice, json_option, numbers, session_options
+from foveate.cli.options import PATH, SessionChoice, json_option, numbers, session_options, size
 from foveate.cli.output import Output
 from foveate.cli.progress import Bar
 from foveate.cli.tables import Table
-from foveate.engines import OptionError
 from foveate.profile import Profile, ProfilePlan, profile_bundle, save_latency, write_reports
 from foveate.profile.report import break_even_remark, part_remark, tower_remark
 from foveate.runtime.stages import columns
@@ -51,7 +50,7 @@ def profile_command(
     out = Output(json_file)
     plan = ProfilePlan(
         tuple(numbers("--keep", keeps)),
-        _size(image_size),
+        size("--image-size", image_size),
         new_tokens,
         repeats,
         tuple(numbers("--concurrency", clients, kind=int)) if clients.strip() else (),
@@ -67,14 +66,6 @@ def profile_command(
         save_latency(bundle, profile, session.options.engines)
     out.show(_table(profile), "", break_even_remark(profile), tower_remark(profile), part_remark(profile))
     out.finish(profile)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Width and height."""
-    sides = numbers("--image-size", text, "x", int)
-    if len(sides) != 2:
-        raise OptionError(f"--image-size is '{text}', expected width and height in pixels. Write it like 1008x672.")
-    return sides[0], sides[1]
 
 
 def _table(profile: Profile) -> Table:

@@ -7,12 +7,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 
 class Bar:
-    """Shows `done` of `total`. It starts where an earlier run ended, so that the time left is right."""
+    """Shows `done` of `total`. It starts where an earlier run ended, so that the time left is right.
 
-    def __init__(self, what: str) -> None:
+    Args:
+        what: is done.
+        ticking: redraw the clock meanwhile; what this process measures would feel that.
+    """
+
+    def __init__(self, what: str, ticking: bool = True) -> None:
         console = Console(stderr=True)
         columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600)
+        self._progress = Progress(
+            *columns, console=console, disable=not console.is_terminal, speed_estimate_period=600, auto_refresh=ticking
+        )
         self._task: TaskID | None = None
 
     def __enter__(self) -> Bar:
@@ -25,4 +32,4 @@ class Bar:
     def show(self, done: int, total: int) -> None:
         if self._task is None:
             self._task = self._progress.add_task("", total=total, completed=done)
-        self._progress.update(self._task, completed=done)
+        self._progress.update(self._task, completed=done, refresh=True)

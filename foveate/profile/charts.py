@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Sequence
-
 import numpy as np
 
-from foveate.charts import COLOURS, INK, MUTED, RULE, Axes, Figure, frame
-from foveate.profile.results import KeepRun, LoadRun, Profile, percent
+from foveate.charts import (
+    COLOURS,
+    HALF,
+    INK,
+    MUTED,
+    PHONE,
+    RULE,
+    WHOLE,
+    Axes,
+    Figure,
+    LoadLine,
+    above,
+    frame,
+    legend,
+    load_panels,
+    side_by_side,
+    svg,
+)
+from foveate.profile.results import KeepRun, Profile, percent
 
-_WHOLE, _HALF, _PHONE = (10.0, 4.2), (5.6, 4.0), (4.5, 4.2)
-"""Inches of a chart that takes the page's width, of one that takes half of it, and of one on a narrow screen."""
-_LEGEND_POINTS = 17
-"""Height of a row of a legend above the axes."""
 _MIB = 2**20
 
 
 def stages_chart(profile: Profile, narrow: bool = False) -> str:
     """Time to first token by keep ratio, its stages one after the other, and the share of the tower."""
     runs = profile.runs[::-1]
-    figure = _figure(_PHONE if narrow else _WHOLE)
+    figure = Figure(PHONE if narrow else WHOLE, layout="constrained")
     axes = figure.subplots()
     places, starts, legend_columns = np.arange(len(runs)), np.zeros(len(runs)), 3 if narrow else len(profile.stages)
     for stage in profile.stages:
@@ -34,11 +44,11 @@ def stages_chart(profile: Profile, narrow: bool = False) -> str:
         )
     axes.set_yticks(places, [f"{_kind(run)} {run.keep:g}\n{run.kept_tokens} tokens" for run in runs])
     axes.set_xlim(0, (1.4 if narrow else 1.25) * starts.max())
-    frame(axes, "Time to first token", "milliseconds, medians", "", pad=_above(-(-len(profile.stages) // legend_columns)))
+    frame(axes, "Time to first token", "milliseconds, medians", "", pad=above(-(-len(profile.stages) // legend_columns)))
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=RULE, linewidth=1)
-    _legend(axes, legend_columns)
-    return _svg(figure)
+    legend(axes, legend_columns)
+    return svg(figure)
 
 
 def _kind(run: KeepRun) -> str:
@@ -48,7 +58,7 @@ def _kind(run: KeepRun) -> str:
 
 def speedup_chart(profile: Profile, narrow: bool = False) -> str:
     """Speed-up of everything that pruning can shorten, beside the ideal, and what is retained, over the same keep ratios."""
-    figure = _figure(_PHONE if narrow else _WHOLE)
+    figure = Figure(PHONE if narrow else WHOLE, layout="constrained")
     axes = figure.subplots()
     keeps = [run.keep for run in profile.keeps]
     ideal = [profile.ideal_speedup(run) for run in profile.keeps]
@@ -68,16 +78,16 @@ def speedup_chart(profile: Profile, narrow: bool = False) -> str:
     axes.set_xlim(1.03, min(keeps) - (0.2 if narrow else 0.09))
     axes.set_xticks(np.arange(1, 0, -0.2))
     axes.set_ylim(0, 1.08 * max(ideal))
-    frame(axes, "Speed-up", "share of visual tokens kept", "against keep 1", pad=_above(3 if narrow else 1))
+    frame(axes, "Speed-up", "share of visual tokens kept", "against keep 1", pad=above(3 if narrow else 1))
     if profile.retention:
         _draw_retention(axes.twinx(), profile)
-    _legend(axes, 1 if narrow else 3)
-    return _svg(figure)
+    legend(axes, 1 if narrow else 3)
+    return svg(figure)
 
 
 def sizes_chart(profile: Profile, narrow: bool = False) -> str:
     """Time to first token with the whole tower and with a part of it, over sizes of the image."""
-    figure = _figure(_PHONE if narrow else _WHOLE)
+    figure = Figure(PHONE if narrow else WHOLE, layout="constrained")
     axes = figure.subplots()
     parts = [(size, size.part) for size in profile.sizes if size.part is not None]
     keep = profile.sizes[0].whole.keep
@@ -92,11 +102,9 @@ def sizes_chart(profile: Profile, narrow: bool = False) -> str:
         )
     axes.set_xlim(0, 1.05 * max(tokens))
     axes.set_ylim(min(0, -0.06 * max(whole)), 1.08 * max(whole))
-    frame(
-        axes, "A part of the tower", "visual tokens of the image", "first token, milliseconds", pad=_above(2 if narrow else 1)
-    )
-    _legend(axes, 1 if narrow else 2)
-    return _svg(figure)
+    frame(axes, "A part of the tower", "visual tokens of the image", "first token, milliseconds", pad=above(2 if narrow else 1))
+    legend(axes, 1 if narrow else 2)
+    return svg(figure)
 
 
 def _draw_retention(axes: Axes, profile: Profile) -> None:
@@ -115,7 +123,7 @@ def _draw_retention(axes: Axes, profile: Profile) -> None:
 def decode_chart(profile: Profile, narrow: bool = False) -> str:
     """Milliseconds between tokens: middle half, median, and what lies within the whiskers."""
     runs = [run for run in profile.keeps if run.decode_ms]
-    figure = _figure(_PHONE if narrow else _HALF)
+    figure = Figure(PHONE if narrow else HALF, layout="constrained")
     axes = figure.subplots()
     axes.boxplot(
         [run.decode_ms for run in runs],
@@ -130,7 +138,7 @@ def decode_chart(profile: Profile, narrow: bool = False) -> str:
     )
     axes.set_ylim(bottom=0)
     frame(axes, "Inter-token latency", "keep", "milliseconds")
-    return _svg(figure)
+    return svg(figure)
 
 
 def memory_chart(profile: Profile, narrow: bool = False) -> str:
@@ -139,7 +147,7 @@ def memory_chart(profile: Profile, narrow: bool = False) -> str:
     peaks = [run.peak_bytes for run in profile.keeps]
     if all(peaks):
         panels.insert(0, ("peak resident memory", COLOURS[3], [(peak or 0) / _MIB for peak in peaks]))
-    figure, places_of_panels = _panels(len(panels), _HALF, narrow)
+    figure, places_of_panels = side_by_side(len(panels), HALF, narrow)
     for axes, (title, colour, values) in zip(places_of_panels, panels, strict=True):
         places = np.arange(len(values))
         axes.bar(places, values, color=colour, width=0.62)
@@ -148,61 +156,18 @@ def memory_chart(profile: Profile, narrow: bool = False) -> str:
         axes.set_xticks(places, [f"{run.keep:g}" for run in profile.keeps])
         frame(axes, "", "keep", "MiB")
         axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold", pad=12)
-    return _svg(figure)
+    return svg(figure)
 
 
 def load_chart(profile: Profile, narrow: bool = False) -> str:
     """Requests a second, and time to first token of the middle and of the slow requests, by clients."""
-    figure, (rate, wait) = _panels(2, _WHOLE, narrow)
-    for number, keep in enumerate(dict.fromkeys(run.keep for run in profile.load)):
+    lines = []
+    for keep in dict.fromkeys(run.keep for run in profile.load):
         runs = [run for run in profile.load if run.keep == keep]
-        clients = [run.clients for run in runs]
-        colour = COLOURS[1 - number]
-        rate.plot(clients, [run.requests_per_second for run in runs], color=colour, marker="o", label=f"keep {keep:g}")
-        wait.plot(clients, _percentiles(runs, 0.5), color=colour, marker="o", label=f"keep {keep:g}, half of them")
-        wait.plot(clients, _percentiles(runs, 0.95), color=colour, marker="^", linestyle=":", label=f"keep {keep:g}, 95 %")
-    for axes, title, up in ((rate, "Throughput", "requests a second"), (wait, "Time to first token", "milliseconds")):
-        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
-        axes.set_xticks(sorted({run.clients for run in profile.load}))
-        frame(axes, title, "clients at once", up)
-        axes.legend(frameon=False, fontsize=9)
-    return _svg(figure)
-
-
-def _percentiles(runs: Sequence[LoadRun], share: float) -> list[float]:
-    return [run.percentile(share) for run in runs]
-
-
-def _figure(inches: tuple[float, float]) -> Figure:
-    return Figure(inches, layout="constrained")
-
-
-def _panels(count: int, inches: tuple[float, float], narrow: bool) -> tuple[Figure, list[Axes]]:
-    """Charts beside each other, on a narrow screen one below the other."""
-    figure = Figure((_PHONE[0], 0.85 * _PHONE[1] * count) if narrow else inches)
-    figure.set_layout_engine("constrained", h_pad=0.12 if narrow else 0.04)  # inches
-    shape = (count, 1) if narrow else (1, count)
-    return figure, list(np.ravel(figure.subplots(*shape)))
-
-
-def _above(rows: int) -> int:
-    """Points between the axes and their title, for a legend of so many rows."""
-    return 11 + _LEGEND_POINTS * rows
-
-
-def _legend(axes: Axes, columns: int) -> None:
-    """Between axes and title."""
-    axes.legend(
-        ncols=columns, loc="lower left", bbox_to_anchor=(0, 1), frameon=False, handlelength=1, columnspacing=1.4, fontsize=10
-    )
-
-
-def _svg(figure: Figure) -> str:
-    """The drawing alone, without the head of a file."""
-    image = io.StringIO()
-    figure.savefig(image, format="svg", metadata={"Date": None})
-    drawing = image.getvalue()
-    return drawing[drawing.index("<svg") :]
+        rates = [run.requests_per_second for run in runs]
+        half, slow = ([run.percentile(share) for run in runs] for share in (0.5, 0.95))
+        lines.append(LoadLine(f"keep {keep:g}", [run.clients for run in runs], rates, half, slow))
+    return load_panels(lines, "clients at once", narrow)
 
 
 def _ms(value: float) -> str:

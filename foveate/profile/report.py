@@ -5,36 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
-import msgspec
-from jinja2 import Environment
-
-from foveate.engines import MachineError, replace_file
 from foveate.profile.results import KeepRun, Profile, SizeRun, percent
+from foveate.report import Drawing, Table, Tile, make_json, render_page, write_files
 from foveate.runtime.stages import FIRST_TOKEN
 
 _MIB, _GIB = 2**20, 2**30
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of the page, as text."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Tile:
-    """A figure that stands out."""
-
-    figure: str
-    caption: str
 
 
 def write_reports(
@@ -46,18 +23,7 @@ def write_reports(
         MachineError: a file can't be written.
         MissingPackageError: matplotlib is not installed.
     """
-    makers = {page: make_page, json_file: make_json, csv_file: make_csv}
-    contents = {path: make(profile) for path, make in makers.items() if path is not None}
-    for path, content in contents.items():
-        try:
-            replace_file(path.resolve(), content)
-        except OSError as error:
-            raise MachineError(f"{path} can't be written: {error.strerror or error}. Choose another file.") from error
-
-
-def make_json(profile: Profile) -> bytes:
-    """Everything that was measured."""
-    return msgspec.json.format(msgspec.json.encode(profile), indent=1) + b"\n"
+    write_files(profile, {page: make_page, json_file: make_json, csv_file: make_csv})
 
 
 def make_csv(profile: Profile) -> bytes:
@@ -84,7 +50,6 @@ def make_page(profile: Profile) -> bytes:
     """One HTML file that needs no other."""
     from foveate.profile import charts
 
-    template = files("foveate.profile").joinpath("template.html").read_text()
     drawn = {
         "stages": charts.stages_chart,
         "speedup": charts.speedup_chart,
@@ -93,18 +58,16 @@ def make_page(profile: Profile) -> bytes:
         **({"sizes": charts.sizes_chart} if any(size.part for size in profile.sizes) else {}),
         **({"load": charts.load_chart} if profile.load else {}),
     }
-    drawings = {name: {"wide": draw(profile), "narrow": draw(profile, narrow=True)} for name, draw in drawn.items()}
-    page = Environment(autoescape=True).from_string(template)
-    text = page.render(
+    return render_page(
+        "foveate.profile",
+        _tiles(profile),
+        list(_tables(profile)),
+        _facts(profile),
+        {name: Drawing.of(draw, profile) for name, draw in drawn.items()},
         setting=profile.setting,
-        tiles=_tiles(profile),
-        charts=drawings,
         remarks=[break_even_remark(profile), retention_remark(profile)],
         tower_remarks=[remark for remark in (tower_remark(profile), part_remark(profile)) if remark],
-        tables=list(_tables(profile)),
-        facts=_facts(profile),
     )
-    return text.encode()
 
 
 def break_even_remark(profile: Profile) -> str:

@@ -43,6 +43,7 @@ START = {
     "inspect": "no.bundle",
     "check": "no.bundle --backend onnxruntime",
     "profile": "no.bundle",
+    "bench": "http://127.0.0.1:9",
     "evaluate": f"no.bundle {SCENES} -o out",
     "scorer label": f"nowhere {SCENES} -o out",
     "serve": "no.bundle",
@@ -110,6 +111,25 @@ CASES: dict[str, dict[str, tuple[str, str]]] = {
         "--count": ("--count 5", f"--data {SCENES}"),
     },
     "profile": {**PIPELINE, "--requests": ("--requests 2 --concurrency ''", "--concurrency 1")},
+    "bench": {
+        **{
+            flag: (f"{flag} {value}".strip(), "")  # a URL is what it has no effect with
+            for flag, value in (
+                ("--backend", "openvino"),
+                ("--vision-backend", "openvino"),
+                ("--provider", "cuda"),
+                ("--provider-option", "a=1"),
+                ("--precision", "fp16"),
+                ("--engines", "e"),
+                ("--device", 1),
+                ("--no-cuda-graphs", ""),
+                ("--threads", 2),
+                ("--serve", "x"),
+            )
+        },
+        "--requests": ("--requests 2 --seconds 5", ""),
+        "--image-size": (f"--image-size 9x9 --data {SCENES}", ""),
+    },
     "evaluate": {**PIPELINE, "--labels": (f"--labels {SCENES}", "--select oracle")},
     "scorer label": {"--seed": ("--seed 1", "--limit 1")},
     "serve": {**PIPELINE, "--min-retained": ("--min-retained 0.9", "--ttft-slo-ms 300")},
@@ -221,6 +241,7 @@ def test_a_librarys_option_becomes_a_flag() -> None:
         "export": {"overwrite": "--force", "check": "--no-check", "scorer": "--scorer", "calibrate": "--calibrate"},
         "build": {"targets": "--target", "max_bytes": "--max-gib", "engines": "--engines", "image_sizes": "--image-size"},
         "evaluate": {"keeps": "--keep", "selectors": "--select", "force": "--force", "output": "--output"},
+        "bench": {"clients": "--concurrency", "rates": "--rate", "timeout_s": "--timeout", "ttft_slo_ms": "--ttft-slo-ms"},
         "profile": {"clients": "--concurrency", "keeps": "--keep", "memory": "--no-memory"},
         "generate": {
             "ratio": "--keep",

@@ -49,7 +49,8 @@ SLO = Need(
 @always(
     "--ttft-slo-ms",
     type=float,
-    help="Under load, keep fewer visual tokens of requests with keep 'auto', so that answers begin by then; see 'profile --save'.",
+    help="Under load, keep fewer visual tokens of requests with keep 'auto', so that answers begin by then, by what "
+    "'profile --save' measured.",
 )
 @when(
     SLO,

@@ -49,8 +49,7 @@ SLO = Need(
 @always(
     "--ttft-slo-ms",
     type=float,
-    help="Under load, keep fewer visual tokens of requests with keep 'auto', so that answers begin by then, by what "
-    "'profile --save' measured.",
+    help="Under load, keep fewer visual tokens of requests with keep 'auto', so that they begin by then; see 'profile --save'.",
 )
 @when(
     SLO,
@@ -134,7 +133,9 @@ def serve_command(
             output.say(f"Serving {', '.join(named)} at {address}")
             output.finish(Serving(url=address, models=tuple(named)))
 
-        run(make_app(served, options), found, begun)
+        app = make_app(served, options)
+        stack.callback(app.state.server.sources.close)
+        run(app, found, begun)
 
 
 def name_bundles(given: tuple[str, ...]) -> dict[str, Path]:

@@ -102,7 +102,7 @@ class Metrics:
 
     def names(self) -> Mapping[str, str]:
         """What there is: names and what they say."""
-        found: Iterable[Metric] = self._registry.collect()  # type: ignore[no-untyped-call]
+        found: Iterable[Metric] = self._registry.collect()
         return {metric.name: metric.documentation for metric in found}
 
 

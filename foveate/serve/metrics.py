@@ -102,7 +102,7 @@ class Metrics:
 
     def names(self) -> Mapping[str, str]:
         """What there is: names and what they say."""
-        found: Iterable[Metric] = self._registry.collect()  # type: ignore[no-untyped-call]
+        found: Iterable[Metric] = self._registry.collect()
         return {metric.name: metric.documentation for metric in found}
 
 
@@ -122,5 +122,5 @@ class _Engines(Collector):
         for name, (says, value) in _GAUGES.items():
             gauge = GaugeMetricFamily(name, says, labels=("model_name",))
             for model, facts in stats:
-                gauge.add_metric((model,), value(facts))
+                gauge.add_metric((model,), value(facts))  # type: ignore[no-untyped-call]
             yield gauge

@@ -38,6 +38,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "'$(PYTHON)' is not Python 3.11 or newer. Run: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $$(grep '^torch==' constraints.txt)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,openvino,tensorrt-rtx,export,report,video,bench,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,openvino,tensorrt-rtx,export,report,video,serve,bench,dev]'
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt tensorrt-cu13-bindings
 	touch $@

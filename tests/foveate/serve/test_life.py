@@ -103,7 +103,7 @@ def test_stuck(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_health_is_answered_while_work_waits(serve: Serve) -> None:
     with serve(ONE) as server:
-        clients = [send(server, {"messages": ASK}) for _ in range(4)]
+        clients = [send(server, {"messages": ASK, "max_tokens": 600}) for _ in range(4)]
         wait_until(lambda: sum(_held(server)) == 4)
         start = time.perf_counter()
         assert server.http.get("/health").status_code == 200

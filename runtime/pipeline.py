@@ -75,6 +75,7 @@ def load(
     video_limits: VideoLimits | None = None,
     vision_cache_bytes: int = DEFAULT_BYTES,
     vision_backend: str | None = None,
+    vision_threads: int | None = None,
 ) -> Pipeline:
     """Opens a bundle for answering requests.
 
@@ -89,6 +90,8 @@ def load(
         vision_cache_bytes: most memory for the visual tokens of images and videos that were seen before, so that another
             question about them does not run the vision graph; 0 for none.
         vision_backend: what runs the vision graph, where another backend is faster at it; None for the same.
+        vision_threads: CPU threads of the vision and the score graph, which an engine runs beside the decoder; None takes those
+            of `options`.
 
     Raises:
         BundleError: the bundle can't be read or trusted.
@@ -97,7 +100,7 @@ def load(
             the model takes.
     """
     options = options or SessionOptions()
-    placement = make_placement(backend, options, vision_backend)
+    placement = make_placement(backend, options, vision_backend, vision_threads)
     bundle = Bundle.open(path, verify=verify)
     tokenizer = open_tokenizer(bundle)
     sessions = open_sessions(bundle, placement)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
-from foveate.engines.backends.options import BackendOptions, SessionOptions, changed
+from foveate.engines.backends.options import BackendOptions, SessionOptions, changed, option_names
 from foveate.engines.errors import OptionError
 from foveate.engines.format.names import DECODER, EMBED, SCORE, VISION
 
@@ -28,7 +29,10 @@ Placement = Mapping[str, Place]
 
 
 def make_placement(
-    backend: str = "onnxruntime", options: SessionOptions | None = None, vision_backend: str | None = None
+    backend: str = "onnxruntime",
+    options: SessionOptions | None = None,
+    vision_backend: str | None = None,
+    vision_threads: int | None = None,
 ) -> dict[str, Place]:
     """A placement with one backend, or with another one for the vision graph. Each takes the options that it has; a folder of
     engines is the first one's, where that has engines.
@@ -37,6 +41,8 @@ def make_placement(
         backend: what runs all parts.
         options: how.
         vision_backend: what runs the vision graph in its place.
+        vision_threads: CPU threads of the vision and the score graph, where they run beside the decoder; None takes those of
+            the options.
 
     Raises:
         OptionError: there is no such backend, none of them has an option that is set, or both are the same.
@@ -47,4 +53,14 @@ def make_placement(
     own = (options or SessionOptions()).of(backend, vision_backend)
     if vision_backend != backend and changed(own[backend]).get("engines"):
         own |= (options or SessionOptions()).without("engines").of(vision_backend, backend) | {backend: own[backend]}
-    return dict.fromkeys(PARTS, Place(backend, own[backend])) | {VISION: Place(vision_backend, own[vision_backend])}
+    places = dict.fromkeys(PARTS, Place(backend, own[backend])) | {VISION: Place(vision_backend, own[vision_backend])}
+    if vision_threads is None:
+        return places
+    return places | {part: _with_threads(places[part], vision_threads) for part in (VISION, SCORE)}
+
+
+def _with_threads(place: Place, threads: int) -> Place:
+    if "threads" not in option_names(type(place.options)):
+        fact = f"backend '{place.backend}' has no CPU threads of its own"
+        raise OptionError(f"{fact}. Leave out vision_threads.", options=("vision_threads",))
+    return place._replace(options=replace(place.options, threads=threads))  # type: ignore[call-arg]

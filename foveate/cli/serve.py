@@ -65,6 +65,7 @@ SLO = Need(
 @always("--max-images", default=64, show_default=True, help="Images, videos and frames of a request.")
 @always("--max-pixels", type=int, also=("limits", "video_limits"), help="Refuse images and frames with more pixels.")
 @always("--max-frames", default=VideoLimits.max_frames, show_default=True, help="Frames that the model may see of a video.")
+@always("--vision-threads", type=int, help="CPU threads that look at pictures while others decode.  [default: as --threads]")
 @always(
     "--stuck-after", "stuck_after_s", default=60.0, show_default=True, help="Seconds without progress until /ready says no."
 )
@@ -88,6 +89,7 @@ def serve_command(
     max_images: int,
     max_pixels: int | None,
     max_frames: int,
+    vision_threads: int | None,
     stuck_after_s: float,
     session: SessionChoice,
     json_file: Path | None,
@@ -123,6 +125,7 @@ def serve_command(
                     limits=images,
                     video_limits=videos,
                     vision_backend=session.vision_backend,
+                    vision_threads=vision_threads,
                 )
             )
             served.append(Served(name, pipe, stack.enter_context(pipe.engine(engine_options)), folder))

@@ -392,3 +392,14 @@ def test_nothing_stays_open_where_one_fails(bundle: Bundle, opened: Opened) -> N
     with pytest.raises(BackendError, match="embed is too large"):
         open_sessions(bundle, dict.fromkeys(PARTS, Place("abacus", Abacus())))
     assert [session.closed for session in opened.sessions] == [True, True]
+
+
+def test_the_vision_graph_has_threads_of_its_own() -> None:
+    placement = make_placement("onnxruntime", SessionOptions(threads=2), "openvino", vision_threads=1)
+    threads = {part: place.options.threads for part, place in placement.items()}  # type: ignore[attr-defined]
+    assert threads == {"vision": 1, "score": 1, "embed": 2, "decoder": 2}
+    for unusable in (-1, 10**6):
+        with pytest.raises(OptionError, match="threads"):
+            make_placement(vision_threads=unusable)
+    with pytest.raises(OptionError, match=r"backend 'tensorrt' has no CPU threads of its own\. Leave out vision_threads"):
+        make_placement("tensorrt", vision_threads=1)

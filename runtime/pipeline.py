@@ -235,7 +235,13 @@ class Pipeline:
         self.close()
 
     @enough_memory()
-    def encode(self, request: Request, visual_embeds: Array | None = None, prepared: Prepared | None = None) -> Encoded:
+    def encode(
+        self,
+        request: Request,
+        visual_embeds: Array | None = None,
+        prepared: Prepared | None = None,
+        capacity_tokens: int | None = None,
+    ) -> Encoded:
         """The stages that depend neither on the budget nor on the selector; `generate` takes the result.
 
         Args:
@@ -243,6 +249,7 @@ class Pipeline:
             visual_embeds: `[visual_tokens, hidden_size]`, what `encode` gave for another question about the same images; the
                 vision graph is not run again.
             prepared: what `prepare` gave for the request.
+            capacity_tokens: see `admit`.
 
         Raises:
             RequestError: images, videos or messages that can't be used, or `visual_embeds` of other images.
@@ -253,7 +260,7 @@ class Pipeline:
         with stopwatch("preprocess"):
             prepared = prepared or self.prepare(request)
         # What no budget shrinks, before the work begins.
-        self._check_length(prepared.num_text_tokens, self._max_new_tokens(request))
+        self._check_length(prepared.num_text_tokens, self._max_new_tokens(request), capacity_tokens)
         total, encoding = prepared.num_visual_tokens, None
         if request.limits_encoding and visual_embeds is None:
             chosen = choose(request, prepared, self._stages, stopwatch)
@@ -332,7 +339,7 @@ class Pipeline:
         """
         selector = self.selector(request.select)
         request = replace(request, sampling=self._sampling(request))
-        encoded = encoded or self.encode(request, prepared=prepared)
+        encoded = encoded or self.encode(request, None, prepared, capacity_tokens)
         prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
         sizes = Sizes(
             prepared.num_visual_tokens,

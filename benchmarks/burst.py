@@ -2,9 +2,10 @@
 
     python -m benchmarks.burst BUNDLE DATA
 
-BUNDLE has a retention curve (`foveate export --calibrate`) and latencies of this machine (`foveate profile --save`). First it asks a few questions one after the other; the time of one at keep 1 is what the machine can do. Then questions arrive `--times` as
-fast, by a Poisson process of a fixed seed, once with everything kept and once as flexible requests. The same questions, asked
-alone at keep 1, say how many right answers stayed. Questions about an image stand apart: no picture comes twice.
+BUNDLE has a retention curve (`foveate export --calibrate`) and latencies of this machine (`foveate profile --save`). First the
+questions are asked one after the other: the time of one at keep 1 is what the machine can do. Then they arrive `--times` as
+fast, by a Poisson process of a fixed seed, once with everything kept and once as flexible requests. How many right answers
+stayed is told against those asked alone. No picture comes twice.
 """
 
 from __future__ import annotations

@@ -122,5 +122,5 @@ class _Engines(Collector):
         for name, (says, value) in _GAUGES.items():
             gauge = GaugeMetricFamily(name, says, labels=("model_name",))
             for model, facts in stats:
-                gauge.add_metric((model,), value(facts))  # type: ignore[no-untyped-call]
+                gauge.add_metric((model,), value(facts))
             yield gauge

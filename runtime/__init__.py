@@ -9,6 +9,7 @@ from foveate.runtime.prepare import Preparer
 from foveate.runtime.processors import PROCESSORS
 from foveate.runtime.resolution import Resized
 from foveate.runtime.sampling import Sampler, Sampling
+from foveate.runtime.scheduler import Engine, EngineOptions, EngineStats, Ticket
 from foveate.runtime.select import SELECTORS, Policy, Relevance, Selection, Selector, open_selector, top_k
 from foveate.runtime.stages import Timings
 from foveate.runtime.stream import Stream
@@ -26,6 +27,9 @@ __all__ = [
     "Chunk",
     "Clip",
     "Encoded",
+    "Engine",
+    "EngineOptions",
+    "EngineStats",
     "Grammar",
     "GrammarState",
     "ImageLimits",
@@ -44,6 +48,7 @@ __all__ = [
     "Selection",
     "Selector",
     "Stream",
+    "Ticket",
     "Timings",
     "TokenLogprob",
     "VideoLimits",

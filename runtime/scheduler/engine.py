@@ -174,10 +174,10 @@ class Engine:
         """
         self.drain()
         with self._changed:
-            if not self._changed.wait_for(self._is_idle, timeout):
+            if not self._changed.wait_for(self._is_over, timeout):
                 for ticket in self._all():
                     ticket.cancel()
-                self._changed.wait_for(self._is_idle, _PATIENCE)
+                self._changed.wait_for(self._is_over, _PATIENCE)
             self._end_all(CancelledError("the engine was closed."))
         for thread in self._threads:
             thread.join(_PATIENCE)
@@ -195,6 +195,9 @@ class Engine:
 
     def _is_idle(self) -> bool:
         return not (any(map(len, self._lanes.values())) or any(self._preparing.values()) or self._ready or self._owners)
+
+    def _is_over(self) -> bool:
+        return self._closed or self._is_idle()
 
     def _end_all(self, error: BaseException) -> None:
         """The end: whatever is not done is told so."""

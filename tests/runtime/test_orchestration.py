@@ -166,7 +166,9 @@ def test_vision_runs_once_per_image(manifest: Manifest, tokenizer: Tokenizer, wo
 
 def test_rows_of_a_batch_end_at_different_times(manifest: Manifest, tokenizer: Tokenizer, words: dict[str, int]) -> None:
     red, blue, end = words["red"], words["blue"], words["end"]
-    pipe, graphs = make(manifest, tokenizer, [[red, blue, red], [end, red, red], [blue, red, red], [blue, end, red]])
+    # A prompt each, then steps of three rows and of two; the last row takes the place of one that ended.
+    script = [[red], [blue], [red], [end, red, red], [red, red], [end]]
+    pipe, graphs = make(manifest, tokenizer, script)
     requests = [
         Request.ask("What?", IMAGE, keep_tokens=2),
         Request.ask("How many circles are there?"),
@@ -176,20 +178,14 @@ def test_rows_of_a_batch_end_at_different_times(manifest: Manifest, tokenizer: T
     assert [answer.tokens for answer in answers] == [(red, end), (blue, red, red, end), (red, red, red)]
     assert [answer.finish_reason for answer in answers] == ["eos", "eos", "length"]
     assert [len(answer.timings.decode_ms) for answer in answers] == [1, 3, 2]
-    embed = next(call for call in graphs.calls("embed") if len(call["input_ids"]) == 3)
-    prefill, *steps = graphs.calls("decoder")
+    calls = graphs.calls("decoder")
+    prompts, steps = calls[:3], calls[3:]
     lengths = [answer.prompt_tokens for answer in answers]
-    width = max(lengths)
-    assert embed["input_ids"].shape == (3, width)
-    for row, length in enumerate(lengths):
-        assert (embed["input_ids"][row, length:] == manifest.prompt.pad_token_id).all()
-    image_token = manifest.processor["image_token_id"]
-    assert np.flatnonzero(embed["input_ids"] == image_token).tolist() == embed["placeholder_indices"].tolist()
-    assert (embed["keep_indices"][2:] >= 20).all()  # the third request's come behind the first's 20
-    assert prefill["seqlens_k"].tolist() == prefill["last_indices"].tolist() == [length - 1 for length in lengths]
-    moved = [[call["seqlens_k"][row] - lengths[row] for call in steps] for row in range(3)]
-    assert moved == [[0, 1, 1], [0, 1, 2], [0, 1, 2]]  # a finished row stands still
-    capacity = prefill["past_key_values.0.key"].shape[2]
+    assert [call["inputs_embeds"].shape[:2] for call in prompts] == [(1, length) for length in lengths]
+    assert [call["seqlens_k"].tolist() for call in prompts] == [[length - 1] for length in lengths]
+    first, second, third = lengths
+    assert [call["seqlens_k"].tolist() for call in steps] == [[first, second, third], [third + 1, second + 1], [second + 2]]
+    capacity = prompts[0]["past_key_values.0.key"].shape[2]
     assert all((call["seqlens_k"] < capacity).all() for call in steps)
     assert answers[0].kv_bytes == capacity * 2 * LAYERS * 2 * 8 * 4
 

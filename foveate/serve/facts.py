@@ -63,8 +63,11 @@ def _prompt_tokens(served: Served, messages: list[dict[str, Any]]) -> list[int]:
 async def detokenize(call: Call) -> None:
     """`POST /detokenize`"""
     body = call.decode(DetokenizeBody)
-    texts = call.state.find(body.model).texts
-    await call.reply(Detokenized(prompt=await asyncio.to_thread(texts.decode, body.tokens)))
+    served = call.state.find(body.model)
+    if len(body.tokens) > served.slot_tokens:
+        fact = f"there are {len(body.tokens)} tokens, the limit is {served.slot_tokens}. Send fewer."
+        raise HttpError(400, fact, "tokens", "context_length_exceeded")
+    await call.reply(Detokenized(prompt=await asyncio.to_thread(served.texts.decode, body.tokens)))
 
 
 async def health(call: Call) -> None:

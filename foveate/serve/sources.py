@@ -33,6 +33,12 @@ Kind = Literal["image", "video"]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _DATA = re.compile(r"data:[\w.+/-]*(?:;[\w.+=\"-]+)*;base64,", re.ASCII | re.IGNORECASE)
+_LONGEST_HEAD = 256
+"""Characters in which a `data:` address has to come to its content."""
+_LONGEST_ADDRESS = 8_192
+"""Characters of one that is no `data:`."""
+_QUOTED = {"%2B": "+", "%2b": "+", "%2F": "/", "%2f": "/", "%3D": "=", "%3d": "="}
+"""What base64 may have that stands quoted in addresses."""
 _SAFE = "/%:?#[]@!$&'()*+,;=-._~"
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _PORTS = {"http": 80, "https": 443}
@@ -83,6 +89,9 @@ class Sources:
         """
         scheme = url[:10].partition(":")[0].lower()
         reads: dict[str, Callable[[str, Kind], bytes | Path]] = {"data": self._data, "file": self._file}
+        if scheme != "data" and len(url) > _LONGEST_ADDRESS:
+            fact = f"the address of the {kind} has {len(url)} characters, the limit is {_LONGEST_ADDRESS}"
+            raise RequestError(f"{fact}. Give a shorter one, or send it as data:.")
         read = self._fetch if scheme in _PORTS else reads.get(scheme)
         if read is None:
             raise RequestError(
@@ -101,13 +110,15 @@ class Sources:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _data(self, url: str, kind: Kind) -> bytes:
-        head = _DATA.match(url)
+        head = _DATA.match(url, 0, _LONGEST_HEAD)
         if head is None:
             raise RequestError(f"the address of the {kind} is not of the form data:TYPE;base64,CONTENT. Send it so.")
         content = url[head.end() :]
         self._check_size(len(content) * 3 // 4 - 2, kind)
         try:
-            found = base64.b64decode(urllib.parse.unquote(content) if "%" in content else content, validate=True)
+            for quoted, character in _QUOTED.items():
+                content = content.replace(quoted, character)
+            found = base64.b64decode(content, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RequestError(f"the {kind} is not base64. Encode it again.") from error
         return self._whole(found, kind)

@@ -55,7 +55,7 @@ from foveate.runtime.stages import Stopwatch
 from foveate.runtime.stream import Stream, enough_memory, finished
 from foveate.runtime.text import TextStream
 from foveate.runtime.text_model import TextModel
-from foveate.runtime.types import Answer, Encoded, Prepared, Request
+from foveate.runtime.types import Answer, Begun, Encoded, Prepared, Request
 from foveate.runtime.video import VideoLimits
 from foveate.runtime.vision_cache import DEFAULT_BYTES, VisionCache
 
@@ -235,32 +235,25 @@ class Pipeline:
         self.close()
 
     @enough_memory()
-    def encode(
-        self,
-        request: Request,
-        visual_embeds: Array | None = None,
-        prepared: Prepared | None = None,
-        capacity_tokens: int | None = None,
-    ) -> Encoded:
+    def encode(self, request: Request, visual_embeds: Array | None = None, begun: Begun | None = None) -> Encoded:
         """The stages that depend neither on the budget nor on the selector; `generate` takes the result.
 
         Args:
             request: the question.
             visual_embeds: `[visual_tokens, hidden_size]`, what `encode` gave for another question about the same images; the
                 vision graph is not run again.
-            prepared: what `prepare` gave for the request.
-            capacity_tokens: see `admit`.
+            begun: what was done for it already.
 
         Raises:
             RequestError: images, videos or messages that can't be used, or `visual_embeds` of other images.
             BackendError: the vision graph failed.
             MachineError: there is not enough memory.
         """
-        stopwatch = Stopwatch()
+        stopwatch = Stopwatch() if begun is None else Stopwatch(begun.stage_ms)
         with stopwatch("preprocess"):
-            prepared = prepared or self.prepare(request)
+            prepared = self.prepare(request) if begun is None else begun.prepared
         # What no budget shrinks, before the work begins.
-        self._check_length(prepared.num_text_tokens, self._max_new_tokens(request), capacity_tokens)
+        self._check_length(prepared.num_text_tokens, self._max_new_tokens(request), begun)
         total, encoding = prepared.num_visual_tokens, None
         if request.limits_encoding and visual_embeds is None:
             chosen = choose(request, prepared, self._stages, stopwatch)
@@ -320,26 +313,17 @@ class Pipeline:
         return Stream(sequences, decode(self.text_model, cache, sequences, following), cache.nbytes // len(sequences))
 
     @enough_memory()
-    def admit(
-        self,
-        request: Request,
-        encoded: Encoded | None = None,
-        prepared: Prepared | None = None,
-        why: str = "",
-        capacity_tokens: int | None = None,
-    ) -> TokenSequence:
+    def admit(self, request: Request, encoded: Encoded | None = None, begun: Begun | None = None) -> TokenSequence:
         """The stages that each request goes through on its own: a sequence whose prompt waits for the decoder.
 
         Args:
             request: the question.
             encoded: see `generate`.
-            prepared: see `encode`.
-            why: why it keeps fewer visual tokens than it asked for.
-            capacity_tokens: most tokens of prompt and answer; None takes those of the pipeline.
+            begun: see `encode`.
         """
         selector = self.selector(request.select)
         request = replace(request, sampling=self._sampling(request))
-        encoded = encoded or self.encode(request, None, prepared, capacity_tokens)
+        encoded = encoded or self.encode(request, begun=begun)
         prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
         sizes = Sizes(
             prepared.num_visual_tokens,
@@ -351,6 +335,7 @@ class Pipeline:
         planned = (plan if part is None else part.plan)(request.budget, sizes, self.latency)
         request = replace(request, budget=planned.budget)
         stopwatch = Stopwatch(encoded.stage_ms)
+        why = planned.reason or (begun.why if begun else "")
         everything = request.budget.keeps_all(prepared.num_visual_tokens)
         with stopwatch("score"):
             unscored = request.explain and prepared.num_visual_tokens and (part is None or part.scores is None)
@@ -358,14 +343,14 @@ class Pipeline:
             relevance = None if bypass else self.score(prepared, visual_embeds, selector.needs)
         with stopwatch("select"):
             selection = self.select(request, prepared, relevance)
-            if planned.reason or why:
-                selection = replace(selection, reason=planned.reason or why)
-            told = selection if part is None else part.lift(selection, planned.reason or why or prepared.note)
+            if why:
+                selection = replace(selection, reason=why)
+            told = selection if part is None else part.lift(selection, why or prepared.note)
             check_floor(request.min_retained, told, self.manifest.scorer, None if part is None else len(part.tokens))
             if relevance is not None:
                 visual_embeds = self.text_model.bring(selector.embeds(relevance, selection.keep_indices))
             prompt = prune(prepared, visual_embeds, selection)
-        self._check_length(len(prompt.input_ids), self._max_new_tokens(request), capacity_tokens)
+        self._check_length(len(prompt.input_ids), self._max_new_tokens(request), begun)
         sequence = self._sequence(request, prepared, prompt)
         sequence.stage_ms = stopwatch.stage_ms
         encoding = encoded.encoding
@@ -460,8 +445,8 @@ class Pipeline:
     def _max_new_tokens(self, request: Request) -> int:
         return request.max_new_tokens or self.manifest.prompt.max_new_tokens
 
-    def _check_length(self, prompt_tokens: int, max_new_tokens: int, capacity_tokens: int | None = None) -> None:
-        limit = capacity_tokens or self._capacity_tokens
+    def _check_length(self, prompt_tokens: int, max_new_tokens: int, begun: Begun | None) -> None:
+        limit = self._capacity_tokens if begun is None else begun.capacity_tokens
         if prompt_tokens + max_new_tokens > limit:
             raise RequestError(
                 f"prompt and answer have {prompt_tokens} + {max_new_tokens} tokens, the limit is {limit}. "

@@ -364,6 +364,23 @@ class TokenLogprob:
     top_logprobs: tuple[tuple[int, float], ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """What an engine did for a request before it is admitted, and what it says about it.
+
+    Attributes:
+        prepared: what `Pipeline.prepare` gave for the request.
+        stage_ms: what that took.
+        capacity_tokens: most tokens of prompt and answer.
+        why: why it keeps fewer visual tokens than it asked for; empty where that is not so.
+    """
+
+    prepared: Prepared
+    stage_ms: Mapping[str, float]
+    capacity_tokens: int
+    why: str = ""
+
+
 @dataclass(frozen=True)
 class Chunk:
     """What one decode step adds to an answer.

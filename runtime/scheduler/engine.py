@@ -7,10 +7,12 @@ quick: a long picture slows the tokens of others and never stops them.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any, Protocol, Self
 
@@ -35,8 +37,13 @@ from foveate.runtime.sequence import TokenSequence
 from foveate.runtime.stages import Stopwatch
 from foveate.runtime.stream import enough_memory, finished
 from foveate.runtime.text_model import TextModel
-from foveate.runtime.types import Chunk, Encoded, Prepared, Request
+from foveate.runtime.types import Begun, Chunk, Encoded, Prepared, Request
+from foveate.runtime.values import number
 
+_PATIENCE = 60.0
+"""Seconds to wait for what can't be ended in its middle."""
+_LONGEST_WAIT = 3600.0
+"""Seconds between looks at what waits."""
 _AHEAD = 2
 """Requests that a lane prepares before there is a slot: their visual tokens are in memory."""
 
@@ -50,14 +57,7 @@ class Host(Protocol):
 
     def prepare(self, request: Request) -> Prepared: ...
 
-    def admit(
-        self,
-        request: Request,
-        encoded: Encoded | None = None,
-        prepared: Prepared | None = None,
-        why: str = "",
-        capacity_tokens: int | None = None,
-    ) -> TokenSequence: ...
+    def admit(self, request: Request, encoded: Encoded | None = None, begun: Begun | None = None) -> TokenSequence: ...
 
 
 class Engine:
@@ -75,6 +75,7 @@ class Engine:
     def __init__(self, host: Host, tokens: int, options: EngineOptions) -> None:
         self._host = host
         self._options = options
+        self._tokens = tokens
         scorer, latency = host.manifest.scorer, host.latency
         slo_ms = options.ttft_slo_ms
         self._pressure = None if slo_ms is None else Pressure(slo_ms, scorer, latency, options.min_retained)
@@ -119,8 +120,13 @@ class Engine:
             RequestError: a flexible request with a budget of its own.
             BusyError: too many wait, or the engine drains.
         """
-        if flexible and (request.budget != Budget() or request.limits_encoding):
-            raise RequestError("a flexible request has a budget of its own. Leave out the budget, or flexible.")
+        if flexible and (request.budget != Budget() or request.limits_encoding or request.select is not None):
+            raise RequestError(
+                "a flexible request has a budget or a selector of its own, and it is held against the bundle's curve. "
+                "Leave them out, or do without keep 'auto'."
+            )
+        if deadline_ms is not None:
+            deadline_ms = number("deadline_ms", deadline_ms, lambda ms: ms > 0, "above 0")
         ticket = Ticket(next(self._ids), request, client, priority, deadline_ms, flexible, self._notify)
         with self._changed:
             if self._draining:
@@ -171,11 +177,10 @@ class Engine:
             if not self._changed.wait_for(self._is_idle, timeout):
                 for ticket in self._all():
                     ticket.cancel()
-                self._changed.wait_for(self._is_idle, 60)
-            self._closed = True
-            self._changed.notify_all()
+                self._changed.wait_for(self._is_idle, _PATIENCE)
+            self._end_all(CancelledError("the engine was closed."))
         for thread in self._threads:
-            thread.join(60)
+            thread.join(_PATIENCE)
 
     def __enter__(self) -> Self:
         return self
@@ -190,6 +195,13 @@ class Engine:
 
     def _is_idle(self) -> bool:
         return not (any(map(len, self._lanes.values())) or any(self._preparing.values()) or self._ready or self._owners)
+
+    def _end_all(self, error: BaseException) -> None:
+        """The end: whatever is not done is told so."""
+        self._draining = self._closed = True
+        for ticket in self._all():
+            ticket.finish(error=ticket.stopping or error)
+        self._changed.notify_all()
 
     def _notify(self) -> None:
         with self._changed:
@@ -236,43 +248,55 @@ class Engine:
 
     @enough_memory()
     def _prepare(self, ticket: Ticket, lane: str) -> TokenSequence:
-        began = time.monotonic()
+        ticket.began = time.monotonic()
         ticket.interrupt.check()
         stopwatch = Stopwatch()
         with stopwatch("preprocess"):
             prepared = self._host.prepare(ticket.request)
-        request, why, predicted_ms = ticket.request, "", 0.0
-        if self._pressure is not None and ticket.flexible:
-            with self._changed:
-                behind = [1e3 * (began - other.submitted) for other in sorted(self._lanes[lane], key=lambda one: one.id)]
-                waited = [1e3 * (began - ticket.submitted), *behind]
-                request, why, predicted_ms = self._pressure.shape(request, prepared, waited)
-        sequence = self._host.admit(request, prepared=prepared, why=why, capacity_tokens=self._rows.capacity_tokens)
-        sequence.stage_ms["preprocess_ms"] = sequence.stage_ms.get("preprocess_ms", 0.0) + stopwatch.stage_ms["preprocess_ms"]
-        ticket.predicted_ms = predicted_ms
-        ticket.began = began
-        return sequence
+        begun = Begun(prepared, stopwatch.stage_ms, self._tokens)
+        if self._pressure is None or not ticket.flexible:
+            return self._host.admit(ticket.request, begun=begun)
+        with self._changed:
+            behind = sorted(self._lanes[lane], key=lambda other: other.id)
+            waited = [1e3 * (ticket.began - other.submitted) for other in (ticket, *behind)]
+            request, why, ticket.predicted_ms = self._pressure.shape(ticket.request, prepared, waited)
+        try:
+            return self._host.admit(request, begun=replace(begun, why=why))
+        except RequestError:  # what the tower saw is not what the curve was measured with
+            if not why:
+                raise
+            return self._host.admit(ticket.request, begun=begun)
 
     # What the engine's thread does: the decoder.
 
     def _turn_for_ever(self) -> None:
-        while True:
-            with self._changed:
-                self._drop_stopped()
-                self._changed.notify_all()
-                if self._closed:
-                    return
-                if not (self._ready or self._owners):
-                    self._changed.wait(self._until_deadline())
-                    continue
-            self._turn()
+        while not self._closed:
+            try:
+                self._turn()
+            except BaseException as error:
+                self._survive(error)
 
-    def _until_deadline(self) -> float | None:
+    def _survive(self, error: BaseException) -> None:
+        """What nobody foresaw ends what runs; if not even that can be done, everything."""
+        try:
+            self._fail_all(error)
+        except BaseException as worse:
+            with self._changed:
+                self._end_all(_as_ours(worse))
+
+    def _until_deadline(self) -> float:
         """Seconds until the next request that waits expires."""
-        deadlines = [ticket.deadline for ticket in self._all() if ticket.deadline is not None]
-        return max(0.0, min(deadlines) - time.monotonic()) + 1e-3 if deadlines else None
+        deadlines = [ticket.deadline for ticket in self._all() if ticket.deadline is not None and not ticket.stopping]
+        return min(max(0.0, min(deadlines, default=math.inf) - time.monotonic()) + 1e-3, _LONGEST_WAIT)
 
     def _turn(self) -> None:
+        for sequence, ticket in self._drop_stopped():
+            self._leave(sequence, ticket.stopping)
+        with self._changed:
+            self._changed.notify_all()
+            if not (self._closed or self._ready or self._owners):
+                self._changed.wait(self._until_deadline())
+                return
         rows = self._rows
         if rows.filling is None and rows.free:
             self._begin()
@@ -292,7 +316,6 @@ class Engine:
             ticket, sequence = self._ready.popleft()
             ticket.state = "prefill"
             self._owners[sequence] = ticket
-        sequence.stage_ms["queue_ms"] = max(0.0, 1e3 * (time.monotonic() - ticket.submitted) - sum(sequence.stage_ms.values()))
         self._guard(sequence, lambda: self._begin_sequence(sequence))
 
     def _begin_sequence(self, sequence: TokenSequence) -> None:
@@ -308,10 +331,14 @@ class Engine:
         began = time.monotonic()
         most = self._options.prefill_tokens if self._rows.running else None
         chunk = self._guard(sequence, lambda: self._rows.fill(most))
-        self._lanes[ticket.lane].spend(ticket.client, time.monotonic() - began)
+        now = time.monotonic()
+        with self._changed:
+            self._lanes[ticket.lane].spend(ticket.client, now - began)
+            if chunk is not None and self._pressure is not None and ticket.predicted_ms:
+                self._pressure.learn(ticket.predicted_ms, 1e3 * (now - ticket.began))
         if chunk is not None:
-            if self._pressure is not None and ticket.predicted_ms:
-                self._pressure.learn(ticket.predicted_ms, 1e3 * (time.monotonic() - ticket.began))
+            # All that was not done for it, it waited for others: the stages add up to what its reader sees.
+            sequence.stage_ms["queue_ms"] = max(0.0, 1e3 * (now - ticket.submitted) - sum(sequence.stage_ms.values()))
             ticket.state = "running"
             self._give(sequence, chunk)
 
@@ -340,22 +367,29 @@ class Engine:
         spent = (time.monotonic() - began) / sharing
         with self._changed:
             self._steps += 1
+            for sequence, _ in outcomes:
+                ticket = self._owners[sequence]
+                self._lanes[ticket.lane].spend(ticket.client, spent)
         for sequence, outcome in outcomes:
-            ticket = self._owners[sequence]
-            self._lanes[ticket.lane].spend(ticket.client, spent)
-            if isinstance(outcome, FoveateError):
-                self._leave(sequence, outcome)
-            else:
+            if isinstance(outcome, Chunk):
                 self._give(sequence, outcome)
+            else:
+                self._leave(sequence, outcome)
 
     def _give(self, sequence: TokenSequence, chunk: Chunk) -> None:
-        self._owners[sequence].push(chunk)
+        ticket = self._owners[sequence]
+        ticket.push(chunk)
+        if sequence.decode_ms:  # as its reader sees it, with what was done for others in between
+            sequence.decode_ms[-1] = 1e3 * ticket.gaps_s[-1]
         if chunk.finish_reason is not None:
             self._leave(sequence)
 
     def _leave(self, sequence: TokenSequence, error: BaseException | None = None) -> None:
         """Frees a sequence's slot and ends its ticket."""
-        self._rows.leave(sequence)
+        if self._rows.filling is not None and self._rows.filling.sequence is sequence:
+            self._rows.abandon()
+        else:
+            self._rows.leave(sequence)
         with self._changed:
             ticket = self._owners.pop(sequence)
             if error is None:
@@ -371,34 +405,26 @@ class Engine:
             for ticket in owners.values():
                 self._end(ticket, error)
 
-    def _drop_stopped(self) -> None:
-        """Ends what was cancelled, and what has no time left. What a lane works on ends there."""
+    def _drop_stopped(self) -> list[tuple[TokenSequence, Ticket]]:
+        """Ends what was cancelled or has no time left and waits; those that have a slot it gives back. What a lane works on
+        ends there."""
         now = time.monotonic()
-        for ticket in self._all():
-            if ticket.deadline is not None and now >= ticket.deadline:
-                ticket.expire()
-        for queue in self._lanes.values():
-            for ticket in [ticket for ticket in queue if ticket.stopping]:
-                queue.remove(ticket)
+        with self._changed:
+            for ticket in self._all():
+                if ticket.deadline is not None and now >= ticket.deadline:
+                    ticket.expire()
+            for queue in self._lanes.values():
+                for ticket in [ticket for ticket in queue if ticket.stopping]:
+                    queue.remove(ticket)
+                    self._end(ticket, ticket.stopping)
+            for ticket, sequence in [pair for pair in self._ready if pair[0].stopping]:
+                self._ready.remove((ticket, sequence))
                 self._end(ticket, ticket.stopping)
-        for ticket, sequence in [pair for pair in self._ready if pair[0].stopping]:
-            self._ready.remove((ticket, sequence))
-            self._end(ticket, ticket.stopping)
-        for sequence, ticket in [pair for pair in self._owners.items() if pair[1].stopping]:
-            if self._rows.filling is not None and self._rows.filling.sequence is sequence:
-                self._rows.abandon()
-                self._owners.pop(sequence)
-                self._end(ticket, ticket.stopping)
-            else:
-                self._leave(sequence, ticket.stopping)
+            return [pair for pair in self._owners.items() if pair[1].stopping]
 
     def _end(self, ticket: Ticket, error: BaseException | None) -> None:
         """Ends a ticket with an error: why it was told to end, where it was."""
-        error = ticket.stopping or error
-        if not isinstance(error, FoveateError):
-            unforeseen = BackendError(f"the request failed in a way that nobody foresaw: {reason_of(error or BaseException())}")
-            unforeseen.__cause__ = error
-            error = unforeseen
+        error = _as_ours(ticket.stopping or error or BaseException())
         kinds = {CancelledError: "cancelled", DeadlineError: "deadline"}
         self._finished[kinds.get(type(error), "error")] += 1
         ticket.finish(error=error)
@@ -408,3 +434,12 @@ class Engine:
         """Something went on; with the lock."""
         self._moved = time.monotonic()
         self._changed.notify_all()
+
+
+def _as_ours(error: BaseException) -> FoveateError:
+    """What nobody foresaw, said so."""
+    if isinstance(error, FoveateError):
+        return error
+    unforeseen = BackendError(f"the request failed in a way that nobody foresaw: {reason_of(error)}")
+    unforeseen.__cause__ = error
+    return unforeseen

@@ -9,8 +9,8 @@ from foveate.runtime.scheduler.ticket import Ticket
 
 
 class Queue:
-    """Tickets that wait. Clients of one priority take turns by what was spent on them: one that comes new begins level with
-    the one that got least, so that waiting earns nothing. (Start-time fair queueing, Goyal et al. 1996.)
+    """Tickets that wait. Clients of one priority take turns by what was spent on them. One whose line was empty begins level
+    with the one that was served last, so that staying away earns nothing. (Start-time fair queueing, Goyal et al. 1996.)
 
     Not for several threads.
     """
@@ -18,6 +18,7 @@ class Queue:
     def __init__(self) -> None:
         self._lines: dict[int, dict[str, deque[Ticket]]] = {}
         self._spent: dict[str, float] = {}
+        self._now = 0.0  # what was spent on the client that was served last
 
     def __len__(self) -> int:
         return sum(len(line) for lines in self._lines.values() for line in lines.values())
@@ -29,8 +30,7 @@ class Queue:
     def push(self, ticket: Ticket) -> None:
         """Puts a ticket at the end of its client's line."""
         if not any(ticket.client in lines for lines in self._lines.values()):
-            least = min((self._spent[client] for lines in self._lines.values() for client in lines), default=0.0)
-            self._spent[ticket.client] = max(self._spent.get(ticket.client, 0.0), least)
+            self._spent[ticket.client] = max(self._spent.get(ticket.client, 0.0), self._now)
         self._lines.setdefault(ticket.priority, {}).setdefault(ticket.client, deque()).append(ticket)
 
     def pop(self) -> Ticket:
@@ -38,6 +38,7 @@ class Queue:
         priority = min(self._lines)
         client = min(self._lines[priority], key=lambda name: (self._spent[name], self._lines[priority][name][0].id))
         ticket = self._lines[priority][client][0]
+        self._now = max(self._now, self._spent[client])
         self.remove(ticket)
         return ticket
 
@@ -55,5 +56,4 @@ class Queue:
         self._spent[client] = self._spent.get(client, 0.0) + seconds
         if len(self._spent) > 1000:  # those that have nothing here begin anew
             waiting = {name for lines in self._lines.values() for name in lines}
-            self._spent = {name: spent for name, spent in self._spent.items() if name in waiting}
-            self._spent.setdefault(client, min(self._spent.values(), default=0.0))
+            self._spent = {name: spent for name, spent in self._spent.items() if name in waiting or name == client}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from foveate.engines import Array, FoveateError, KVCache
+from foveate.engines import Array, KVCache
 from foveate.runtime.batch import Pruned, pad
 from foveate.runtime.decode import decode_step
 from foveate.runtime.sequence import TokenSequence
@@ -91,7 +91,8 @@ class Rows:
     @property
     def held_tokens(self) -> int:
         """Of all sequences that run."""
-        return int(self._cache.lengths[: len(self.running)].sum()) + (self.filling.done if self.filling else 0)
+        filling = self.filling  # other threads ask too
+        return int(self._cache.lengths[: len(self.running)].sum()) + (filling.done if filling else 0)
 
     def begin(self, sequence: TokenSequence) -> Filling:
         """Gives a sequence a slot; nothing may be filling."""
@@ -103,11 +104,7 @@ class Rows:
             batch = pad([prompt], self._pad_token_id)
             embeds = self._model.embed(batch)
             keys = prompt_keys(prompt) if self._remember and isinstance(embeds, np.ndarray) else None
-        slot, reused = self._find_slot(keys)
-        self._left.pop(slot, None)
-        if self._cache.lengths[slot] and not reused:
-            self._cache[slot : slot + 1].clear()
-        self._cache.shorten(slot, reused)
+        slot, reused = self._take_slot(keys)
         sequence.stage_ms = stopwatch.stage_ms
         self.filling = Filling(sequence, slot, embeds, batch.position_ids, keys, reused, reused)
         return self.filling
@@ -148,7 +145,7 @@ class Rows:
             self._cache[self.filling.slot : self.filling.slot + 1].clear()
             self.filling = None
 
-    def step(self) -> Iterator[tuple[TokenSequence, Chunk | FoveateError]]:
+    def step(self) -> Iterator[tuple[TokenSequence, Chunk | BaseException]]:
         """One token more for each sequence that runs, or what ended it alone; those stay until `leave`.
 
         Raises:
@@ -161,7 +158,9 @@ class Rows:
         for slot, sequence in enumerate(list(self.running)):
             try:
                 yield sequence, sequence.draw(following, slot)
-            except FoveateError as error:
+            except (KeyboardInterrupt, SystemExit):
+                raise
+            except BaseException as error:  # of a grammar or a sampler, in whatever language: the others go on
                 sequence.finish_reason = "error"
                 yield sequence, error
 
@@ -185,26 +184,38 @@ class Rows:
         self._left.clear()
         self._cache.clear()
 
-    def _find_slot(self, keys: np.ndarray | None) -> tuple[int, int]:
-        """The slot to begin in, and how many of the prompt's tokens it holds already: at most all but the last."""
-        common = {slot: _common(left, keys) for slot, left in self._left.items()} if keys is not None else {}
-        best = max(common, key=lambda slot: common[slot], default=None)
-        if best is not None and keys is not None:
-            reused = min(common[best], len(keys) - 1)
-            if reused >= LEAST_REUSED:
-                return best, reused
-        taken = {self.filling.slot} if self.filling else set()
-        open_slots = [slot for slot in range(len(self.running), self.slots) if slot not in taken]
-        empty = [slot for slot in open_slots if slot not in self._left]
-        return (empty[0] if empty else next(slot for slot in self._left if slot in open_slots)), 0
+    def _take_slot(self, keys: np.ndarray | None) -> tuple[int, int]:
+        """The slot to begin in, and how many of the prompt's tokens it holds: at most all but the last.
+
+        Where the prompt goes on with what a slot holds, that one. What has only its beginning in common, as a system prompt,
+        is copied, so that both are there afterwards.
+        """
+        common = {} if keys is None else {slot: min(_common(left, keys), len(keys) - 1) for slot, left in self._left.items()}
+        like = max(common, key=lambda slot: common[slot], default=None)
+        reused = 0 if like is None else common[like]
+        if like is None or reused < LEAST_REUSED:
+            like, reused = None, 0
+        slot = like
+        if like is None or 2 * reused < len(self._left[like]):
+            empty = [slot for slot in range(len(self.running), self.slots) if slot not in self._left]
+            others = [slot for slot in self._left if slot != like]
+            slot = next(iter([*empty, *others]), like)
+        assert slot is not None
+        if slot != like:
+            self._cache[slot : slot + 1].clear()
+            if like is not None:
+                self._cache.copy(like, slot, reused)
+        self._cache.shorten(slot, reused)
+        self._left.pop(slot, None)
+        return slot, reused
 
     def _join(self, filling: Filling) -> None:
         """Moves a prompt that is read to the others that run."""
         target = len(self.running)
         if filling.slot != target:
             self._cache.exchange(filling.slot, target)
-            if (moved := self._left.pop(target, None)) is not None:
-                self._left[filling.slot] = moved
+            # In the same order: the oldest first.
+            self._left = {filling.slot if slot == target else slot: left for slot, left in self._left.items()}
         self.running.append(filling.sequence)
         if filling.keys is not None:
             self._keys[filling.sequence] = filling.keys
@@ -249,7 +260,7 @@ def run_all(rows: Rows, sequences: list[TokenSequence]) -> None:
             rows.leave(sequence)
     while rows.running:
         for sequence, outcome in rows.step():
-            if isinstance(outcome, FoveateError):
+            if isinstance(outcome, BaseException):
                 raise outcome
             if sequence.finish_reason:
                 rows.leave(sequence)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from typing import Any, Literal
 
 from foveate.engines import CancelledError, DeadlineError, Interrupt
@@ -32,6 +32,8 @@ class Ticket:
         lane: whether it has pictures: `visual` or `text`.
         submitted: when, by `time.monotonic`.
         began: when its turn came.
+        first_token_at, finished_at: when, likewise; None before.
+        gaps_s: seconds from each chunk to the next.
         predicted_ms: what it was expected to take from there to its first token, alone; 0 where nobody asked.
         state: what happens to it now.
     """
@@ -59,6 +61,10 @@ class Ticket:
         self.lane = "visual" if _has_pictures(request) else "text"
         self.began = self.submitted
         self.predicted_ms = 0.0
+        self.first_token_at: float | None = None
+        self.finished_at: float | None = None
+        self.gaps_s: list[float] = []
+        self._last_at = self.submitted
         self._on_stop = on_stop
         self._news = threading.Condition()
         self._chunks: deque[Chunk] = deque()
@@ -169,13 +175,22 @@ class Ticket:
 
     def push(self, chunk: Chunk) -> None:
         """Gives out a chunk; the engine calls it."""
+        now = time.monotonic()
         with self._news:
+            if self.first_token_at is None:
+                self.first_token_at = now
+            else:
+                self.gaps_s.append(now - self._last_at)
+            self._last_at = now
             self._chunks.append(chunk)
             self._tell()
 
     def finish(self, answer: Answer | None = None, error: BaseException | None = None) -> None:
-        """Ends it; the engine calls it once."""
+        """Ends it; the engine calls it. The first end counts."""
         with self._news:
+            if self.done:
+                return
+            self.finished_at = time.monotonic()
             self._answer, self._error = answer, error
             self.state = "done"
             self._tell()
@@ -190,11 +205,7 @@ class Ticket:
 
 
 def _has_pictures(request: Request) -> bool:
-    parts = [part for message in request.messages for part in _parts(message.get("content"))]
-    return bool(request.images or request.videos) or any(part not in ("text", None) for part in parts)
-
-
-def _parts(content: object) -> list[object]:
-    if isinstance(content, str) or not isinstance(content, list | tuple):
-        return []
-    return [part.get("type") if hasattr(part, "get") else None for part in content]
+    contents = [message.get("content") for message in request.messages if isinstance(message, Mapping)]
+    parts = [part for content in contents if isinstance(content, list | tuple) for part in content]
+    kinds = [part.get("type") for part in parts if isinstance(part, Mapping)]
+    return bool(request.images or request.videos) or any(kind not in ("text", None) for kind in kinds)

@@ -77,11 +77,12 @@ class ArrayCache:
     def __getitem__(self, slots: slice) -> ArrayCache:
         """See `KVCache`."""
         past = {name: array[slots] for name, array in self.past.items()}
-        held, logits = self._held[slots], self.buffers["logits"]
-        # What runs write is its own: a row among others may start at an address that libraries refuse to write to.
-        own = self._memory.empty((len(held), logits.shape[1]), "float32")
-        embeds = self._memory.empty((len(held), *self.step_embeds.shape[1:]), self.step_embeds.dtype.name)
-        return ArrayCache(self._memory, past, own, embeds, held, self._spoilt[slots])
+        held, logits, embeds = self._held[slots], self.buffers["logits"], self.step_embeds
+        if slots.start not in (None, 0):  # a row among others may start at an address that libraries refuse to write to
+            logits = self._memory.empty((len(held), logits.shape[1]), "float32")
+            embeds = self._memory.empty((len(held), *embeds.shape[1:]), embeds.dtype.name)
+        own = (logits[: len(held)], embeds[: len(held)])
+        return ArrayCache(self._memory, past, *own, held, self._spoilt[slots])
 
     def clear(self) -> None:
         """See `KVCache`. What the slots held stays in memory, unread."""
@@ -94,6 +95,13 @@ class ArrayCache:
     def shorten(self, slot: int, tokens: int) -> None:
         """See `KVCache`. What lies behind stays in memory, unread."""
         self._held[slot] = min(tokens, int(self._held[slot]))
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """See `KVCache`."""
+        for array in self.past.values():
+            self._memory.exchange_rows(array, source, target, (tokens, 0))
+        self._held[target] = tokens
+        self._spoilt[target] |= self._spoilt[source]
 
     def exchange(self, first: int, second: int) -> None:
         """See `KVCache`."""

@@ -73,7 +73,8 @@ class KVCache(Protocol):
         ...
 
     def __getitem__(self, slots: slice, /) -> KVCache:
-        """Consecutive slots as a cache of their own, on the same memory."""
+        """Consecutive slots as a cache of their own, on the same memory. What a run says about slots from the first one on
+        holds until the next run of any such cache."""
         ...
 
     def clear(self) -> None:
@@ -82,6 +83,10 @@ class KVCache(Protocol):
 
     def shorten(self, slot: int, tokens: int) -> None:
         """Forgets what a slot holds behind its first `tokens`."""
+        ...
+
+    def copy(self, source: int, target: int, tokens: int) -> None:
+        """Puts the first `tokens` that a slot holds into another one, in place of what that holds."""
         ...
 
     def exchange(self, first: int, second: int) -> None:

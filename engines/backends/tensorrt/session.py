@@ -11,6 +11,7 @@ import numpy as np
 from foveate.engines.backends.cuda import Workspace
 from foveate.engines.backends.device import CudaMemory, DeviceArray, adopt, fill
 from foveate.engines.backends.feeds import check_buffers, check_feeds
+from foveate.engines.backends.interrupt import current_interrupt
 from foveate.engines.backends.memory import Array
 from foveate.engines.backends.session import Arrays
 from foveate.engines.backends.tensorrt.context import ALIGNMENT, Context, TensorRTRuntime
@@ -68,6 +69,8 @@ class TensorRTSession:
 
         GPU tensors of other libraries are taken as feeds where they lie (DLPack, `__cuda_array_interface__`).
         """
+        if (interrupt := current_interrupt()) is not None:
+            interrupt.check()  # between runs: a run goes to its end
         with self._runtime.cuda.lock:
             return self._run(feeds, buffers or {})
 

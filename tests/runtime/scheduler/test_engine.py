@@ -392,3 +392,126 @@ def test_options_that_this_pipeline_has_not(pipe: Pipeline) -> None:
         pipe.engine(EngineOptions(tokens_per_slot=1_000_000))
     with pytest.raises(OptionError, match=r"ttft_slo_ms is 100, and this bundle has no latencies"):
         pipe.engine(EngineOptions(ttft_slo_ms=100))
+
+
+class Odd:
+    """A grammar that fails in a way of its own."""
+
+    finished = False
+
+    def start(self) -> Odd:
+        return self
+
+    def mask(self, logits: np.ndarray) -> None:
+        raise BaseException("a panic in another language")
+
+    def accept(self, token: int) -> None:
+        raise AssertionError
+
+
+def test_a_grammar_that_fails_ends_its_own_request(engine: Engine, pipe: Pipeline) -> None:
+    running = engine.submit(ask(0, **LONG))
+    wait(lambda: running.state == "running")
+    with pytest.raises(BackendError, match="nobody foresaw: a panic in another language"):
+        engine.submit(Request.ask("What?", max_new_tokens=4, grammar=Odd())).answer(20)
+    assert running.answer(60).tokens == pipe.generate(ask(0, **LONG)).tokens
+
+
+@pytest.mark.parametrize("deadline_ms", [0, -1, float("inf"), float("nan"), 1e300, "soon"])
+def test_deadlines_that_are_none(deadline_ms: Any, engine: Engine) -> None:
+    if deadline_ms == 1e300:
+        assert engine.submit(ask(3), deadline_ms=deadline_ms).answer(20).tokens
+        return
+    with pytest.raises(RequestError, match="deadline_ms is"):
+        engine.submit(ask(3), deadline_ms=deadline_ms)
+
+
+def test_the_thread_survives_what_nobody_foresaw(bundle: Path, alone: Callable[[int], tuple[int, ...]]) -> None:
+    with load(bundle, options=SessionOptions(threads=1)) as pipe, pipe.engine(EngineOptions(slots=2)) as engine:
+        leave = engine._rows.leave
+
+        def fail(*arguments: Any) -> None:
+            raise MemoryError("no room to move")
+
+        engine._rows.leave = fail  # type: ignore[method-assign]
+        with pytest.raises(BackendError, match="no room to move"):
+            engine.submit(ask(3)).answer(20)
+        engine._rows.leave = leave  # type: ignore[method-assign]
+        assert engine.submit(ask(3)).answer(20).tokens == alone(3)
+
+
+def test_an_engine_that_can_not_go_on_says_so(bundle: Path) -> None:
+    with load(bundle, options=SessionOptions(threads=1)) as pipe, pipe.engine(EngineOptions(slots=2)) as engine:
+
+        def fail(*arguments: Any) -> None:
+            raise MemoryError("no more")
+
+        engine._rows.leave = engine._rows.reset = fail  # type: ignore[method-assign]
+        with pytest.raises(BackendError, match="no more"):
+            engine.submit(ask(3)).answer(20)
+        with pytest.raises(BusyError):
+            engine.submit(ask(3))
+
+
+def test_a_lane_that_hangs_does_not_hold_up_the_end(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foveate.runtime.scheduler.engine._PATIENCE", 0.2)
+    with load(bundle, options=SessionOptions(threads=1)) as pipe:
+        engine, hold, prepare = pipe.engine(), threading.Event(), pipe.prepare
+
+        def hang(request: Request) -> Any:
+            hold.wait(20)
+            return prepare(request)
+
+        pipe.prepare = hang  # type: ignore[method-assign]
+        ticket = engine.submit(ask(0))
+        wait(lambda: ticket.state == "preparing")
+        engine.close(timeout=0)
+        with pytest.raises(CancelledError):
+            ticket.answer(5)
+        hold.set()
+        for thread in engine._threads:
+            thread.join(10)
+
+
+def test_another_chat_does_not_take_what_a_longer_one_left(pipe: Pipeline) -> None:
+    with pipe.engine(EngineOptions(slots=3)) as engine:
+        system = {"role": "system", "content": "You are a helpful assistant. Say what the image shows."}
+
+        def talk(image: np.ndarray, *turns: str) -> Request:
+            return Request([system, *chat(image, *turns).messages], max_new_tokens=6, ignore_eos=True)
+
+        first = engine.submit(talk(picture(seed=1), "What is the word?")).answer(30)
+        other = engine.submit(talk(picture(seed=2), "What is the word?")).answer(30)
+        assert 8 <= other.reused_tokens < first.prompt_tokens / 2
+        assert other.tokens == pipe.generate(talk(picture(seed=2), "What is the word?")).tokens
+        again = talk(picture(seed=1), "What is the word?", first.text, "Where is it?")
+        answer = engine.submit(again).answer(30)
+        assert answer.reused_tokens >= first.prompt_tokens
+        assert answer.tokens == pipe.generate(again).tokens
+
+
+def test_times_are_those_that_a_reader_sees(pipe: Pipeline) -> None:
+    with pipe.engine(EngineOptions(slots=4, prefill_tokens=4)) as engine:
+        others = [engine.submit(ask(4 * number, **LONG)) for number in range(3)]
+        wait(lambda: all(other.state == "running" for other in others))
+        ticket = engine.submit(ask(0, **LONG))
+        answer = ticket.answer(60)
+        assert ticket.first_token_at is not None
+        assert ticket.finished_at is not None
+        assert answer.timings.ttft_ms == pytest.approx(1e3 * (ticket.first_token_at - ticket.submitted), rel=0.05)
+        assert sum(answer.timings.decode_ms) == pytest.approx(1e3 * (ticket.finished_at - ticket.first_token_at), rel=0.05)
+        assert len(ticket.gaps_s) == len(answer.tokens) - 1
+
+
+def test_a_slot_has_as_many_tokens_as_were_asked_for(pipe: Pipeline) -> None:
+    with pipe.engine(EngineOptions(tokens_per_slot=50)) as engine:
+        prompt = engine.submit(Request.ask("What?", max_new_tokens=1)).answer(20).prompt_tokens
+        fits = engine.submit(Request.ask("What?", max_new_tokens=50 - prompt, ignore_eos=True))
+        assert len(fits.answer(20).tokens) == 50 - prompt
+        with pytest.raises(RequestError, match="the limit is 50"):
+            engine.submit(Request.ask("What?", max_new_tokens=51 - prompt, ignore_eos=True)).answer(20)
+
+
+def test_what_is_no_message_is_the_callers(engine: Engine) -> None:
+    with pytest.raises(RequestError):
+        engine.submit(Request([1])).answer(20)  # type: ignore[list-item]

@@ -81,3 +81,17 @@ def test_waiting_earns_nothing() -> None:
         order.append(queue.pop().client)
         queue.spend(order[-1], 10.0)
     assert order != ["late", "late", "late", "busy"]
+
+
+def test_whom_the_machine_served_alone_is_not_starved_by_a_newcomer() -> None:
+    queue, served = Queue(), list[str]()
+    queue.push(ticket("old"))
+    queue.pop()
+    queue.spend("old", 3600.0)
+    for client in ("new", "old") * 8:
+        queue.push(ticket(client))
+    for _ in range(16):
+        served.append(queue.pop().client)
+        queue.spend(served[-1], 1.0)
+    assert 6 <= served[:16].count("old") <= 8
+    assert "old" in served[:12]

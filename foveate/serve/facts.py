@@ -46,7 +46,7 @@ async def tokenize(call: Call) -> None:
     if (body.prompt is None) == (body.messages is None):
         raise HttpError(400, "there are both prompt and messages, or neither. Send one of them.", "prompt", "invalid_value")
     if body.messages is not None:
-        messages, call.hidden = await read_messages(body.messages, served, call.state.sources, call.state.options)
+        messages = await read_messages(body.messages, served, call.state.sources, call.state.options, call.holding)
         tokens = await asyncio.to_thread(_prompt_tokens, served, messages)
     else:
         assert body.prompt is not None

@@ -29,6 +29,8 @@ ImageSource = str | os.PathLike[str] | EncodedFile | Image.Image | np.ndarray
 # Pillow knows more, among them some that run another program.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _DATA = re.compile(r"data:[\w.+/-]*(;[\w.+=-]+)*;base64,", re.ASCII)
+_LONGEST_HEAD = 256
+"""Characters in which a `data:` address has to come to its content: more may be megabytes, and to look stops all threads."""
 _ADDRESS = re.compile(r"([a-z][a-z0-9+.-]+):/|(data):", re.ASCII | re.IGNORECASE)
 
 
@@ -131,7 +133,7 @@ def read_address(source: str | os.PathLike[str], max_bytes: int, name: str) -> b
     found = _ADDRESS.match(text) if isinstance(text, str) else None
     if found is None:
         return None
-    head = _DATA.match(text)
+    head = _DATA.match(text, 0, _LONGEST_HEAD)
     if found[2] and isinstance(source, os.PathLike):  # which leaves out some slashes
         raise RequestError(f"{name} is an address that was made a path, which changes it. Give it as a string, or save a file.")
     if head is None:

@@ -14,7 +14,7 @@ from itertools import groupby, islice, pairwise
 from typing import Any, get_args
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from foveate.engines import BundleError, PromptEntry, RequestError
 from foveate.engines.errors import reason_of, shown
@@ -181,12 +181,16 @@ class PromptEncoder:
     def _encode_piece(self, text: str, inside: bool) -> tuple[list[int], np.ndarray]:
         """Token ids and spans of a piece of the prompt. Inside of it a piece gets no mark of a text's start, which it would
         have alone: it is encoded behind an anchor, as transformers does it."""
-        anchored = self._tokenizer.encode(_ANCHOR + text, add_special_tokens=False) if inside else None
+        anchored = self._encode(_ANCHOR + text) if inside else None
         count = len(self._anchor_ids)
         if anchored and anchored.ids[:count] == self._anchor_ids:
             return anchored.ids[count:], np.array(anchored.offsets[count:], np.int64).reshape(-1, 2) - len(_ANCHOR)
-        alone = self._tokenizer.encode(text, add_special_tokens=False)
+        alone = self._encode(text)
         return alone.ids, np.array(alone.offsets, np.int64).reshape(-1, 2)
+
+    def _encode(self, text: str) -> Encoding:
+        """As a batch of one: other threads go on meanwhile, which `encode` lets none do."""
+        return self._tokenizer.encode_batch([text], add_special_tokens=False)[0]
 
     def _forged(self, text: str, authors: np.ndarray) -> list[int]:
         """Where to cut so that no control token with a character of a caller stays whole."""

@@ -62,10 +62,18 @@ SLO = Need(
 @always("--allow-folder", "allow_folders", multiple=True, type=PATH, help="Read file:// addresses below it; repeatable.")
 @always("--api-key-file", type=PATH, help="Keys, one a line; a request has to bring one of them.")
 @always("--max-body", "max_body_bytes", default=64 * 1024**2, show_default=True, help="Bytes of a request.")
+@always(
+    "--max-held",
+    "max_held_bytes",
+    default=512 * 1024**2,
+    show_default=True,
+    help="Bytes of all requests that are not answered.",
+)
 @always("--max-images", default=64, show_default=True, help="Images, videos and frames of a request.")
 @always("--max-pixels", type=int, also=("limits", "video_limits"), help="Refuse images and frames with more pixels.")
 @always("--max-frames", default=VideoLimits.max_frames, show_default=True, help="Frames that the model may see of a video.")
 @always("--vision-threads", type=int, help="CPU threads that look at pictures while others decode.  [default: as --threads]")
+@always("--drain-seconds", default=30.0, show_default=True, help="How long running requests may go on after SIGTERM or Ctrl-C.")
 @always(
     "--stuck-after", "stuck_after_s", default=60.0, show_default=True, help="Seconds without progress until /ready says no."
 )
@@ -86,10 +94,12 @@ def serve_command(
     allow_folders: tuple[Path, ...],
     api_key_file: Path | None,
     max_body_bytes: int,
+    max_held_bytes: int,
     max_images: int,
     max_pixels: int | None,
     max_frames: int,
     vision_threads: int | None,
+    drain_seconds: float,
     stuck_after_s: float,
     session: SessionChoice,
     json_file: Path | None,
@@ -108,7 +118,9 @@ def serve_command(
         allow_folders=allow_folders,
         api_keys=read_keys(api_key_file),
         max_body_bytes=max_body_bytes,
+        max_held_bytes=max_held_bytes,
         max_images=max_images,
+        drain_seconds=drain_seconds,
         stuck_after_s=stuck_after_s,
     )
     images = ImageLimits() if max_pixels is None else ImageLimits(max_pixels=max_pixels)

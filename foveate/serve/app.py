@@ -20,12 +20,26 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from foveate.serve import facts, generating
-from foveate.serve.calls import GONE, LOG, Call, Receive, Record, Scope, Send, State, read_body, refuse_drained, until_gone
+from foveate.serve.calls import (
+    GONE,
+    LOG,
+    Call,
+    Receive,
+    Record,
+    Scope,
+    Send,
+    State,
+    read_body,
+    refuse_drained,
+    too_many,
+    until_gone,
+)
 from foveate.serve.calls import Message as AsgiMessage
 from foveate.serve.errors import HttpError
 from foveate.serve.metrics import Metrics
 from foveate.serve.openapi import OPERATIONS, Operation, describe_api
 from foveate.serve.options import Served, ServeOptions
+from foveate.serve.room import Holding
 from foveate.serve.sources import Sources
 
 PAGE = Path(__file__).parent / "page"
@@ -116,22 +130,30 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         record: Record = scope["foveate.record"]
         record.path = self._operation.path
-        call = Call(self._state, scope, send, record)
-        if self._operation.body is None:
-            await self._answer(call)
-            return
-        if self._state.draining:
-            raise refuse_drained()
-        self._state.active += 1
-        try:
-            body = await read_body(scope, receive, self._state.options)
-            if body is not None:
-                call.body = body
-                if await until_gone(receive, self._answer(call)):
-                    return
-            record.status = GONE
-        finally:
-            self._state.active -= 1
+        with Holding(self._state.room) as holding:
+            call = Call(self._state, scope, send, record, holding)
+            if self._operation.body is None:
+                await self._answer(call)
+                return
+            if self._state.draining:
+                raise refuse_drained()
+            if self._operation.streams and self._state.full:  # before its body takes memory
+                raise too_many()
+            self._state.active += 1
+            try:
+                if not await self._work(call, receive):
+                    record.status = GONE
+            finally:
+                self._state.active -= 1
+
+    async def _work(self, call: Call, receive: Receive) -> bool:
+        """Whether the client stayed to the end."""
+        body = await read_body(call.scope, receive, self._state.options, call.holding)
+        if body is None:
+            return False
+        call.body = body
+        del body  # the call gives it up once it is decoded
+        return await until_gone(receive, self._answer(call))
 
     async def _answer(self, call: Call) -> None:
         try:
@@ -166,7 +188,7 @@ class Gate:
             self._check_key(scope, record)
             await self._app(scope, receive, send_marked)
         except Exception as error:
-            await Call(self._state, scope, send_marked, record).reply_error(error)
+            await Call(self._state, scope, send_marked, record, Holding(self._state.room)).reply_error(error)
         finally:
             self._state.metrics.count_http(record.path, record.status)
             LOG.info(record.line())

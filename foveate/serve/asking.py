@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from foveate.runtime import Budget, Request, Sampling
 from foveate.runtime.grammar import Grammar
 from foveate.serve.errors import HttpError
 from foveate.serve.options import Served, ServeOptions
+from foveate.serve.room import Holding
 from foveate.serve.schema import (
     ChatBody,
     ChatMessage,
@@ -51,7 +51,6 @@ class Asked:
         deadline_ms: of them.
         flexible: whether their budgets may shrink under load.
         explain: whether to answer with a picture.
-        hidden: paths of files that it names, and what the client calls them.
     """
 
     requests: tuple[Request, ...]
@@ -59,10 +58,9 @@ class Asked:
     deadline_ms: float | None
     flexible: bool
     explain: bool
-    hidden: Mapping[str, str]
 
 
-async def ask_chat(body: ChatBody, served: Served, sources: Sources, options: ServeOptions) -> Asked:
+async def ask_chat(body: ChatBody, served: Served, sources: Sources, options: ServeOptions, holding: Holding) -> Asked:
     """What `/v1/chat/completions` is asked.
 
     Raises:
@@ -76,16 +74,16 @@ async def ask_chat(body: ChatBody, served: Served, sources: Sources, options: Se
         )
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
     grammar = await find_grammar(body.response_format, served)
-    messages, hidden = await read_messages(body.messages, served, sources, options)
+    messages = await read_messages(body.messages, served, sources, options, holding)
     longest = body.max_completion_tokens or body.max_tokens
-    return _asked(body, messages, longest, logprobs, grammar, hidden)
+    return _asked(body, messages, longest, logprobs, grammar)
 
 
 def ask_completion(body: CompletionBody, served: Served) -> Asked:
     """What `/v1/completions` is asked; raises what `ask_chat` does."""
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
     check_length(len(prompt), served)
-    return _asked(body, [{"role": "user", "content": prompt}], body.max_tokens, body.logprobs, None, {}, raw=True)
+    return _asked(body, [{"role": "user", "content": prompt}], body.max_tokens, body.logprobs, None, raw=True)
 
 
 def as_chat(body: ResponsesBody) -> ChatBody:
@@ -113,9 +111,9 @@ def as_chat(body: ResponsesBody) -> ChatBody:
 
 
 async def read_messages(
-    messages: Sequence[ChatMessage], served: Served, sources: Sources, options: ServeOptions
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Messages as the runtime takes them, their images and videos fetched; and the paths of files among these.
+    messages: Sequence[ChatMessage], served: Served, sources: Sources, options: ServeOptions, holding: Holding
+) -> list[dict[str, Any]]:
+    """Messages as the runtime takes them, their images and videos fetched.
 
     Raises:
         RequestError: an address can't be used.
@@ -127,10 +125,8 @@ async def read_messages(
     if len(wanted) > options.max_images:
         fact = f"the messages have {len(wanted)} images, videos and frames, the limit is {options.max_images}. Send fewer."
         raise HttpError(400, fact, "messages", "too_many_images")
-    fetched = await _fetch(wanted, sources)
-    hidden = {str(found): address for (address, _), found in zip(wanted, fetched, strict=True) if isinstance(found, Path)}
-    rest = iter(fetched)
-    return [_message(message, rest) for message in messages], hidden
+    fetched = iter(await _fetch(wanted, sources, holding))
+    return [_message(message, fetched) for message in messages]
 
 
 def check_length(characters: int, served: Served) -> None:
@@ -151,13 +147,13 @@ def _characters(message: ChatMessage) -> int:
     return sum(len(part.text) for part in message.content if isinstance(part, TextPart))
 
 
-async def _fetch(wanted: Sequence[tuple[str, Literal["image", "video"]]], sources: Sources) -> list[bytes | Path]:
+async def _fetch(wanted: Sequence[tuple[str, Literal["image", "video"]]], sources: Sources, holding: Holding) -> list[bytes]:
     """All of them, side by side; the first that fails ends the others."""
     if not wanted:
         return []
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(sources.resolve(address, kind)) for address, kind in wanted]
+            tasks = [group.create_task(sources.resolve(address, kind, holding)) for address, kind in wanted]
     except ExceptionGroup as error:
         raise error.exceptions[0] from error
     return [task.result() for task in tasks]
@@ -228,7 +224,6 @@ def _asked(
     longest: int | None,
     logprobs: int | None,
     grammar: Grammar | None,
-    hidden: Mapping[str, str],
     raw: bool = False,
 ) -> Asked:
     if body.stream_options is not None and not body.stream:
@@ -259,7 +254,7 @@ def _asked(
         raw=raw,
     )
     requests = [request] + [_with_seed(request, index) for index in range(1, body.n or 1)]
-    return Asked(tuple(requests), own.priority or 0, own.deadline_ms, own.keep == "auto", bool(own.explain), hidden)
+    return Asked(tuple(requests), own.priority or 0, own.deadline_ms, own.keep == "auto", bool(own.explain))
 
 
 def _budget(own: Own) -> Budget:

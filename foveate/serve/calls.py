@@ -19,7 +19,8 @@ from foveate.serve.asking import Asked
 from foveate.serve.errors import GONE, HttpError, is_fault, translate, unreadable
 from foveate.serve.metrics import Metrics
 from foveate.serve.options import Served, ServeOptions
-from foveate.serve.schema import Body
+from foveate.serve.room import Holding, Room
+from foveate.serve.schema import Body, Own
 from foveate.serve.sources import Sources
 
 Scope = MutableMapping[str, Any]
@@ -84,6 +85,8 @@ class State:
         served: the bundles, by name.
         draining: no new work is taken.
         active: requests for work that are not answered yet.
+        tickets: of those that an engine has.
+        room: for what they hold.
     """
 
     served: Mapping[str, Served]
@@ -93,6 +96,15 @@ class State:
     created: int = field(default_factory=lambda: int(time.time()))
     draining: bool = False
     active: int = 0
+    tickets: set[Ticket] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.room = Room(self.options.max_held_bytes)
+
+    @property
+    def full(self) -> bool:
+        """Whether every engine would refuse a request."""
+        return all(one.engine.full for one in self.served.values())
 
     def find(self, model: str | None) -> Served:
         """The bundle of this name; the only one, where none is named.
@@ -125,38 +137,57 @@ class State:
         for one in self.served.values():
             one.engine.drain()
 
+    def cancel(self) -> None:
+        """Ends what is not answered yet."""
+        for ticket in self.tickets:
+            ticket.cancel()
+
 
 @dataclass
 class Call:
     """One request, and how it is answered.
 
     Attributes:
-        body: as it came.
-        hidden: see `Asked.hidden`.
+        body: as it came; gone once it is decoded.
+        given: the fields that it sets.
     """
 
     state: State
     scope: Scope
     send: Send
     record: Record
-    body: bytes = b""
-    hidden: Mapping[str, str] = field(default_factory=dict)
+    holding: Holding
+    body: bytes | bytearray = b""
+    given: frozenset[str] = frozenset()
 
     def decode(self, kind: type[AnyBody]) -> AnyBody:
-        """The body.
+        """The body; once.
 
         Raises:
             HttpError: it is not what the schema says.
         """
         try:
-            return _decoder(kind).decode(self.body)
+            body = _decoder(kind).decode(self.body)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise unreadable(error, kind) from None
+        self.body = b""
+        self.given = frozenset(_set_fields(body))
+        return body
+
+    def find_free(self, model: str | None) -> Served:
+        """The bundle of this name, if it takes requests; raises what `State.find` does too.
+
+        Raises:
+            BusyError: too many wait.
+        """
+        served = self.state.find(model)
+        if served.engine.full:
+            raise too_many()
+        return served
 
     @contextmanager
     def submitted(self, asked: Asked, served: Served) -> Iterator[list[Ticket]]:
         """Gives requests to the engine; behind it they are over, whoever left and why."""
-        self.hidden = asked.hidden
         self.record.facts["model"] = served.name
         tickets: list[Ticket] = []
         try:
@@ -170,15 +201,17 @@ class Call:
                         flexible=asked.flexible,
                     )
                 )
+            self.state.tickets.update(tickets)
             yield tickets
         finally:
+            self.state.tickets.difference_update(tickets)
             for ticket in tickets:
                 ticket.cancel()
 
-    def note(self, served: Served, answers: Sequence[Answer]) -> None:
+    def note(self, served: Served, tickets: Sequence[Ticket], answers: Sequence[Answer]) -> None:
         """Counts finished answers, in the log and for Prometheus."""
-        for answer in answers:
-            self.state.metrics.count_answer(served.name, answer)
+        for ticket, answer in zip(tickets, answers, strict=True):
+            self.state.metrics.count_answer(served.name, ticket, answer)
         self.record.facts |= {
             "prompt_tokens": answers[0].prompt_tokens,
             "completion_tokens": sum(len(answer.tokens) for answer in answers),
@@ -199,7 +232,7 @@ class Call:
 
     async def reply_error(self, error: Exception) -> None:
         """Answers with what went wrong; in a stream that began as its last event."""
-        failure = translate(error, self.hidden)
+        failure = translate(error, self.given)
         if isinstance(error, BusyError) and self.state.draining:
             failure = refuse_drained()
         if failure.status >= 500 and is_fault(error):
@@ -236,6 +269,21 @@ def refuse_drained() -> HttpError:
     )
 
 
+def too_many() -> BusyError:
+    """What new requests are told while too many wait."""
+    return BusyError("too many requests wait already. Ask again later.")
+
+
+def _set_fields(body: Body) -> Iterator[str]:
+    """Names of the fields that a body sets, with a dot before those of a field's own."""
+    for name in body.__struct_fields__:
+        value = getattr(body, name)
+        if isinstance(value, Own):
+            yield from (f"{name}.{one}" for one in _set_fields(value))
+        elif value is not None:
+            yield name
+
+
 _decoders: dict[type[Body], msgspec.json.Decoder[Any]] = {}
 
 
@@ -245,11 +293,12 @@ def _decoder(kind: type[AnyBody]) -> msgspec.json.Decoder[AnyBody]:
     return _decoders[kind]
 
 
-async def read_body(scope: Scope, receive: Receive, options: ServeOptions) -> bytes | None:
+async def read_body(scope: Scope, receive: Receive, options: ServeOptions, holding: Holding) -> bytearray | None:
     """The body; None where the client went away.
 
     Raises:
         HttpError: it is too large, no JSON, or comes too slowly.
+        BusyError: there is no room for it.
     """
     headers = dict(scope["headers"])
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
@@ -267,11 +316,13 @@ async def read_body(scope: Scope, receive: Receive, options: ServeOptions) -> by
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     return None
-                content += message.get("body", b"")
-                if len(content) > options.max_body_bytes:
+                piece = message.get("body", b"")
+                if len(content) + len(piece) > options.max_body_bytes:
                     raise _too_large(options)
+                holding.take(len(piece))
+                content += piece
                 if not message.get("more_body", False):
-                    return bytes(content)
+                    return content
     except TimeoutError:
         raise HttpError(408, f"the body did not come within {options.body_seconds:g} s. Send it faster.", retry=True) from None
 
@@ -302,4 +353,4 @@ async def _wait_until_gone(receive: Receive) -> None:
         pass
 
 
-__all__ = ["DONE", "GONE", "LOG", "Call", "Record", "State", "event", "read_body", "refuse_drained", "until_gone"]
+__all__ = ["DONE", "GONE", "LOG", "Call", "Record", "State", "event", "read_body", "refuse_drained", "too_many", "until_gone"]

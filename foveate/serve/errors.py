@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from http import HTTPStatus
 
 import msgspec
@@ -18,20 +18,20 @@ GONE = 499
 _RETRY_AFTER_S = 1
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _PARAMS = {
-    "keep": "foveate.keep",
-    "encode": "foveate.encode",
-    "redundancy": "foveate.redundancy",
-    "select": "foveate.select",
-    "min_retained": "foveate.min_retained",
-    "fps": "foveate.fps",
-    "max_frames": "foveate.max_frames",
-    "frame_rule": "foveate.frame_rule",
-    "max_visual_tokens": "foveate.max_visual_tokens",
-    "min_pixels": "foveate.min_pixels",
-    "max_pixels": "foveate.max_pixels",
-    "max_new_tokens": "max_tokens",
+    "keep": ("foveate.keep",),
+    "encode": ("foveate.encode",),
+    "redundancy": ("foveate.redundancy",),
+    "select": ("foveate.select",),
+    "min_retained": ("foveate.min_retained",),
+    "fps": ("foveate.fps",),
+    "max_frames": ("foveate.max_frames",),
+    "frame_rule": ("foveate.frame_rule",),
+    "max_visual_tokens": ("foveate.max_visual_tokens",),
+    "min_pixels": ("foveate.min_pixels",),
+    "max_pixels": ("foveate.max_pixels",),
+    "max_new_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
 }
-"""Fields of requests that have another name in a body; the others are called alike."""
+"""Fields of requests that have other names in bodies; the others are called alike."""
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"unknown field `(?P<name>.*)`", re.DOTALL)
 
@@ -96,21 +96,20 @@ def _name(status: int) -> str:
 INTERNAL = "the server failed at this request, and its log says why. Tell its operator the x-request-id."
 
 
-def translate(error: Exception, hidden: Mapping[str, str]) -> HttpError:
+def translate(error: Exception, given: Set[str] = frozenset()) -> HttpError:
     """The answer to what a request ended with.
 
     Args:
         error: what was raised.
-        hidden: paths on this machine, and what the client calls them.
+        given: the fields that the body sets: of several that the error is about, it names one of these.
     """
     message = str(error)
-    for path, name in hidden.items():
-        message = message.replace(path, name)
     if isinstance(error, HttpError):
         return error
     if isinstance(error, RequestError | OptionError):
-        param = next((_PARAMS.get(name, name) for name in error.options), None)
-        return HttpError(400, message, param, "invalid_value")
+        params = [param for name in error.options for param in _PARAMS.get(name, (name,))]
+        params = [param for param in params if param in given] + params
+        return HttpError(400, message, params[0] if params else None, "invalid_value")
     if isinstance(error, BusyError):
         return HttpError(429, message, code="busy", retry=True)
     if isinstance(error, DeadlineError):

@@ -46,7 +46,7 @@ async def tokenize(call: Call) -> None:
     if (body.prompt is None) == (body.messages is None):
         raise HttpError(400, "there are both prompt and messages, or neither. Send one of them.", "prompt", "invalid_value")
     if body.messages is not None:
-        messages, call.hidden = await read_messages(body.messages, served, call.state.sources, call.state.options)
+        messages = await read_messages(body.messages, served, call.state.sources, call.state.options, call.holding)
         tokens = await asyncio.to_thread(_prompt_tokens, served, messages)
     else:
         assert body.prompt is not None
@@ -63,8 +63,11 @@ def _prompt_tokens(served: Served, messages: list[dict[str, Any]]) -> list[int]:
 async def detokenize(call: Call) -> None:
     """`POST /detokenize`"""
     body = call.decode(DetokenizeBody)
-    texts = call.state.find(body.model).texts
-    await call.reply(Detokenized(prompt=await asyncio.to_thread(texts.decode, body.tokens)))
+    served = call.state.find(body.model)
+    if len(body.tokens) > served.slot_tokens:
+        fact = f"there are {len(body.tokens)} tokens, the limit is {served.slot_tokens}. Send fewer."
+        raise HttpError(400, fact, "tokens", "context_length_exceeded")
+    await call.reply(Detokenized(prompt=await asyncio.to_thread(served.texts.decode, body.tokens)))
 
 
 async def health(call: Call) -> None:

@@ -49,15 +49,16 @@ FINGERPRINT = f"foveate-{version('foveate')}"
 async def chat(call: Call) -> None:
     """`POST /v1/chat/completions`"""
     body = call.decode(ChatBody)
-    served = call.state.find(body.model)
-    asked = await ask_chat(body, served, call.state.sources, call.state.options)
+    served = call.find_free(body.model)
+    asked = await ask_chat(body, served, call.state.sources, call.state.options, call.holding)
+    body = msgspec.structs.replace(body, messages=[])  # they are read, and may be large
     with call.submitted(asked, served) as tickets:
         if body.stream:
             await call.stream(_chat_events(call, body, served, asked, tickets))
             return
         answers = [await ticket for ticket in tickets]
         reports = await _reports(answers, asked)
-        call.note(served, answers)
+        call.note(served, tickets, answers)
         choices = [
             ChatChoice(
                 index=index,
@@ -104,7 +105,7 @@ async def _chat_events(
         if chunk.text or rows is not None:
             yield event(made(choices=[ChunkChoice(index=index, delta=Delta(content=chunk.text), logprobs=rows)]))
     ordered = [answers[index] for index in sorted(answers)]
-    call.note(served, ordered)
+    call.note(served, tickets, ordered)
     if counted:
         yield event(chunk_of(choices=[], usage=usage_of(ordered)))
     yield DONE
@@ -113,7 +114,7 @@ async def _chat_events(
 async def completion(call: Call) -> None:
     """`POST /v1/completions`"""
     body = call.decode(CompletionBody)
-    served = call.state.find(body.model)
+    served = call.find_free(body.model)
     asked = ask_completion(body, served)
     with call.submitted(asked, served) as tickets:
         if body.stream:
@@ -121,7 +122,7 @@ async def completion(call: Call) -> None:
             return
         answers = [await ticket for ticket in tickets]
         reports = await _reports(answers, asked)
-        call.note(served, answers)
+        call.note(served, tickets, answers)
         choices = [
             CompletionChoice(
                 index=index,
@@ -157,7 +158,7 @@ async def _completion_events(
         if chunk.text or rows is not None:
             yield event(made(choices=[CompletionChoice(index=index, text=chunk.text, logprobs=rows)]))
     ordered = [answers[index] for index in sorted(answers)]
-    call.note(served, ordered)
+    call.note(served, tickets, ordered)
     if counted:
         yield event(chunk_of(choices=[], usage=usage_of(ordered)))
     yield DONE
@@ -166,15 +167,16 @@ async def _completion_events(
 async def respond(call: Call) -> None:
     """`POST /v1/responses`"""
     body = call.decode(ResponsesBody)
-    served = call.state.find(body.model)
-    asked = await ask_chat(as_chat(body), served, call.state.sources, call.state.options)
+    served = call.find_free(body.model)
+    asked = await ask_chat(as_chat(body), served, call.state.sources, call.state.options, call.holding)
+    body = msgspec.structs.replace(body, input=[])  # it is read, and may be large
     with call.submitted(asked, served) as (ticket,):
         if body.stream:
             await call.stream(_response_events(call, body, served, asked, ticket))
             return
         answer = await ticket
         (report,) = await _reports([answer], asked)
-        call.note(served, [answer])
+        call.note(served, [ticket], [answer])
         await call.reply(_finished(_response_of(body, served), _id("msg"), answer, report))
 
 
@@ -202,7 +204,7 @@ async def _response_events(
         _, chunk = await anext(chunks)
     answer = chunk
     (report,) = await _reports([answer], asked)
-    call.note(served, [answer])
+    call.note(served, [ticket], [answer])
     done = _finished(response, item, answer, report)
     yield told("response.output_text.done", **place, text=answer.text, logprobs=[])
     yield told("response.content_part.done", **place, part=TextContent(text=answer.text))

@@ -13,7 +13,7 @@ from foveate.runtime import Answer
 from foveate.serve.options import Served
 
 if TYPE_CHECKING:
-    from foveate.runtime.scheduler import EngineStats
+    from foveate.runtime.scheduler import EngineStats, Ticket
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST_TOKEN_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 2, 3, 5, 7.5, 10, 20, 40, 80, 160)
@@ -73,9 +73,9 @@ class Metrics:
         """Notes an answer of an endpoint."""
         self._http.labels(path, str(status)).inc()
 
-    def count_answer(self, model: str, answer: Answer) -> None:
-        """Notes a finished answer."""
-        timings, selection = answer.timings, answer.selection
+    def count_answer(self, model: str, ticket: Ticket, answer: Answer) -> None:
+        """Notes a finished answer. Its times are those that its reader saw, stalls among them."""
+        selection = answer.selection
         kept = len(selection.keep_indices)
         self._prompt.labels(model).inc(answer.prompt_tokens)
         self._generation.labels(model).inc(len(answer.tokens))
@@ -85,16 +85,18 @@ class Metrics:
         self._success.labels(model, answer.finish_reason).inc()
         if selection.num_visual_tokens:
             self._share.labels(model).observe(kept / selection.num_visual_tokens)
-        first, decode = timings.ttft_ms / 1e3, sum(timings.decode_ms) / 1e3
-        queue = timings.queue_ms / 1e3
+        assert ticket.finished_at is not None
+        first = (ticket.first_token_at or ticket.finished_at) - ticket.submitted
+        whole = ticket.finished_at - ticket.submitted
+        queue = answer.timings.queue_ms / 1e3
         self._first.labels(model).observe(first)
-        self._whole.labels(model).observe(first + decode)
+        self._whole.labels(model).observe(whole)
         self._queue.labels(model).observe(queue)
-        self._prefill.labels(model).observe(first - queue)
-        self._decode.labels(model).observe(decode)
+        self._prefill.labels(model).observe(max(0.0, first - queue))
+        self._decode.labels(model).observe(whole - first)
         between = self._between.labels(model)
-        for milliseconds in timings.decode_ms:
-            between.observe(milliseconds / 1e3)
+        for seconds in ticket.gaps_s:
+            between.observe(seconds)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' form."""

@@ -13,8 +13,8 @@ from foveate.serve import replies, schema
 from foveate.serve.errors import Failure
 
 _ALWAYS = (500,)
-_WITH_BODY = (400, 404, 408, 413, 415, 503)
-_GENERATING = (429, 504)
+_WITH_BODY = (400, 404, 408, 413, 415, 429, 503)
+_GENERATING = (504,)
 STATUSES = {
     400: "Something in the request can't be used; `param` names it",
     401: "A key is needed",
@@ -22,7 +22,7 @@ STATUSES = {
     408: "The body came too slowly",
     413: "The body is too large",
     415: "The body is not declared as JSON",
-    429: "Too many requests wait; `Retry-After` says when to ask again",
+    429: "Too many requests wait, or hold too many bytes; `Retry-After` says when to ask again",
     500: "The server failed; its log says why",
     503: "The server is about to stop, is stuck, or lacks memory",
     504: "The request was not done within its `deadline_ms`",

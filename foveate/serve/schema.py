@@ -79,7 +79,7 @@ class Own(Body, kw_only=True, frozen=True):
         bool | None, Meta(description="Answer with the kept indices, the scores and a picture of them as a `data:` address")
     ] = None
     priority: Annotated[
-        Annotated[int, Meta(ge=-1000, le=1000)] | None, Meta(description="Lower numbers go first; null is 0")
+        Annotated[int, Meta(ge=0, le=1000)] | None, Meta(description="Lets requests with lower numbers go first; null is 0")
     ] = None
     deadline_ms: Annotated[Milliseconds | None, Meta(description="Give up after so long, with status 504")] = None
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 
 import msgspec
@@ -17,6 +18,8 @@ from foveate.serve.calls import State
 
 _KEEP_ALIVE_S = 75
 _LOOK_S = 0.05
+_FAREWELL_S = 2
+"""For the last bytes of answers; who does not read them by then is left."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -44,17 +47,30 @@ def address_of(found: socket.socket) -> str:
 
 
 def run(app: Starlette, found: socket.socket, begun: Callable[[], None]) -> None:
-    """Serves until SIGTERM or SIGINT comes, and every request that was taken is answered; a second signal ends it at once.
+    """Serves until SIGTERM or SIGINT comes, and every request that was taken is answered or `drain_seconds` are over; a second
+    signal ends it at once.
 
     Args:
         app: what `make_app` gives.
         found: what `listen` gives.
         begun: called once requests are taken.
     """
+    make_server(app, begun).run([found])
+
+
+def make_server(app: Starlette, begun: Callable[[], None]) -> uvicorn.Server:
+    """What `run` runs."""
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=_KEEP_ALIVE_S, server_header=False, ws="none"
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_FAREWELL_S,
+        server_header=False,
+        ws="none",
     )
-    _Server(config, app.state.server, begun).run([found])
+    return _Server(config, app.state.server, begun)
 
 
 class _Server(uvicorn.Server):
@@ -64,14 +80,18 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._state = state
         self._begun = begun
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
         self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
         self._begun()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._loop is None:  # nothing was taken yet
+            self.should_exit = True
+            return
         if self._state.draining:
             self.should_exit = self.force_exit = True
             return
@@ -80,11 +100,14 @@ class _Server(uvicorn.Server):
 
     def _drain(self) -> None:
         self._state.drain()
-        self._draining = self._loop.create_task(self._stop_when_done())
+        self._draining = asyncio.create_task(self._stop_when_done())
 
     async def _stop_when_done(self) -> None:
-        while self._state.active:
-            await asyncio.sleep(_LOOK_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._state.options.drain_seconds):
+                while self._state.active:
+                    await asyncio.sleep(_LOOK_S)
+        self._state.cancel()
         self.should_exit = True
 
 

@@ -28,11 +28,18 @@ from typing import Literal, Self
 
 from foveate.engines import RequestError
 from foveate.engines.errors import shown
+from foveate.serve.room import Holding, Room
 
 Kind = Literal["image", "video"]
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _DATA = re.compile(r"data:[\w.+/-]*(?:;[\w.+=\"-]+)*;base64,", re.ASCII | re.IGNORECASE)
+_LONGEST_HEAD = 256
+"""Characters in which a `data:` address has to come to its content."""
+_LONGEST_ADDRESS = 8_192
+"""Characters of one that is no `data:`."""
+_QUOTED = {"%2B": "+", "%2b": "+", "%2F": "/", "%2f": "/", "%3D": "=", "%3d": "="}
+"""What base64 may have that stands quoted in addresses."""
 _SAFE = "/%:?#[]@!$&'()*+,;=-._~"
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _PORTS = {"http": 80, "https": 443}
@@ -46,7 +53,7 @@ class SourceLimits:
     """What is too much to fetch.
 
     Attributes:
-        max_bytes: of one image or video.
+        max_bytes: of all that one request names, and so of each of it.
         connect_seconds: until the host has answered the connection.
         total_seconds: until the whole of it is here, however slowly it comes.
     """
@@ -75,24 +82,33 @@ class Sources:
         self._limits = limits or SourceLimits()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="foveate-source")
 
-    async def resolve(self, url: str, kind: Kind) -> bytes | Path:
-        """What an address holds: bytes, or the path of a file.
+    async def resolve(self, url: str, kind: Kind, holding: Holding | None = None) -> bytes:
+        """What an address leads to.
+
+        Args:
+            url: the address.
+            kind: what it has to be.
+            holding: the request's, which what is fetched or read counts for.
 
         Raises:
             RequestError: it may not be used, or can't be read; nothing of what a host answered is in the message.
         """
         scheme = url[:10].partition(":")[0].lower()
-        reads: dict[str, Callable[[str, Kind], bytes | Path]] = {"data": self._data, "file": self._file}
-        read = self._fetch if scheme in _PORTS else reads.get(scheme)
-        if read is None:
+        if scheme == "data":
+            return await asyncio.to_thread(self._data, url, kind)
+        if len(url) > _LONGEST_ADDRESS:
+            fact = f"the address of the {kind} has {len(url)} characters, the limit is {_LONGEST_ADDRESS}"
+            raise RequestError(f"{fact}. Give a shorter one, or send it as data:.")
+        holding = holding or Holding(Room())
+        if scheme == "file":
+            return await asyncio.to_thread(self._file, url, kind, holding)
+        if scheme not in _PORTS:
             raise RequestError(
                 f"the address of the {kind} is {shown(url)}, expected data:. Send it as data:TYPE;base64,CONTENT."
             )
-        if scheme not in _PORTS:
-            return await asyncio.to_thread(read, url, kind)
         try:
             async with asyncio.timeout(self._limits.total_seconds):  # a look-up of a name has no limit of its own
-                return await asyncio.get_running_loop().run_in_executor(self._pool, read, url, kind)
+                return await asyncio.get_running_loop().run_in_executor(self._pool, self._fetch, url, kind, holding)
         except TimeoutError:
             raise self._slow(kind) from None
 
@@ -101,18 +117,20 @@ class Sources:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _data(self, url: str, kind: Kind) -> bytes:
-        head = _DATA.match(url)
+        head = _DATA.match(url, 0, _LONGEST_HEAD)
         if head is None:
             raise RequestError(f"the address of the {kind} is not of the form data:TYPE;base64,CONTENT. Send it so.")
         content = url[head.end() :]
         self._check_size(len(content) * 3 // 4 - 2, kind)
         try:
-            found = base64.b64decode(urllib.parse.unquote(content) if "%" in content else content, validate=True)
+            for quoted, character in _QUOTED.items():
+                content = content.replace(quoted, character)
+            found = base64.b64decode(content, validate=True)
         except (binascii.Error, ValueError) as error:
             raise RequestError(f"the {kind} is not base64. Encode it again.") from error
         return self._whole(found, kind)
 
-    def _file(self, url: str, kind: Kind) -> Path:
+    def _file(self, url: str, kind: Kind, holding: Holding) -> bytes:
         refused = RequestError(
             f"the file of the {kind} may not be read, or is not there. Name one below an allowed folder, or send it as data:."
         )
@@ -129,15 +147,28 @@ class Sources:
         try:
             path = Path("/" + urllib.parse.unquote(name, errors="strict")).resolve(strict=True)
             inside = any(path.is_relative_to(folder) for folder in self._folders)
-            facts = os.stat(path, follow_symlinks=False) if inside else None
+            opened = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) if inside else None
         except (OSError, ValueError, RuntimeError):  # not there, no name of a file, links in a circle
             raise refused from None
-        if facts is None or not stat.S_ISREG(facts.st_mode):
+        if opened is None:
             raise refused
-        self._check_size(facts.st_size, kind)
-        return path
+        with open(opened, "rb") as file:  # what is looked at is what is read
+            if not stat.S_ISREG(os.fstat(opened).st_mode):
+                raise refused
+            self._check_size(os.fstat(opened).st_size, kind)
+            return self._whole(self._gather(file.read, kind, holding), kind)
 
-    def _fetch(self, url: str, kind: Kind) -> bytes:
+    def _gather(self, read: Callable[[int], bytes], kind: Kind, holding: Holding) -> bytes:
+        """All of it, piece by piece."""
+        pieces, size = [], 0
+        while piece := read(_READ_BYTES):
+            size += len(piece)
+            self._check_size(size, kind)
+            holding.take_fetched(len(piece), self._limits.max_bytes)
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def _fetch(self, url: str, kind: Kind, holding: Holding) -> bytes:
         ends = monotonic() + self._limits.total_seconds
         scheme, host, port, target = self._split(url, kind)
         address = self._look_up(host, port, kind)
@@ -150,7 +181,7 @@ class Sources:
             try:
                 if scheme == "https":
                     deadline.secure(host)
-                found = self._read(_connection(deadline.socket, scheme, host, port), target, kind)
+                found = self._read(_connection(deadline.socket, scheme, host, port), target, kind, holding)
             except (OSError, http.client.HTTPException, ValueError):
                 raise (self._slow(kind) if deadline.passed else failed) from None
             if deadline.passed:  # what was cut looks whole where no length was given
@@ -191,7 +222,7 @@ class Sources:
             )
         return str(addresses[0])
 
-    def _read(self, connection: http.client.HTTPConnection, target: str, kind: Kind) -> bytes:
+    def _read(self, connection: http.client.HTTPConnection, target: str, kind: Kind, holding: Holding) -> bytes:
         connection.putrequest("GET", target, skip_accept_encoding=True)
         for name, value in (
             ("Accept-Encoding", "identity"),
@@ -202,9 +233,9 @@ class Sources:
             connection.putheader(name, value)
         connection.endheaders()
         with connection.getresponse() as answer:
-            return self._content(answer, kind)
+            return self._content(answer, kind, holding)
 
-    def _content(self, answer: http.client.HTTPResponse, kind: Kind) -> bytes:
+    def _content(self, answer: http.client.HTTPResponse, kind: Kind, holding: Holding) -> bytes:
         if 300 <= answer.status < 400:
             raise RequestError(f"the address of the {kind} is redirected, which is not followed. Give the final address.")
         if answer.status != 200:
@@ -214,14 +245,10 @@ class Sources:
         said = answer.headers.get("Content-Length", "")
         if said.isascii() and said.isdigit():
             self._check_size(int(said[:20]), kind)
-        pieces, size = [], 0
-        while piece := answer.read1(_READ_BYTES):
-            size += len(piece)
-            self._check_size(size, kind)
-            pieces.append(piece)
-        if said.isascii() and said.isdigit() and size < int(said[:20]):
+        content = self._gather(answer.read1, kind, holding)
+        if said.isascii() and said.isdigit() and len(content) < int(said[:20]):
             raise http.client.IncompleteRead(b"")
-        return b"".join(pieces)
+        return content
 
     def _slow(self, kind: Kind) -> RequestError:
         limit = f"{self._limits.total_seconds:g} s"

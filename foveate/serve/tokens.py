@@ -42,12 +42,13 @@ class TokenTexts:
         return text, None
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """Token ids of a text. Control tokens that it spells are not plain text here."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special).ids
+        """Token ids of a text. Control tokens that it spells are not plain text here. Other threads go on meanwhile: it is a
+        batch of one."""
+        ids: list[int] = self.tokenizer.encode_batch([text], add_special_tokens=special)[0].ids
         return ids
 
     def decode(self, tokens: list[int]) -> str:
-        """The text of tokens, special ones among them.
+        """The text of tokens, special ones among them. Other threads go on meanwhile.
 
         Raises:
             HttpError: there is no such token.
@@ -57,7 +58,7 @@ class TokenTexts:
         if beyond is not None:
             fact = f"there is no token {beyond}, the model has 0 to {size - 1}. Take it out."
             raise HttpError(400, fact, "tokens", "invalid_value")
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=False)
+        text: str = self.tokenizer.decode_batch([tokens], skip_special_tokens=False)[0]
         return text
 
 

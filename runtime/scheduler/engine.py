@@ -140,6 +140,12 @@ class Engine:
             self._changed.notify_all()
         return ticket
 
+    @property
+    def full(self) -> bool:
+        """Whether so many wait that `submit` would refuse another one."""
+        with self._changed:
+            return sum(map(len, self._lanes.values())) >= self._options.max_waiting
+
     def stats(self) -> EngineStats:
         """What it does now."""
         with self._changed:

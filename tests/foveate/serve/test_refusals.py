@@ -56,7 +56,9 @@ def check(response: httpx2.Response, status: int, *parts: str, param: str | None
         ({"top_logprobs": 2}, "top_logprobs", "without logprobs"),
         ({"stream_options": {}}, "stream_options", "without stream"),
         ({"max_tokens": 4, "max_completion_tokens": 5}, "max_tokens", "expected one of them"),
-        ({"max_tokens": 1_000_000}, "foveate.keep", "the limit is"),
+        ({"max_tokens": 1_000_000}, "max_tokens", "the limit is"),
+        ({"max_completion_tokens": 1_000_000}, "max_completion_tokens", "the limit is"),
+        ({"max_tokens": 1_000_000, "foveate": {"keep": 0.5}}, "foveate.keep", "the limit is"),
         ({"logit_bias": {"1": 101}}, "logit_bias[...]", "<= 100"),
         ({"logit_bias": {"99999999": 1}}, None, "names token 99999999"),
         ({"presence_penalty": 2.5}, "presence_penalty", "<= 2"),
@@ -218,7 +220,7 @@ def test_a_stream_that_fails_says_so_and_ends(server: Running, monkeypatch: pyte
 
 
 def test_errors_before_the_first_token_are_answers_of_their_own(server: Running) -> None:
-    check(server.chat(stream=True, max_tokens=1_000_000), 400, param="foveate.keep")
+    check(server.chat(stream=True, max_tokens=1_000_000), 400, param="max_tokens")
 
 
 JSON = st.recursive(
@@ -238,8 +240,12 @@ def test_no_body_is_a_fault(server: Running, body: dict[str, Any], path: str) ->
 
 
 def test_errors_hide_where_files_are(serve: Serve, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(b"no picture")
+    deep = tmp_path.joinpath(*["deep" * 20] * 4, "x.png")
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(b"no picture")
     with serve(allow_folders=(tmp_path,)) as server:
-        part = {"type": "image_url", "image_url": f"file://{tmp_path}/x.png"}
+        (tmp_path / "link.png").symlink_to(deep)
+        part = {"type": "image_url", "image_url": f"file://{tmp_path}/link.png"}
         response = server.chat(messages=[{"role": "user", "content": [part]}])
-        check(response, 400)
+        check(response, 400, "can't be read as an image")
+        assert "deep" not in response.text

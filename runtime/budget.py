@@ -67,6 +67,12 @@ class Budget:
             return f"the budget ({limit}) covers all {num_visual_tokens} visual tokens"
         return None
 
+    def fewest(self, num_visual_tokens: int) -> int:
+        """The least number of tokens that stay, whatever the scores say."""
+        if self.mass is not None or self.ttft_ms is not None:
+            return min(1, num_visual_tokens)
+        return self._fixed_count(num_visual_tokens)
+
     def count(self, weights: np.ndarray) -> int:
         """Number of tokens that stay.
 

@@ -165,6 +165,11 @@ class Pipeline:
         self._capacity_tokens = _check_capacity(kv_capacity_tokens, limit)
 
     @property
+    def most_pixels(self) -> int | None:
+        """What images and frames are shrunk to where `Request.max_pixels` says nothing; None for models that it is not for."""
+        return self._prepare.most_pixels
+
+    @property
     def memory(self) -> Memory:
         """Where the arrays of its graphs lie; those of the vision graph may lie elsewhere."""
         return self._sessions[EMBED].memory
@@ -323,6 +328,9 @@ class Pipeline:
         """
         selector = self.selector(request.select)
         request = replace(request, sampling=self._sampling(request))
+        if begun is not None and not request.limits_encoding:  # what can't fit whatever the scores say: it is not even seen
+            fewest = request.budget.fewest(begun.prepared.num_visual_tokens)
+            self._check_length(begun.prepared.num_text_tokens + fewest, self._max_new_tokens(request), begun)
         encoded = encoded or self.encode(request, begun=begun)
         prepared, visual_embeds = encoded.prepared, encoded.visual_embeds
         sizes = Sizes(

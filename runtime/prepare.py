@@ -120,6 +120,11 @@ class Preparer:
         assert isinstance(self._processor, Foveal)  # or there would be no glance to choose by
         return self._processor
 
+    @property
+    def most_pixels(self) -> int | None:
+        """See `Processor.most_pixels`."""
+        return self._processor.most_pixels
+
     def _visuals(self, request: Request, prompt: EncodedPrompt) -> tuple[Visual, ...]:
         """What the pixels give, in the order of the placeholders."""
         sources = collect_visuals(request.messages, request.images, request.videos, prompt.placeholders)
@@ -139,11 +144,11 @@ class Preparer:
 
     def _video(self, source: VideoSource, request: Request) -> Visual:
         usual = self._processor.frame_defaults
-        rule, fps, max_frames = request.frame_rule or usual.rule, request.fps or usual.fps, request.max_frames
+        rule, fps, most = request.frame_rule or usual.rule, request.fps or usual.fps, usual.max_frames
         if request.fps is not None and request.frame_rule is None and rule in RULES_WITHOUT_RATE:
             rule = "interval"
         if is_given_frames(source):
-            fps, max_frames = request.fps or 1.0, max_frames or max(_MOST_GIVEN_FRAMES, usual.max_frames)
-        max_frames = max_frames or min(usual.max_frames, self._video_limits.max_frames)
+            fps, most = request.fps or 1.0, max(_MOST_GIVEN_FRAMES, usual.max_frames)
+        max_frames = request.max_frames or min(most, self._video_limits.max_frames)
         with open_frames(source, fps, max_frames, self._video_limits, rule) as (frames, seconds):
             return self._processor.video(frames, seconds, request.resolution)

@@ -92,12 +92,13 @@ def _object(status: int, content: bytes) -> dict[str, Any]:
 
 
 @contextmanager
-def serve_bundle(bundle: Path, words: Sequence[str]) -> Iterator[tuple[str, int]]:
+def serve_bundle(bundle: Path, words: Sequence[str], log_file: Path | None = None) -> Iterator[tuple[str, int]]:
     """The serve command on a bundle in a process of its own, on a free port, until the end of the block.
 
     Args:
         bundle: its folder.
         words: further words of the command.
+        log_file: where to leave what it prints; None leaves it nowhere.
 
     Yields:
         URL and process id.
@@ -105,7 +106,7 @@ def serve_bundle(bundle: Path, words: Sequence[str]) -> Iterator[tuple[str, int]
     Raises:
         BackendError: it ended before it served.
     """
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile() if log_file is None else log_file.open("w+b") as log:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         # A session of its own: a Ctrl-C reaches it through us alone, once.
         child = subprocess.Popen(

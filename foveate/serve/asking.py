@@ -76,14 +76,14 @@ async def ask_chat(body: ChatBody, served: Served, sources: Sources, options: Se
     grammar = await find_grammar(body.response_format, served)
     messages = await read_messages(body.messages, served, sources, options, holding)
     longest = body.max_completion_tokens or body.max_tokens
-    return _asked(body, messages, longest, logprobs, grammar)
+    return _asked(body, served, messages, longest, logprobs, grammar)
 
 
 def ask_completion(body: CompletionBody, served: Served) -> Asked:
     """What `/v1/completions` is asked; raises what `ask_chat` does."""
     prompt = body.prompt if isinstance(body.prompt, str) else body.prompt[0]
     check_length(len(prompt), served)
-    return _asked(body, [{"role": "user", "content": prompt}], body.max_tokens, body.logprobs, None, raw=True)
+    return _asked(body, served, [{"role": "user", "content": prompt}], body.max_tokens, body.logprobs, None, raw=True)
 
 
 def as_chat(body: ResponsesBody) -> ChatBody:
@@ -220,6 +220,7 @@ async def find_grammar(form: ResponseFormat | None, served: Served) -> Grammar |
 
 def _asked(
     body: Drawing,
+    served: Served,
     messages: list[dict[str, Any]],
     longest: int | None,
     logprobs: int | None,
@@ -231,6 +232,7 @@ def _asked(
             400, "stream_options does nothing without stream. Set stream to true.", "stream_options", "invalid_value"
         )
     own = body.foveate or _NO_OWN
+    _check_pixels(own, served)
     request = Request(
         messages,
         budget=_budget(own),
@@ -255,6 +257,14 @@ def _asked(
     )
     requests = [request] + [_with_seed(request, index) for index in range(1, body.n or 1)]
     return Asked(tuple(requests), own.priority or 0, own.deadline_ms, own.keep == "auto", bool(own.explain))
+
+
+def _check_pixels(own: Own, served: Served) -> None:
+    """A client makes pictures smaller than the model does, not larger: what seeing takes grows with the square of them."""
+    most = served.pipe.most_pixels
+    if own.max_pixels is not None and most is not None and own.max_pixels > most:
+        fact = f"foveate.max_pixels is {own.max_pixels}, the limit is the model's own, {most}. Lower it, or leave it out."
+        raise HttpError(400, fact, "foveate.max_pixels", "invalid_value")
 
 
 def _budget(own: Own) -> Budget:

@@ -29,6 +29,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 AnyBody = TypeVar("AnyBody", bound=Body)
 
+MOST_MARKS = 100_000
+"""Commas and opening brackets of a body, and so about its values: nobody else is heard while they are decoded."""
+_MARKS = (b",", b"[", b"{")
 LOG = logging.getLogger("foveate.serve")
 _JSON = [(b"content-type", b"application/json")]
 _EVENTS = [
@@ -164,8 +167,11 @@ class Call:
         """The body; once.
 
         Raises:
-            HttpError: it is not what the schema says.
+            HttpError: it is not what the schema says, or too much of it.
         """
+        marks = sum(map(self.body.count, _MARKS))
+        if marks > MOST_MARKS:
+            raise HttpError(413, f"the body has {marks} commas and opening brackets, the limit is {MOST_MARKS}. Send less.")
         try:
             body = _decoder(kind).decode(self.body)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

@@ -30,6 +30,8 @@ _PARAMS = {
     "min_pixels": ("foveate.min_pixels",),
     "max_pixels": ("foveate.max_pixels",),
     "max_new_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
+    "limits": ("messages",),
+    "video_limits": ("messages",),
 }
 """Fields of requests that have other names in bodies; the others are called alike."""
 _AT = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")

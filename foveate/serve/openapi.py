@@ -141,7 +141,8 @@ def _operation(one: Operation, models: Sequence[str], keys: bool) -> dict[str, A
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": _ref(one.body)}}}
     statuses = set(one.statuses) | ({401} if keys and one.id not in OPEN else set())
     failed = {"application/json": {"schema": _ref(Failure)}}
-    found["responses"] = {"200": {"description": "Done", "content": _content(one)}} | {
+    done = "Done; with `stream` as server-sent events" if one.streams else "Done"
+    found["responses"] = {"200": {"description": done, "content": _content(one)}} | {
         str(status): {"description": STATUSES[status], "content": failed} for status in sorted(statuses)
     }
     if one.reply is replies.Health:
@@ -160,7 +161,7 @@ def _content(one: Operation) -> dict[str, Any]:
         return {one.reply: {"schema": {"type": "object" if one.reply == "application/json" else "string"}}}
     content: dict[str, Any] = {"application/json": {"schema": _ref(one.reply)}}
     if one.streams:
-        content["text/event-stream"] = {"schema": {"type": "string", "description": "With `stream`"}}
+        content["text/event-stream"] = {}  # OpenAPI has no word for what an event is
     return content
 
 

@@ -31,9 +31,11 @@ class Processor(Protocol):
 
     Attributes:
         frame_defaults: which frames of a video file the family's authors look at.
+        most_pixels: what images and frames are shrunk to where a request says nothing; None where it can't say anything.
     """
 
     frame_defaults: FrameDefaults
+    most_pixels: int | None
 
     def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:
         """Patches of an RGB image.

@@ -28,6 +28,7 @@ class LlavaProcessor:
     """See `Processor`."""
 
     frame_defaults = FrameDefaults()
+    most_pixels = None
 
     def __init__(self, constants: LlavaConstants) -> None:
         self.constants = constants

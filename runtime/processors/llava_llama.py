@@ -24,6 +24,7 @@ class LlavaLlamaProcessor:
     def __init__(self, constants: LlavaLlamaConstants) -> None:
         self.constants = constants
         self.frame_defaults = FrameDefaults("uniform", max_frames=constants.num_video_frames)
+        self.most_pixels = None
         self._normalisation = Normalisation(constants)
 
     def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:

@@ -48,6 +48,7 @@ class LlavaOnevisionProcessor:
     """See `Processor`. The vision graph gets weighted sums of features to make, so packing is all here."""
 
     frame_defaults = FrameDefaults("uniform")
+    most_pixels = None
     glance_stays = True
 
     def __init__(self, constants: LlavaOnevisionConstants) -> None:

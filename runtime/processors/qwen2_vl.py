@@ -44,6 +44,7 @@ class Qwen2VLProcessor:
 
     def __init__(self, constants: Qwen2VLConstants) -> None:
         self.constants = constants
+        self.most_pixels = max(constants.max_pixels, constants.video_max_pixels)
         self._normalisation = Normalisation(constants)
 
     def image(self, image: Image.Image, alone: bool = True, resolution: Resolution = NO_LIMITS) -> Visual:

@@ -70,9 +70,15 @@ def serve(pipe: Pipeline, reference_bundle: Path) -> Serve:
     """Serves the reference bundle in some way."""
 
     @contextmanager
-    def serving(engine: EngineOptions | None = None, names: tuple[str, ...] = ("tiny",), **options: Any) -> Iterator[Running]:
-        opened = pipe.engine(engine or EngineOptions(slots=4, tokens_per_slot=1024))
-        app = make_app([Served(name, pipe, opened, reference_bundle) for name in names], ServeOptions(**options))
+    def serving(
+        engine: EngineOptions | None = None,
+        names: tuple[str, ...] = ("tiny",),
+        pipeline: Pipeline | None = None,
+        **options: Any,
+    ) -> Iterator[Running]:
+        loaded = pipeline or pipe
+        opened = loaded.engine(engine or EngineOptions(slots=4, tokens_per_slot=1024))
+        app = make_app([Served(name, loaded, opened, reference_bundle) for name in names], ServeOptions(**options))
         found = listen("127.0.0.1", 0)
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", ws="none", access_log=False))
         thread = threading.Thread(target=server.run, args=([found],), daemon=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 
 from benchmarks.pages import write_between
 from benchmarks.serving import BEGIN, PAGE, lines
+from foveate.runtime.scheduler import EngineOptions
 from foveate.serve.app import HANDLERS
 from foveate.serve.openapi import OPERATIONS, describe_api
-from tests.foveate.serve.conftest import ASK, CHAT, TEXT, Running
+from tests.foveate.serve.conftest import ASK, CHAT, TEXT, Running, Serve
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT: dict[str, Any] = msgspec.json.decode(describe_api(("tiny",), keys=False))
@@ -73,3 +76,16 @@ def test_the_page_is_up_to_date(tmp_path: Path) -> None:
     page.write_text((ROOT / PAGE).read_text())
     write_between(page, BEGIN, lines())
     assert page.read_text() == (ROOT / PAGE).read_text()
+
+
+@pytest.mark.slow
+def test_schemathesis(serve: Serve) -> None:
+    """No answer but those that are described. It is installed apart: `pip install schemathesis`, its `st` on the PATH."""
+    tool = shutil.which("st")
+    if tool is None:
+        pytest.skip("there is no st on the PATH: install schemathesis in an environment of its own")
+    with serve(EngineOptions(slots=4, tokens_per_slot=256)) as server:
+        words = ["--max-examples", "50", "--phases", "coverage,fuzzing", "--seed", "1", "--no-color", "--continue-on-failure"]
+        command = [tool, "--config-file", str(Path(__file__).parent / "schemathesis.toml"), "run", f"{server.url}/openapi.json"]
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -146,6 +146,14 @@ def test_a_body_that_is_too_large(serve: Serve, chunked: bool) -> None:
         check(response, 413, "more than 10000 bytes")
 
 
+@pytest.mark.parametrize("begin", ['"metadata": [', '"logit_bias": {"1": 0, "2": ['])
+def test_a_body_of_too_many_values(server: Running, begin: str) -> None:
+    """Nobody else is heard while they are decoded."""
+    content = '{"messages": [{"role": "user", "content": "x"}], ' + begin + "[]," * 120_000
+    response = server.http.post(CHAT, content=content.encode(), headers={"content-type": "application/json"})
+    check(response, 413, "commas and opening brackets, the limit is 100000")
+
+
 def test_a_body_that_never_ends(serve: Serve) -> None:
     with serve(body_seconds=0.2) as server:
 

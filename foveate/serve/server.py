@@ -88,6 +88,12 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._begun()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # of those who read nothing
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._loop is None:  # nothing was taken yet
             self.should_exit = True

@@ -152,10 +152,12 @@ class Sources:
             raise refused from None
         if opened is None:
             raise refused
-        with open(opened, "rb") as file:  # what is looked at is what is read
-            if not stat.S_ISREG(os.fstat(opened).st_mode):
-                raise refused
-            self._check_size(os.fstat(opened).st_size, kind)
+        facts = os.fstat(opened)  # of what is read, whatever its name leads to now
+        if not stat.S_ISREG(facts.st_mode):
+            os.close(opened)
+            raise refused
+        with open(opened, "rb") as file:
+            self._check_size(facts.st_size, kind)
             return self._whole(self._gather(file.read, kind, holding), kind)
 
     def _gather(self, read: Callable[[int], bytes], kind: Kind, holding: Holding) -> bytes:

@@ -79,7 +79,7 @@ def test_the_page_is_up_to_date(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_schemathesis(serve: Serve) -> None:
+def test_schemathesis(serve: Serve, tmp_path: Path) -> None:
     """No answer but those that are described. It is installed apart: `pip install schemathesis`, its `st` on the PATH."""
     tool = shutil.which("st")
     if tool is None:
@@ -87,5 +87,5 @@ def test_schemathesis(serve: Serve) -> None:
     with serve(EngineOptions(slots=4, tokens_per_slot=256)) as server:
         words = ["--max-examples", "50", "--phases", "coverage,fuzzing", "--seed", "1", "--no-color", "--continue-on-failure"]
         command = [tool, "--config-file", str(Path(__file__).parent / "schemathesis.toml"), "run", f"{server.url}/openapi.json"]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run([*command, *words], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stdout

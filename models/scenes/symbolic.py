@@ -30,6 +30,11 @@ class SymbolicVision(nn.Module):
         self.no_text = nn.Parameter(torch.randn(width) * width**-0.5)
         self.where = nn.Linear(6, width, bias=False)
         nn.init.normal_(self.where.weight, std=width**-0.5)
+        # What names a printed value, in a space of its own: the tower is to put it there, since neighbouring columns are 0.01
+        # rad apart to the text model.
+        self.names = nn.ModuleDict({name: nn.Linear(width, width, bias=False) for name in ("row", "column")})
+        for projection in self.names.values():
+            nn.init.orthogonal_(projection.weight)
         sizes = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "text": len(TEXTS) + 1, "centre": 3}
         self.readers = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.where_reader = nn.Linear(width, 2)
@@ -41,14 +46,18 @@ class SymbolicVision(nn.Module):
         texts = torch.cat([self.no_text[None], table("text")])
         x = cells["where"]
         waves = torch.cat([x, torch.sin(x * torch.pi / 2), torch.cos(x * torch.pi)], dim=-1)
+        on_shape, on_colour = ((cells[name] >= 0)[..., None] for name in ("shape", "colour"))
         seen = (
-            F.embedding(cells["shape"].clamp(min=0), table("shape"))
-            + F.embedding(cells["colour"].clamp(min=0), table("colour"))
+            F.embedding(cells["shape"].clamp(min=0), table("shape")) * on_shape
+            + F.embedding(cells["colour"].clamp(min=0), table("colour")) * on_colour
             + F.embedding(cells["text"].clamp(min=0), texts)
             + (cells["centre"] == 1)[..., None] * self.centre
-            + self.where(waves)
+            # Of what is printed only its token's own position says where it is.
+            + self.where(waves) * on_shape
         )
-        return torch.where((cells["shape"] >= 0)[..., None], seen, self.background)
+        for name, projection in self.names.items():
+            seen = seen + projection(F.embedding(cells[name].clamp(min=0), texts)) * (cells[name] > 0)[..., None]
+        return torch.where((cells["centre"] >= 0)[..., None], seen, self.background)
 
     def reading_loss(self, visual_embeds: torch.Tensor, cells: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Cross-entropy of each attribute and the squared error of the object's place, over object and background."""

@@ -48,6 +48,8 @@ LEARNING_RATES = {
     "sparse": 7e-4,
     "dense": 1.8e-3,
     "settle": 9e-4,
+    "lookup": 2e-3,
+    "read": 2e-3,
 }
 """Of each stage."""
 SHARES = {
@@ -55,9 +57,11 @@ SHARES = {
     "finish": (0.5, 0.25, 0.25),
     "dense": (0.15, 0.03, 0.07, 0.45, 0.3),
     "settle": (0.32, 0.07, 0.13, 0.4, 0.08),
+    "lookup": (0.2, 0.0, 0.0, 0.8, 0.0),
+    "read": (0.15, 0.0, 0.0, 0.25, 0.6),
 }
 """Of images, several images, clips, pages and sheets to read in stages that differ from the world's."""
-SMALLER = {"dense": 2000, "settle": 2000}
+SMALLER = {"dense": 2000, "settle": 2000, "read": 2000}
 """Visual tokens of a batch in stages that rather take more steps."""
 CONTINUES = frozenset({"finish", "settle", "thin", "sparse"})
 """Stages that start from the weights of the one before."""
@@ -91,7 +95,7 @@ class Steps(Dataset):
         shares = SHARES.get(self.stage.name, self.batches.world.shares)
         kind = (*KINDS, "page", "sheet")[int(rng.choice(len(shares), p=shares))]
         tokens = SMALLER.get(self.stage.name, VISUAL_TOKENS)
-        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text", visual_tokens=tokens)
+        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name not in ("text", "lookup"), visual_tokens=tokens)
 
 
 def question_hits(batch: Batch, logits: Tensor) -> Tensor:
@@ -143,6 +147,8 @@ class Trainer:
             "sparse": self.sparse_loss,
             "dense": self.dense_loss,
             "settle": self.settle_loss,
+            "lookup": self.lookup_loss,
+            "read": self.read_loss,
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -159,6 +165,19 @@ class Trainer:
         """Questions answered from noisy symbolic vectors."""
         symbols = self.symbolic(self.embeddings, batch.cells)
         return self._answer_loss(batch, self.learner.pack(symbols + 0.06 * torch.randn_like(symbols), batch.feeds))
+
+    def lookup_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The same of pages too, in bf16."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.text_loss(batch)
+
+    def read_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """What each feature shows of scenes, pages and sheets can be read from it."""
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = self.symbolic.reading_loss(self.learner.see(batch.feeds), batch.cells)
+        facts = {f"{batch.kind}-{name}": value.item() for name, value in losses.items()}
+        chosen = losses if batch.kind == "image" else {name: losses[name] for name in ("text", "colour", "row", "column")}
+        return sum(chosen.values()), facts
 
     def vision_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """What each feature shows can be read from it."""

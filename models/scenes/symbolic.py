@@ -30,11 +30,6 @@ class SymbolicVision(nn.Module):
         self.no_text = nn.Parameter(torch.randn(width) * width**-0.5)
         self.where = nn.Linear(6, width, bias=False)
         nn.init.normal_(self.where.weight, std=width**-0.5)
-        # What names a printed value, in a space of its own: the tower is to put it there, since neighbouring columns are 0.01
-        # rad apart to the text model.
-        self.names = nn.ModuleDict({name: nn.Linear(width, width, bias=False) for name in ("row", "column")})
-        for projection in self.names.values():
-            nn.init.orthogonal_(projection.weight)
         sizes = {"shape": len(SHAPES) + 1, "colour": len(COLOURS) + 1, "text": len(TEXTS) + 1, "centre": 3}
         self.readers = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
         self.where_reader = nn.Linear(width, 2)
@@ -55,8 +50,10 @@ class SymbolicVision(nn.Module):
             # Of what is printed only its token's own position says where it is.
             + self.where(waves) * on_shape
         )
-        for name, projection in self.names.items():
-            seen = seen + projection(F.embedding(cells[name].clamp(min=0), texts)) * (cells[name] > 0)[..., None]
+        for name in self.name_readers:
+            # Louder than what is printed, and in the same vectors: what finds a text finds what it names. With vectors of
+            # their own the text model learned names one by one, 10 of 24 in 1,000 steps.
+            seen = seen + 2 * F.embedding(cells[name].clamp(min=0), texts) * (cells[name] > 0)[..., None]
         return torch.where((cells["centre"] >= 0)[..., None], seen, self.background)
 
     def reading_loss(self, visual_embeds: torch.Tensor, cells: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

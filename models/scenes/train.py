@@ -4,8 +4,9 @@ A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
 same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images, which
-it would forget otherwise. `dense` teaches it documents, larger images and small ones; `settle` more of the same, of whole
-pictures or of parts of them (see `parts.py`). `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-
+it would forget otherwise. Documents are learned likewise, and larger images and small ones: `lookup` teaches the text model
+pages as symbols, `read` the tower what is printed on them and which row and column it is in, `dense` puts these two together;
+`settle` more of the same, of whole pictures or of parts of them (see `parts.py`). `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-
 OneVision with very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on
 the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
 """
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ LEARNING_RATES = {
     "finish": 6e-4,
     "thin": 7e-4,
     "sparse": 7e-4,
-    "dense": 1.8e-3,
+    "dense": 1.2e-3,
     "settle": 9e-4,
     "lookup": 2e-3,
     "read": 2e-3,
@@ -65,6 +66,8 @@ SMALLER = {"dense": 2000, "settle": 2000, "read": 2000}
 """Visual tokens of a batch in stages that rather take more steps."""
 CONTINUES = frozenset({"finish", "settle", "thin", "sparse"})
 """Stages that start from the weights of the one before."""
+COMBINES = {"joint": ("text", "vision"), "dense": ("lookup", "read")}
+"""Stages that start from the text model of one stage and the tower of another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -235,23 +238,38 @@ class Trainer:
             loss = loss + 0.3 * sum(self.symbolic.reading_loss(features, cells).values())
         return loss, facts
 
-    @torch.no_grad()
     def fit_projection(self, batches: Iterable[Batch]) -> None:
-        """Sets the last matrix of the projector to the least-squares map onto the symbolic vectors."""
-        last = self.learner.projection
-        seen: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        size = last.in_features + 1
-        gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, last.out_features, dtype=torch.float64)
+        """Sets the last matrix of the projector to the least-squares map onto the symbolic vectors; the readers follow it."""
+        with torch.no_grad():
+            seen = list(self._unprojected(batches))
+            self._solve_projection(seen)
+        readers = [p for name, p in self.symbolic.named_parameters() if "reader" in name]
+        optimizer = torch.optim.AdamW(readers, lr=1e-2)
+        for inputs, cells in 5 * seen:
+            sum(self.symbolic.reading_loss(self.learner.projection(inputs).detach(), cells).values()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _unprojected(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """What goes into the last matrix of the projector, `[batch, N, D]`, and what it shows."""
+        inputs: list[Tensor] = []
+        hook = self.learner.projection.register_forward_pre_hook(lambda _, taken: inputs.append(taken[0]))
         for batch in batches:
             self.learner.see(batch.feeds)
-            inputs = F.pad(seen.pop().flatten(0, 1), (0, 1), value=1.0).double()
-            wanted = self.symbolic(self.embeddings, batch.cells).flatten(0, 1).double()
+            yield inputs.pop().reshape(*batch.cells["shape"].shape, -1), batch.cells
+        hook.remove()
+
+    def _solve_projection(self, seen: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> None:
+        last = self.learner.projection
+        size = last.in_features + 1
+        gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, last.out_features, dtype=torch.float64)
+        for features, cells in seen:
+            inputs = F.pad(features.flatten(0, 1), (0, 1), value=1.0).double()
+            wanted = self.symbolic(self.embeddings, cells).flatten(0, 1).double()
             # Background is most of an image, so its cells weigh less.
-            weighted = inputs * torch.where(batch.cells["shape"] >= 0, 1.0, 0.1).flatten()[:, None]
+            weighted = inputs * torch.where(cells["centre"] >= 0, 1.0, 0.1).flatten()[:, None]
             gram += weighted.T @ inputs
             moment += weighted.T @ wanted
-        hook.remove()
         ridge = 1e-4 * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
         solution = torch.linalg.solve(gram + ridge, moment).float()
         last.weight.copy_(solution[:-1].T)
@@ -380,20 +398,20 @@ def _save(path: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer],
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def combine_text_and_vision(trainer: Trainer, work: Path, seed: int) -> None:
-    """The text model and symbolic vectors of stage `text` with the tower and readers of stage `vision`.
+def combine(trainer: Trainer, text_stage: str, vision_stage: str, work: Path, seed: int) -> None:
+    """The text model and symbolic vectors of one stage with the tower and readers of another.
 
     The tower's features first go onto the symbolic vectors by least squares: gradients from so far off would undo the tower.
     """
-    text, vision = (torch.load(work / f"{name}.pt", weights_only=True) for name in ("text", "vision"))
+    text, vision = (torch.load(work / f"{name}.pt", weights_only=True) for name in (text_stage, vision_stage))
     of_text = {id(p) for p in (*trainer.learner.language_model.parameters(), *trainer.learner.lm_head.parameters())}
     names = {name for name, p in trainer.learner.named_parameters(remove_duplicate=False) if id(p) in of_text}
     learner = {name: (text if name in names else vision)["learner"][name] for name in vision["learner"]}
-    # The newline is a vector of the language model, but lies with the tower: only stage `text` has used it.
+    # The newline is a vector of the language model, but lies with the tower: only the text model's stage has used it.
     learner |= {name: value for name, value in text["learner"].items() if name.endswith("image_newline")}
     readers = {name: value for name, value in vision["symbolic"].items() if "reader" in name}
     trainer.load({"learner": learner, "symbolic": text["symbolic"] | readers})
-    steps = Steps(Batches(trainer.learner), Stage("vision", 40), seed + 1, 0)
+    steps = Steps(Batches(trainer.learner), Stage(vision_stage, 40), seed + 1, 0)
     trainer.fit_projection(steps[index] for index in range(len(steps)))
 
 
@@ -412,8 +430,8 @@ def main(name: str, work: Path, output: Path | None, start: Path, seed: int, thr
     trainer = Trainer(name, seed, work, start)
     for stage in only or trainer.learner.stages:
         trainer = Trainer(name, seed, work, start)
-        if stage == "joint":
-            combine_text_and_vision(trainer, work, seed)
+        if stage in COMBINES and not (work / f"{stage}.pt").exists():
+            combine(trainer, *COMBINES[stage], work, seed)
         if stage in CONTINUES:
             names = list(trainer.learner.stages)
             trainer.load(torch.load(work / f"{names[names.index(stage) - 1]}.pt", weights_only=True))

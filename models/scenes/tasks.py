@@ -9,7 +9,16 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from models.documents.page import NAMED_TYPES, PAGE_TYPES, Page, choose_questions, draw_page, draw_sheet, sample_page, sample_pixels
+from models.documents.page import (
+    NAMED_TYPES,
+    PAGE_TYPES,
+    Page,
+    choose_questions,
+    draw_page,
+    draw_sheet,
+    sample_page,
+    sample_pixels,
+)
 from models.documents.render import render_page
 from models.scenes.clips import CLIP_TYPES, ask_clip, sample_clip
 from models.scenes.dataset import rng_of

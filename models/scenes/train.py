@@ -5,10 +5,10 @@ see objects (the two know nothing of each other and may run side by side with `-
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
 same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images, which
 it would forget otherwise. Documents are learned likewise, and larger images and small ones: `lookup` teaches the text model
-pages as symbols, `read` the tower what is printed on them and which row and column it is in, `dense` puts these two together;
-`settle` more of the same, of whole pictures or of parts of them (see `parts.py`). `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-
-OneVision with very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on
-the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
+pages as symbols, `read` the tower what is printed on them and which row and column that is in, `dense` puts the two together;
+`settle` is more of the same, of whole pictures or of parts of them (see `parts.py`). `thin` teaches the others to do with fewer
+visual tokens, and `sparse` LLaVA-OneVision with very few. Every stage writes its state to DIR now and then and continues from
+it; the batch of a step depends on the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from models.scenes.tasks import KINDS, TYPES
 
 SAVE_EVERY, REPORT_EVERY = 50, 10
 QUESTIONS = 8
-
+FIT_BATCHES = 40
+"""What `combine` looks at."""
 
 LEARNING_RATES = {
     "text": 1.5e-3,
@@ -56,7 +57,7 @@ LEARNING_RATES = {
 SHARES = {
     "clips": (0.3, 0.2, 0.5),
     "finish": (0.5, 0.25, 0.25),
-    "dense": (0.15, 0.03, 0.07, 0.45, 0.3),
+    "dense": (0.22, 0.04, 0.09, 0.45, 0.2),
     "settle": (0.32, 0.07, 0.13, 0.4, 0.08),
     "lookup": (0.2, 0.0, 0.0, 0.8, 0.0),
     "read": (0.15, 0.0, 0.0, 0.25, 0.6),
@@ -411,7 +412,7 @@ def combine(trainer: Trainer, text_stage: str, vision_stage: str, work: Path, se
     learner |= {name: value for name, value in text["learner"].items() if name.endswith("image_newline")}
     readers = {name: value for name, value in vision["symbolic"].items() if "reader" in name}
     trainer.load({"learner": learner, "symbolic": text["symbolic"] | readers})
-    steps = Steps(Batches(trainer.learner), Stage(vision_stage, 40), seed + 1, 0)
+    steps = Steps(Batches(trainer.learner), Stage(vision_stage, FIT_BATCHES), seed + 1, 0)
     trainer.fit_projection(steps[index] for index in range(len(steps)))
 
 

@@ -208,7 +208,7 @@ class Trainer:
         share, preference = torch.rand(2).tolist()
         return self._pruned_loss(batch, 0.1 + 1.2 * share, 2 * preference)
 
-    def dense_loss(self, batch: Batch, reading: float = 1.0) -> tuple[Tensor, dict[str, float]]:
+    def dense_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels; what is printed, and in which row and column, can be read from the features."""
         # Twice as fast as in fp32 where the processor multiplies bf16; the weights stay fp32.
         with torch.autocast("cpu", torch.bfloat16):
@@ -219,12 +219,12 @@ class Trainer:
                 return losses["text"] + losses["row"] + losses["colour"], facts
             loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
         read = {name: losses[name] for name in ("text", "row", "column")}
-        return loss + reading * sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}
+        return loss + sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}
 
     def settle_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The same, with parts of many pictures where the checkpoint learns from them; reading counts less."""
+        """The same, with parts of many pictures where the checkpoint learns from them."""
         parts = self.learner.drops_patches and batch.kind != "sheet"
-        return self.dense_loss(draw_part(batch) if parts else batch, reading=0.3)
+        return self.dense_loss(draw_part(batch) if parts else batch)
 
     def _pruned_loss(self, batch: Batch, share: float, preference: float) -> tuple[Tensor, dict[str, float]]:
         """With a share of the visual tokens, at 1 and above all of them; those that show an object weigh `preference`."""

@@ -3,8 +3,10 @@
     python -m benchmarks.tower_memory x.bundle --image-size 1008x672 --image-size 4000x3000 --variant 0.25:0.25
 
 Every size and variant is asked in a process of its own. Its peak is held against what the process takes once the bundle is
-loaded. A variant is an ENCODE:KEEP; the whole tower at the same keep is always there. What needs more than `--limit-gib` is
-refused by the system, and the row says so.
+loaded. A variant is an ENCODE:KEEP; the whole tower at the same keep is always there. The picture is seen as large as it is,
+whatever the model's own limit. What needs more than `--limit-gib` is refused by the system, and the row says so. Layers run one
+after the other, so a checkpoint with two of them (`python -m models.true_shapes.write qwen2-vl-2b FOLDER --layers 2`) says what
+the tower needs beside its weights: at 12 megapixels all 32 take 700 TFLOP.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ def ask(bundle: Path, size: str, variant: Variant, backend: str | None, threads:
     with foveate.load(bundle, options=options, verify=False, vision_cache_bytes=0, vision_backend=backend) as pipe:
         loaded = peak_rss_bytes()
         try:
-            request = foveate.Request.ask(QUESTION, image, **variant.options, max_new_tokens=1)
+            # As large as it is: the model's own limit may be a tenth of it.
+            request = foveate.Request.ask(QUESTION, image, **variant.options, max_pixels=width * height, max_new_tokens=1)
             answer = pipe.generate(request)
         except FoveateError as error:
             return Peak(loaded, peak_rss_bytes(), 0, 0, str(error).partition(".")[0])

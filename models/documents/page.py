@@ -15,7 +15,8 @@ from models.documents.layouts import FONTS, LAYOUTS, THEMES, Colour, Layout, Spl
 from models.scenes.dataset import rng_of
 from models.scenes.world import COLOURS, DIGITS, LETTERS, TEXTS, WORDS, Question, sample_grid
 
-PAGE_TYPES = ("pair", "line", "row", "cell", "button", "mark")
+NAMED_TYPES = ("pair", "row", "cell")
+PAGE_TYPES = (*NAMED_TYPES, "line", "button", "mark")
 CELL = 28
 """Pixels of a cell's side: one visual token."""
 _FILLER = tuple(

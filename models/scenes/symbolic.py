@@ -41,14 +41,20 @@ class SymbolicVision(nn.Module):
         texts = torch.cat([self.no_text[None], table("text")])
         x = cells["where"]
         waves = torch.cat([x, torch.sin(x * torch.pi / 2), torch.cos(x * torch.pi)], dim=-1)
+        on_shape, on_colour = ((cells[name] >= 0)[..., None] for name in ("shape", "colour"))
         seen = (
-            F.embedding(cells["shape"].clamp(min=0), table("shape"))
-            + F.embedding(cells["colour"].clamp(min=0), table("colour"))
+            F.embedding(cells["shape"].clamp(min=0), table("shape")) * on_shape
+            + F.embedding(cells["colour"].clamp(min=0), table("colour")) * on_colour
             + F.embedding(cells["text"].clamp(min=0), texts)
             + (cells["centre"] == 1)[..., None] * self.centre
-            + self.where(waves)
+            # Of what is printed only its token's own position says where it is.
+            + self.where(waves) * on_shape
         )
-        return torch.where((cells["shape"] >= 0)[..., None], seen, self.background)
+        for name in self.name_readers:
+            # Louder than what is printed, and in the same vectors: what finds a text finds what it names. With vectors of
+            # their own the text model learned names one by one, 10 of 24 in 1,000 steps.
+            seen = seen + 2 * F.embedding(cells[name].clamp(min=0), texts) * (cells[name] > 0)[..., None]
+        return torch.where((cells["centre"] >= 0)[..., None], seen, self.background)
 
     def reading_loss(self, visual_embeds: torch.Tensor, cells: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Cross-entropy of each attribute and the squared error of the object's place, over object and background."""

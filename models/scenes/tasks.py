@@ -9,7 +9,16 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from models.documents.page import PAGE_TYPES, Page, choose_questions, draw_page, draw_sheet, sample_page, sample_pixels
+from models.documents.page import (
+    NAMED_TYPES,
+    PAGE_TYPES,
+    Page,
+    choose_questions,
+    draw_page,
+    draw_sheet,
+    sample_page,
+    sample_pixels,
+)
 from models.documents.render import render_page
 from models.scenes.clips import CLIP_TYPES, ask_clip, sample_clip
 from models.scenes.dataset import rng_of
@@ -143,7 +152,9 @@ def draw_task(rng: np.random.Generator, world: World, kind: Kind, size: Size, co
     if kind == "page":
         sizes = tuple(round(pixels * (1 + 0.6 * (size.shrink - 1))) for pixels in _PAGE_SIZES)
         page = draw_page(rng, "train", size.rows, size.columns, size.width, size.height, (sizes[0], sizes[1]))
-        return Task(kind, (page,), choose_questions(rng, page, questions), size.shrink)
+        # A value by its name is the last that is learned: half of the pages ask for nothing else, if they have any.
+        asked = choose_questions(rng, page, questions, NAMED_TYPES) if rng.random() < 0.5 else []
+        return Task(kind, (page,), asked or choose_questions(rng, page, questions), size.shrink)
     most = min(6, max(2, size.rows * size.columns // 10))
     scenes = tuple(_scene(rng, world, size, int(rng.integers(min(3, most), most + 1))) for _ in range(count))
     asked = ask(rng, scenes[0], questions, world.types) if kind == "image" else _ask_several(rng, scenes, questions)

@@ -4,10 +4,11 @@ A new checkpoint goes through three stages (see `symbolic.py`): `text` learns to
 see objects (the two know nothing of each other and may run side by side with `--only`), then `joint` puts them together and
 answers questions from pixels. `text` and `vision` start from `--start`, a trained Qwen2-VL, as far as their layers are the
 same. The Qwen2-VL itself learns several images and video in `clips`, mostly from clips, and `finish`, mostly from images, which
-it would forget otherwise. `dense` teaches it documents, larger images and small ones; `settle` more of the same, of whole
-pictures or of parts of them (see `parts.py`). `thin` teaches the others to do with fewer visual tokens, and `sparse` LLaVA-
-OneVision with very few. Every stage writes its state to DIR now and then and continues from it; the batch of a step depends on
-the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
+it would forget otherwise. Documents are learned likewise, and larger images and small ones: `lookup` teaches the text model
+pages as symbols, `read` the tower what is printed on them and which row and column that is in, `dense` puts the two together;
+`settle` is more of the same, of whole pictures or of parts of them (see `parts.py`). `thin` teaches the others to do with fewer
+visual tokens, and `sparse` LLaVA-OneVision with very few. Every stage writes its state to DIR now and then and continues from
+it; the batch of a step depends on the seed and the step alone, so an interrupted run sees what an uninterrupted one does.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ from models.scenes.tasks import KINDS, TYPES
 
 SAVE_EVERY, REPORT_EVERY = 50, 10
 QUESTIONS = 8
-
+FIT_BATCHES = 40
+"""What `combine` looks at."""
 
 LEARNING_RATES = {
     "text": 1.5e-3,
@@ -46,21 +48,27 @@ LEARNING_RATES = {
     "finish": 6e-4,
     "thin": 7e-4,
     "sparse": 7e-4,
-    "dense": 1.8e-3,
+    "dense": 1.2e-3,
     "settle": 9e-4,
+    "lookup": 2e-3,
+    "read": 2e-3,
 }
 """Of each stage."""
 SHARES = {
     "clips": (0.3, 0.2, 0.5),
     "finish": (0.5, 0.25, 0.25),
-    "dense": (0.15, 0.03, 0.07, 0.45, 0.3),
+    "dense": (0.22, 0.04, 0.09, 0.45, 0.2),
     "settle": (0.32, 0.07, 0.13, 0.4, 0.08),
+    "lookup": (0.2, 0.0, 0.0, 0.8, 0.0),
+    "read": (0.15, 0.0, 0.0, 0.25, 0.6),
 }
 """Of images, several images, clips, pages and sheets to read in stages that differ from the world's."""
-SMALLER = {"dense": 2000, "settle": 2000}
+SMALLER = {"dense": 2000, "settle": 2000, "read": 2000}
 """Visual tokens of a batch in stages that rather take more steps."""
 CONTINUES = frozenset({"finish", "settle", "thin", "sparse"})
 """Stages that start from the weights of the one before."""
+COMBINES = {"joint": ("text", "vision"), "dense": ("lookup", "read")}
+"""Stages that start from the text model of one stage and the tower of another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +99,7 @@ class Steps(Dataset):
         shares = SHARES.get(self.stage.name, self.batches.world.shares)
         kind = (*KINDS, "page", "sheet")[int(rng.choice(len(shares), p=shares))]
         tokens = SMALLER.get(self.stage.name, VISUAL_TOKENS)
-        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name != "text", visual_tokens=tokens)
+        return self.batches.make(rng, kind, QUESTIONS, pixels=self.stage.name not in ("text", "lookup"), visual_tokens=tokens)
 
 
 def question_hits(batch: Batch, logits: Tensor) -> Tensor:
@@ -143,6 +151,8 @@ class Trainer:
             "sparse": self.sparse_loss,
             "dense": self.dense_loss,
             "settle": self.settle_loss,
+            "lookup": self.lookup_loss,
+            "read": self.read_loss,
         }
 
     def load(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -159,6 +169,19 @@ class Trainer:
         """Questions answered from noisy symbolic vectors."""
         symbols = self.symbolic(self.embeddings, batch.cells)
         return self._answer_loss(batch, self.learner.pack(symbols + 0.06 * torch.randn_like(symbols), batch.feeds))
+
+    def lookup_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """The same of pages too, in bf16."""
+        with torch.autocast("cpu", torch.bfloat16):
+            return self.text_loss(batch)
+
+    def read_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """What each feature shows of scenes, pages and sheets can be read from it."""
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = self.symbolic.reading_loss(self.learner.see(batch.feeds), batch.cells)
+        facts = {f"{batch.kind}-{name}": value.item() for name, value in losses.items()}
+        chosen = losses if batch.kind == "image" else {name: losses[name] for name in ("text", "colour", "row", "column")}
+        return sum(chosen.values()), facts
 
     def vision_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """What each feature shows can be read from it."""
@@ -185,7 +208,7 @@ class Trainer:
         share, preference = torch.rand(2).tolist()
         return self._pruned_loss(batch, 0.1 + 1.2 * share, 2 * preference)
 
-    def dense_loss(self, batch: Batch, reading: float = 1.0) -> tuple[Tensor, dict[str, float]]:
+    def dense_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
         """Questions answered from pixels; what is printed, and in which row and column, can be read from the features."""
         # Twice as fast as in fp32 where the processor multiplies bf16; the weights stay fp32.
         with torch.autocast("cpu", torch.bfloat16):
@@ -196,12 +219,12 @@ class Trainer:
                 return losses["text"] + losses["row"] + losses["colour"], facts
             loss, facts = self._answer_loss(batch, self.learner.pack(features, batch.feeds))
         read = {name: losses[name] for name in ("text", "row", "column")}
-        return loss + reading * sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}
+        return loss + sum(read.values()), {**facts, **{f"{name}_read": value.item() for name, value in read.items()}}
 
     def settle_loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """The same, with parts of many pictures where the checkpoint learns from them; reading counts less."""
+        """The same, with parts of many pictures where the checkpoint learns from them."""
         parts = self.learner.drops_patches and batch.kind != "sheet"
-        return self.dense_loss(draw_part(batch) if parts else batch, reading=0.3)
+        return self.dense_loss(draw_part(batch) if parts else batch)
 
     def _pruned_loss(self, batch: Batch, share: float, preference: float) -> tuple[Tensor, dict[str, float]]:
         """With a share of the visual tokens, at 1 and above all of them; those that show an object weigh `preference`."""
@@ -216,23 +239,38 @@ class Trainer:
             loss = loss + 0.3 * sum(self.symbolic.reading_loss(features, cells).values())
         return loss, facts
 
-    @torch.no_grad()
     def fit_projection(self, batches: Iterable[Batch]) -> None:
-        """Sets the last matrix of the projector to the least-squares map onto the symbolic vectors."""
-        last = self.learner.projection
-        seen: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        size = last.in_features + 1
-        gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, last.out_features, dtype=torch.float64)
+        """Sets the last matrix of the projector to the least-squares map onto the symbolic vectors; the readers follow it."""
+        with torch.no_grad():
+            seen = list(self._unprojected(batches))
+            self._solve_projection(seen)
+        readers = [p for name, p in self.symbolic.named_parameters() if "reader" in name]
+        optimizer = torch.optim.AdamW(readers, lr=1e-2)
+        for inputs, cells in 5 * seen:
+            sum(self.symbolic.reading_loss(self.learner.projection(inputs).detach(), cells).values()).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _unprojected(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """What goes into the last matrix of the projector, `[batch, N, D]`, and what it shows."""
+        inputs: list[Tensor] = []
+        hook = self.learner.projection.register_forward_pre_hook(lambda _, taken: inputs.append(taken[0]))
         for batch in batches:
             self.learner.see(batch.feeds)
-            inputs = F.pad(seen.pop().flatten(0, 1), (0, 1), value=1.0).double()
-            wanted = self.symbolic(self.embeddings, batch.cells).flatten(0, 1).double()
+            yield inputs.pop().reshape(*batch.cells["shape"].shape, -1), batch.cells
+        hook.remove()
+
+    def _solve_projection(self, seen: Iterable[tuple[Tensor, dict[str, Tensor]]]) -> None:
+        last = self.learner.projection
+        size = last.in_features + 1
+        gram, moment = torch.zeros(size, size, dtype=torch.float64), torch.zeros(size, last.out_features, dtype=torch.float64)
+        for features, cells in seen:
+            inputs = F.pad(features.flatten(0, 1), (0, 1), value=1.0).double()
+            wanted = self.symbolic(self.embeddings, cells).flatten(0, 1).double()
             # Background is most of an image, so its cells weigh less.
-            weighted = inputs * torch.where(batch.cells["shape"] >= 0, 1.0, 0.1).flatten()[:, None]
+            weighted = inputs * torch.where(cells["centre"] >= 0, 1.0, 0.1).flatten()[:, None]
             gram += weighted.T @ inputs
             moment += weighted.T @ wanted
-        hook.remove()
         ridge = 1e-4 * gram.diagonal().mean() * torch.eye(size, dtype=torch.float64)
         solution = torch.linalg.solve(gram + ridge, moment).float()
         last.weight.copy_(solution[:-1].T)
@@ -361,20 +399,20 @@ def _save(path: Path, trainer: Trainer, optimizers: list[torch.optim.Optimizer],
     os.replace(path.with_suffix(".tmp"), path)
 
 
-def combine_text_and_vision(trainer: Trainer, work: Path, seed: int) -> None:
-    """The text model and symbolic vectors of stage `text` with the tower and readers of stage `vision`.
+def combine(trainer: Trainer, text_stage: str, vision_stage: str, work: Path, seed: int) -> None:
+    """The text model and symbolic vectors of one stage with the tower and readers of another.
 
     The tower's features first go onto the symbolic vectors by least squares: gradients from so far off would undo the tower.
     """
-    text, vision = (torch.load(work / f"{name}.pt", weights_only=True) for name in ("text", "vision"))
+    text, vision = (torch.load(work / f"{name}.pt", weights_only=True) for name in (text_stage, vision_stage))
     of_text = {id(p) for p in (*trainer.learner.language_model.parameters(), *trainer.learner.lm_head.parameters())}
     names = {name for name, p in trainer.learner.named_parameters(remove_duplicate=False) if id(p) in of_text}
     learner = {name: (text if name in names else vision)["learner"][name] for name in vision["learner"]}
-    # The newline is a vector of the language model, but lies with the tower: only stage `text` has used it.
+    # The newline is a vector of the language model, but lies with the tower: only the text model's stage has used it.
     learner |= {name: value for name, value in text["learner"].items() if name.endswith("image_newline")}
     readers = {name: value for name, value in vision["symbolic"].items() if "reader" in name}
     trainer.load({"learner": learner, "symbolic": text["symbolic"] | readers})
-    steps = Steps(Batches(trainer.learner), Stage("vision", 40), seed + 1, 0)
+    steps = Steps(Batches(trainer.learner), Stage(vision_stage, FIT_BATCHES), seed + 1, 0)
     trainer.fit_projection(steps[index] for index in range(len(steps)))
 
 
@@ -393,8 +431,8 @@ def main(name: str, work: Path, output: Path | None, start: Path, seed: int, thr
     trainer = Trainer(name, seed, work, start)
     for stage in only or trainer.learner.stages:
         trainer = Trainer(name, seed, work, start)
-        if stage == "joint":
-            combine_text_and_vision(trainer, work, seed)
+        if stage in COMBINES and not (work / f"{stage}.pt").exists():
+            combine(trainer, *COMBINES[stage], work, seed)
         if stage in CONTINUES:
             names = list(trainer.learner.stages)
             trainer.load(torch.load(work / f"{names[names.index(stage) - 1]}.pt", weights_only=True))

@@ -11,11 +11,12 @@ import torch
 from foveate.exporter.checkpoint import Checkpoint
 from foveate.exporter.families import read_family
 from foveate.exporter.family import Reference
+from models.scenes import train
 from models.scenes.batches import Batch, Batches, join_feeds
 from models.scenes.learners import LEARNERS
 from models.scenes.parts import draw_part, keep_cells, repeats
 from models.scenes.tasks import KINDS, Kind, sample_task
-from models.scenes.train import SMALLER, Stage, Steps, Trainer, build_optimizers, drop_visual_tokens, take_step
+from models.scenes.train import SMALLER, Stage, Steps, Trainer, build_optimizers, combine, drop_visual_tokens, take_step
 
 QWEN2_VL = Path("models/qwen2-vl-tiny")
 
@@ -109,6 +110,28 @@ def test_a_stage_with_documents_takes_steps(dense: Trainer, stage: str, monkeypa
         facts = take_step(dense, plan, optimizers, steps[number], number)
         assert np.isfinite(list(facts.values())).all()
     assert not torch.equal(before, watched)
+
+
+def test_two_halves_are_put_together(dense: Trainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text model of one, the tower of the other, and features that say what the text model knows."""
+    monkeypatch.setattr(train, "FIT_BATCHES", 3)
+    monkeypatch.setitem(SMALLER, "read", 200)
+    whole = {"learner": dense.learner.state_dict(), "symbolic": dense.symbolic.state_dict()}
+    whole = {room: {name: value.clone() for name, value in state.items()} for room, state in whole.items()}
+    for stage, share in (("lookup", 1.25), ("read", 0.75)):
+        scaled = {room: {name: share * value for name, value in state.items()} for room, state in whole.items()}
+        torch.save(scaled, tmp_path / f"{stage}.pt")
+    combine(dense, "lookup", "read", tmp_path, 0)
+    state = dense.learner.state_dict()
+    shares = {"model.model.language_model.norm.weight": 1.25, "model.model.visual.patch_embed.proj.weight": 0.75}
+    for name, share in shares.items():
+        torch.testing.assert_close(state[name], share * whole["learner"][name])
+    batch = Steps(Batches(dense.learner), Stage("read", 9), 1, 0)[0]
+    with torch.no_grad():
+        shown = dense.symbolic(dense.embeddings, batch.cells)
+        error = (dense.learner.see(batch.feeds) - shown).square().mean() / shown.var()
+    assert error < 0.5
+    dense.load(whole)
 
 
 @pytest.mark.parametrize("kind", ["image", "images", "video", "page"])

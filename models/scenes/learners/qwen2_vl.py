@@ -74,7 +74,7 @@ class DenseLearner(Qwen2VLLearner):
 
     def __init__(self, seed: int) -> None:
         Learner.__init__(self)
-        self.stages = {"dense": 2000, "settle": 500}
+        self.stages = {"lookup": 900, "read": 2200, "dense": 1300, "settle": 1000}
         self.world = DENSE_WORLD
         # Two blocks more: text has to be read before a value can be put to its name.
         self._build(build_tokenizer(page_words=True), seed, depth=5)

@@ -269,7 +269,7 @@ def test_errors_are_told_in_words(shown: Shown, address: Address) -> None:
 
 def test_stop_ends_the_request_on_the_server_too(shown: Shown, address: Address, engine: Engine) -> None:
     shown.open(address())
-    shown.drop("large.png", "image/png", _large())
+    shown.drop("large.jpg", "image/jpeg", _large())
     before = engine.stats().finished.get("cancelled", 0)
     shown.ask(QUESTION)
     expect(shown.page.get_by_role("status")).to_have_text("waiting for the first token")
@@ -303,8 +303,8 @@ def test_stages_have_the_colours_of_the_reports() -> None:
 
 
 def _large() -> bytes:
-    """A PNG of a scene that takes the vision tower a while."""
+    """A JPEG of a scene that takes the vision tower a while."""
     file = io.BytesIO()
     with Image.open(SCENE) as scene:
-        scene.resize((1600, 1200)).save(file, "PNG")
+        scene.resize((1600, 1200)).convert("RGB").save(file, "JPEG")
     return file.getvalue()

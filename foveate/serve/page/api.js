@@ -54,7 +54,7 @@ export async function ask(body, onText, signal) {
     answer.finish = choice?.finish_reason ?? answer.finish;
     answer.report = event.foveate ?? answer.report;
   }
-  if (!answer.report) throw new ServerError("the server broke off before the answer was whole. Ask again.");
+  if (!answer.report) throw new ServerError("The server broke off before the answer was whole. Ask again.");
   return answer;
 }
 
@@ -65,7 +65,7 @@ async function request(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ServerError("the server can't be reached. See whether 'foveate serve' still runs.");
+    throw new ServerError("The server can't be reached. See whether 'foveate serve' still runs.");
   }
   if (!response.ok) throw new ServerError(await words(response), response.status);
   return response;
@@ -75,7 +75,7 @@ async function words(response) {
   try {
     return (await response.json()).error.message;
   } catch {
-    return `the server answered with status ${response.status} and no explanation.`;
+    return `The server answered with status ${response.status} and no explanation.`;
   }
 }
 

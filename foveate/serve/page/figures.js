@@ -71,6 +71,7 @@ function afterVision(timings) {
   return all.slice(all.findLastIndex(([stage]) => stage === "vision") + 1);
 }
 
+/** What makes the two columns unlike but keep. */
 function remarks(report, whole) {
   const said = ["Milliseconds of each stage up to the first token, as the server measured them."];
   if (report?.reason) said.push(`Why so many tokens: ${report.reason}.`);
@@ -79,6 +80,7 @@ function remarks(report, whole) {
   // A tenth: no budget makes the tower itself so much faster.
   if (second < first / 10) said.push("For keep 1 the encoded picture came from the server's cache: compare what comes after the vision tower.");
   if (first < second / 10) said.push("Here the encoded picture came from the server's cache, and keep 1 was asked before it was there: compare what comes after the vision tower.");
+  if (report && whole && report.reused_tokens !== whole.reused_tokens) said.push("Prompt tokens that the server has keys and values of are not read again: compare prefill only where as many were reused.");
   return said;
 }
 

@@ -81,7 +81,7 @@ function showError(error) {
   }
   if (!(error instanceof ServerError)) console.error(error);
   $("trouble").hidden = false;
-  $("error").textContent = error.message.charAt(0).toUpperCase() + error.message.slice(1);
+  $("error").textContent = error.message;
 }
 
 function hideError() {
@@ -143,8 +143,8 @@ function ready() {
 async function start() {
   hideError();
   clearTimeout(resting);
-  if (!media.length) return showError(new ServerError("there is no picture yet. Drop, paste or choose an image or a video."));
-  if (!ready()) return showError(new ServerError("there is no question yet. Type one."));
+  if (!media.length) return showError(new ServerError("There is no picture yet. Drop, paste or choose an image or a video."));
+  if (!ready()) return showError(new ServerError("There is no question yet. Type one."));
   running?.abort();
   const controller = (running = new AbortController());
   const entry = {

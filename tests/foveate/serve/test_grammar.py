@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 from tokenizers import Tokenizer
 
-from foveate.engines import BundleError, RequestError
+from foveate.engines import BundleError, RequestError, SessionOptions
+from foveate.runtime import Request, Sampling, load
+from foveate.runtime.pipeline import TOKENIZER
 from foveate.serve import grammar as module
 from foveate.serve.grammar import MOST_BYTES, MOST_DEPTH, MOST_KEPT, MOST_PARTS, Grammars
 from models.downloads import LLAMA_2, LLAMA_3, QWEN
@@ -328,6 +330,27 @@ def test_answers_have_a_state_each_in_any_thread(scene: Vocabulary) -> None:
     alone = [scene.draw(schema, seed) for seed in range(40)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda seed: scene.draw(schema, seed), range(40))) == alone
+
+
+def test_the_answers_of_a_model_are_valid(bundle: Path) -> None:
+    """The reference model's, which has never seen JSON."""
+    pipe = load(bundle, options=SessionOptions(threads=1))
+    prompt = pipe.manifest.prompt
+    grammars = Grammars(bundle / TOKENIZER, pipe.manifest.decoder.vocab_size, prompt.eos_token_ids)
+    schema = thing(
+        colour={"enum": ["red", "purple"]}, sure={"type": "boolean"}, where=thing(x={"type": "integer", "maximum": 99})
+    )
+    for sampling in (Sampling(), Sampling(temperature=1.5, seed=1)):
+        request = Request.ask(
+            "What colour is it?", max_new_tokens=400, grammar=grammars.json_schema(schema), sampling=sampling, logprobs=1
+        )
+        answer = pipe.generate(request)
+        if answer.finish_reason != "length":  # a model may write blanks and digits for ever
+            check(answer.text, schema)
+        assert len(answer.logprobs) == len(answer.tokens)
+    held = Request.ask("What colour is it?", max_new_tokens=400, grammar=grammars.json_schema({"enum": ["red", "blue"]}))
+    assert json.loads(pipe.generate(held).text) in ("red", "blue")
+    pipe.close()
 
 
 def test_a_tokenizer_that_can_not_be_read(tmp_path: Path) -> None:

@@ -6,7 +6,10 @@ import asyncio
 import base64
 import gzip
 import os
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -269,9 +272,7 @@ def test_a_name_is_looked_up_once_and_its_address_kept(server: Server, monkeypat
 
     def connect(address: Any, timeout: float) -> socket.socket:
         opened.append(address)
-        raw = socket.socket()
-        raw.connect(("127.0.0.1", port))  # stands for the host outside
-        return raw
+        return _to_loopback(port)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     monkeypatch.setattr(socket, "create_connection", connect)
@@ -289,8 +290,41 @@ def test_a_host_that_is_not_there_says_nothing_about_it() -> None:
     assert said == "the image could not be fetched from '127.0.0.1'. Try again, or send it as data:."
 
 
-def test_https_checks_the_certificate(local: tuple[Sources, str]) -> None:
-    assert "could not be fetched" in refusal(local[0], local[1].replace("http:", "https:"))  # the server speaks no TLS
+def test_a_host_that_speaks_no_tls(local: tuple[Sources, str]) -> None:
+    assert "could not be fetched" in refusal(local[0], local[1].replace("http:", "https:"))
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl, to make a certificate")
+def test_https_wants_the_certificate_of_the_name(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make = "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=example.org"
+    command = [*make.split(), "-addext", "subjectAltName=DNS:example.org"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    context, asked = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), list[str | None]()
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    context.sni_callback = lambda raw, name, given: asked.append(name)
+    secure = Server(("127.0.0.1", 0), Handler)
+    secure.seen = []  # type: ignore[attr-defined]
+    secure.socket = context.wrap_socket(secure.socket, server_side=True)
+    threading.Thread(target=secure.serve_forever, daemon=True).start()
+    port = secure.server_port
+    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("93.184.216.34", port))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *given, **named: answer)
+    monkeypatch.setattr(socket, "create_connection", lambda address, timeout: _to_loopback(port))
+    sources = Sources([f"example.org:{port}", f"other.org:{port}"], limits=LIMITS)
+    assert get(sources, f"https://example.org:{port}/good") == CONTENT
+    assert "could not be fetched" in refusal(sources, f"https://other.org:{port}/good")
+    assert asked == ["example.org", "other.org"]
+    assert [headers["Host"] for _, headers in secure.seen] == [f"example.org:{port}"]  # type: ignore[attr-defined]
+    secure.shutdown()
+    secure.server_close()
+
+
+def _to_loopback(port: int) -> socket.socket:
+    """A connection to a server here, which stands for a host outside."""
+    raw = socket.socket()
+    raw.connect(("127.0.0.1", port))
+    return raw
 
 
 @given(st.ip_addresses())

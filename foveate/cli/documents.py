@@ -265,6 +265,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
         prompt_tokens: that the decoder saw.
         timings: wall time of each stage.
         kv_bytes: allocated for the KV cache.
+        reused_tokens: of the prompt, whose keys and values were there already; 0 outside of an engine.
         encoding: what the vision tower computed; null where the request set neither `encode` nor `redundancy`.
         predicted_ttft_ms: what ttft_ms was expected to be; null where the budget is not in milliseconds.
         resized: of each image and video; null where the request's limits changed nothing.
@@ -280,6 +281,7 @@ class AnswerFacts(_Part, frozen=True, kw_only=True):
     prompt_tokens: int
     timings: StageTimes  # type: ignore[valid-type]
     kv_bytes: int
+    reused_tokens: int = 0
     encoding: Encoding | None = None
     predicted_ttft_ms: float | None
     resized: tuple[Resized | None, ...] = ()

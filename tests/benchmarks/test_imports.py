@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-OTHER_TOOLS = {"openvino_worker": "openvino_genai", "ort_genai_worker": "onnxruntime_genai"}
+OTHER_TOOLS = {
+    "load_openvino": "openvino_genai",
+    "openvino_worker": "openvino_genai",
+    "ort_genai_worker": "onnxruntime_genai",
+}
 """Module -> what it needs of a tool that has an environment of its own."""
 MODULES = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)

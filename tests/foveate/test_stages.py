@@ -47,14 +47,14 @@ assert timings.ttft_ms > 7.5
 answer = Answer("cat", (1, 2), "eos", keep_everything(160, ""), (), 200, timings, 4096)
 facts = msgspec.convert(answer.to_dict(), AnswerFacts)
 assert facts.timings.peek_ms == 7.5
-assert list(answer.to_dict()["timings"])[:3] == ["preprocess_ms", "peek_ms", "glance_ms"]
+assert list(answer.to_dict()["timings"])[:4] == ["queue_ms", "preprocess_ms", "peek_ms", "glance_ms"]
 assert "peek 7.5" in figures(answer)
 assert "| `peek_ms` | number | a small picture first |" in lines()
 outcome = Outcome(Sample(question="What?", answer="cat", image="a.png"), dict.fromkeys(KEEPS, answer), None)
 assert _figures_table([outcome]).titles[3:6] == ("prepare ms", "peek ms", "vision ms")
 profile = invented({1: 1.0}, {1: 1.0}, 20, 100)
-assert profile.whole.ttft.median == len(FIRST_TOKEN) == 8
-assert make_csv(profile).startswith(b"keep,kept_tokens,prompt_tokens,preprocess_ms,peek_ms,glance_ms,vision_ms,")
+assert profile.whole.ttft.median == len(FIRST_TOKEN) == 9
+assert make_csv(profile).startswith(b"keep,kept_tokens,prompt_tokens,queue_ms,preprocess_ms,peek_ms,glance_ms,vision_ms,")
 assert _table(profile).titles[2:5] == ("prepare ms", "peek ms", "vision ms")
 chart = stages_chart(profile)
 assert "<!-- peek -->" in chart and "#123abc" in chart
@@ -69,7 +69,7 @@ def test_an_added_stage_is_everywhere() -> None:
 
 
 def test_the_list() -> None:
-    names = "preprocess glance vision score select embed prefill decode"
+    names = "queue preprocess glance vision score select embed prefill decode"
     assert [stage.name for stage in STAGES] == names.split()
     assert (*ENCODING, *ANSWERING) == FIRST_TOKEN == STAGES[:-1]
     assert all(stage.does and stage.colour for stage in FIRST_TOKEN)

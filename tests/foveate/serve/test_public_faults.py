@@ -297,7 +297,8 @@ def test_one_key_cannot_crowd_out_another(serve: Serve) -> None:
         order: list[str] = []
 
         def ask(key: str) -> None:
-            body = {"messages": asks(text="Hello"), "max_tokens": 20, "ignore_eos": True}
+            # Long enough that none ends while another arrives.
+            body = {"messages": asks(text="Hello"), "max_tokens": 150, "ignore_eos": True}
             response = server.http.post(CHAT, json=body, headers={"authorization": f"Bearer {key}"})
             assert response.status_code == 200
             order.append(key)

@@ -274,7 +274,8 @@ class Client:
         end = perf_counter()
         if failed is None and not stream.ended:
             failed = ServerError("cut off", "the stream ended without a finish_reason", 200)
-        if failed is None and not stream.times:
+        # Tokens that are no text are an answer too: with ignore_eos there may be none else.
+        if failed is None and not stream.times and not (stream.usage and stream.usage.completion_tokens):
             failed = ServerError("empty answer", "the stream has no text", 200)
         if failed is not None:
             status = failed.status

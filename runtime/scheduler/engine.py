@@ -29,6 +29,7 @@ from foveate.engines.errors import reason_of
 from foveate.runtime.budget import Budget
 from foveate.runtime.latency import LatencyModel, Unmeasured
 from foveate.runtime.scheduler.options import EngineOptions, EngineStats
+from foveate.runtime.scheduler.pace import Pace
 from foveate.runtime.scheduler.pressure import Pressure
 from foveate.runtime.scheduler.queue import Queue
 from foveate.runtime.scheduler.rows import Rows
@@ -76,6 +77,7 @@ class Engine:
         self._host = host
         self._options = options
         self._tokens = tokens
+        self._pace = Pace(options.prefill_tokens)
         scorer, latency = host.manifest.scorer, host.latency
         slo_ms = options.ttft_slo_ms
         self._pressure = None if slo_ms is None else Pressure(slo_ms, scorer, latency, options.min_retained)
@@ -337,10 +339,12 @@ class Engine:
         filling = self._rows.filling
         assert filling is not None
         sequence, ticket = filling.sequence, self._owners[filling.sequence]
-        began = time.monotonic()
-        most = self._options.prefill_tokens if self._rows.running else None
+        began, before = time.monotonic(), filling.done
+        most = self._pace.tokens if self._rows.running else None
         chunk = self._guard(sequence, lambda: self._rows.fill(most))
         now = time.monotonic()
+        if filling.done > before:
+            self._pace.read(filling.done - before, now - began)
         with self._changed:
             self._lanes[ticket.lane].spend(ticket.client, now - began)
             if chunk is not None and self._pressure is not None and ticket.predicted_ms:
@@ -373,7 +377,9 @@ class Engine:
         except BaseException as error:  # of the run: what the others hold can't be trusted either
             self._fail_all(error)
             return
-        spent = (time.monotonic() - began) / sharing
+        taken = time.monotonic() - began
+        self._pace.stepped(taken)
+        spent = taken / sharing
         with self._changed:
             self._steps += 1
             for sequence, _ in outcomes:

@@ -22,7 +22,8 @@ class EngineOptions:
         tokens_per_slot: most tokens of one request, pruned prompt and answer together; None takes 4,096, or what the model
             takes where that is less.
         max_waiting: requests that may wait; one more is refused with a `BusyError`.
-        prefill_tokens: most tokens of a prompt that are read between two decode steps of the others.
+        prefill_tokens: most tokens of a prompt that are read between two decode steps of the others. It is fewer where so many
+            would take longer than a step.
         prefix_reuse: keep the keys and values of finished requests until their slot is needed, for prompts that begin alike.
         ttft_slo_ms: the time to first token that flexible requests give up visual tokens for; None for none. It needs
             measured latencies (`foveate profile --save`).

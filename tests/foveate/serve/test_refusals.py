@@ -193,8 +193,8 @@ def test_a_deadline(server: Running) -> None:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (BackendError("graph 'vision' in /work/secret failed. Export it again."), 500),
-        (ZeroDivisionError("/work/secret"), 500),
+        (BackendError("graph 'vision' in /srv/secret failed. Export it again."), 500),
+        (ZeroDivisionError("/srv/secret"), 500),
         (MachineError("there is not enough memory. Send less."), 503),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_stream_that_fails_says_so_and_ends(server: Running, monkeypatch: pyte
     """What goes wrong in the middle of a stream is its last event; the official client raises it."""
 
     async def failing(*arguments: object) -> Any:
-        raise BackendError("/work/secret")
+        raise BackendError("/srv/secret")
 
     monkeypatch.setattr("foveate.serve.generating._reports", failing)
     lines = server.chat(stream=True).text.split("\n\n")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-from foveate.engines import GraphSpec, OptionError
-from foveate.engines.errors import shown
+from foveate.engines import GraphSpec, OptionError, RequestError
 from foveate.engines.format.precisions import INT8
 from foveate.runtime.values import number, share, whole
 
@@ -44,7 +44,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         for name, least in (("slots", 1), ("max_waiting", 0), ("prefill_tokens", 1)):
-            _check(name, getattr(self, name), lambda name, value, least=least: whole(name, value, least))
+            _check(name, getattr(self, name), partial(whole, least=least))
         if self.tokens_per_slot is not None:
             _check("tokens_per_slot", self.tokens_per_slot, lambda name, value: whole(name, value, 2))
         if self.ttft_slo_ms is not None:
@@ -52,11 +52,12 @@ class EngineOptions:
         _check("min_retained", self.min_retained, share)
 
 
-def _check(name: str, value: object, check: object) -> None:
+def _check(name: str, value: object, check: Callable[[str, object], object]) -> None:
+    """Raises OptionError where a request would raise RequestError."""
     try:
-        check(name, value)  # type: ignore[operator]
-    except Exception as error:
-        raise OptionError(f"{name} is {shown(value)}: {error}", options=(name,)) from error
+        check(name, value)
+    except RequestError as error:
+        raise OptionError(str(error), options=(name,)) from error
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,6 @@ def check_precision(decoder: GraphSpec, slots: int) -> None:
     if decoder.precision == INT8 and slots > 1:
         raise OptionError(
             f"graph '{decoder.name}' is int8, where an answer hangs on those beside it, and there are {slots} slots. Export "
-            "the decoder with '--precision decoder=int4' or fp32, or take one slot.",
+            "the decoder with '--decoder int4' or fp32, or take one slot.",
             options=("slots",),
         )

@@ -140,9 +140,8 @@ def test_a_pixel_bomb_is_not_decoded(server: Running, bomb: str, monkeypatch: py
     """Its header is enough."""
     monkeypatch.setattr(Image.Image, "load", lambda *arguments: pytest.fail("it was decoded"))
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *arguments: pytest.fail("it was decoded"))
-    response = server.chat(messages=asks(data(BOMBS[bomb])))
-    assert response.status_code == 400
-    assert "pixels" in response.json()["error"]["message"]
+    named = "messages" if bomb == "one that Pillow opens" else None  # Pillow's own limit knows of no field
+    check(server.chat(messages=asks(data(BOMBS[bomb]))), 400, "pixels", param=named)
 
 
 @pytest.fixture(scope="module")

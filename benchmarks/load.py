@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -30,6 +30,7 @@ from foveate.bench.results import Sent, summarise
 from foveate.bench.run import bench_server
 from foveate.bench.server import serve_bundle
 from foveate.engines import replace_file
+from foveate.runtime.encoding import Encode
 
 REFERENCE = ROOT / "models" / "qwen2-vl-tiny"
 TRUE_SIZE = (1008, 672)
@@ -56,12 +57,14 @@ class Case:
         precision: of the true shape; empty for the reference checkpoint in fp32.
         figures: by what a table calls each, how it is had of the points, and the least or most that it should be.
         peer: measured beside it with the plan's first number of clients, at each of these keep ratios.
+        ways: of serving, each a server of its own: words of `foveate serve`, and what requests ask of the vision tower.
     """
 
     plan: BenchPlan
     precision: str
     figures: dict[str, tuple[Measure, float, bool]]
     peer: tuple[float, ...] = ()
+    ways: tuple[tuple[tuple[str, ...], Encode | None], ...] = (((), None),)
 
 
 def _point(points: Sequence[LoadPoint], clients: int, keep: float = 1.0, kind: str = "closed") -> LoadPoint:
@@ -87,17 +90,17 @@ def _keep_ratio(points: Sequence[LoadPoint]) -> float:
     return few / all_kept
 
 
-def _peer_tokens(keep: float) -> Measure:
+def _peer_tokens(way: int, keep: float) -> Measure:
     def ratio(points: Sequence[LoadPoint]) -> float:
-        ours, peer = points[0].figures, _peers(points)[keep].figures
+        ours, peer = points[way].figures, _peers(points)[keep].figures
         return ours.output_tokens_per_second / peer.output_tokens_per_second
 
     return ratio
 
 
-def _peer_ttft(keep: float) -> Measure:
+def _peer_ttft(way: int, keep: float) -> Measure:
     def ratio(points: Sequence[LoadPoint]) -> float:
-        ours, peer = points[0].figures.ttft_ms, _peers(points)[keep].figures.ttft_ms
+        ours, peer = points[way].figures.ttft_ms, _peers(points)[keep].figures.ttft_ms
         assert ours is not None  # a round without answers was not written down
         assert peer is not None
         return peer.p50 / ours.p50
@@ -106,11 +109,18 @@ def _peer_ttft(keep: float) -> Measure:
 
 
 def _peers(points: Sequence[LoadPoint]) -> dict[float, LoadPoint]:
-    """Those behind the first one, by keep ratio."""
-    return {point.keep: point for point in points[1:]}
+    """Those behind ours, by keep ratio."""
+    return {point.keep: point for point in points[len(_WAYS) :]}
 
 
 _LONG = {"max_tokens": 64, "ignore_eos": True}
+_OPENVINO = ("--vision-backend", "openvino")
+_WAYS: dict[str, tuple[tuple[str, ...], Encode | None]] = {
+    "whole tower": ((), None),
+    "whole tower of OpenVINO": (_OPENVINO, None),
+    "encode auto": ((), "auto"),
+}
+"""How foveate serves beside a peer, which sees every picture whole."""
 CASES = {
     "clients": Case(
         BenchPlan(clients=(1, 8), requests=64, image_size=(224, 224), **_LONG),
@@ -144,11 +154,17 @@ CASES = {
         BenchPlan(clients=(4,), keeps=(0.25,), requests=16, image_size=TRUE_SIZE, max_tokens=32, ignore_eos=True),
         "int4",
         {
-            f"{what} against OpenVINO GenAI at keep {keep:g}, 4 clients": (measure(keep), 1.0, True)
+            f"{what} at keep 0.25, {way}, against OpenVINO GenAI at keep {keep:g}, 4 clients": (
+                measure(number, keep),
+                1.0,
+                True,
+            )
+            for number, way in enumerate(_WAYS)
             for keep in (0.25, 1.0)
             for what, measure in (("tokens/s", _peer_tokens), ("TTFT (above 1 is sooner)", _peer_ttft))
         },
         (0.25, 1.0),
+        tuple(_WAYS.values()),
     ),
 }
 
@@ -156,9 +172,11 @@ CASES = {
 def measure(case: Case, place: Workplace, threads: int) -> list[LoadPoint]:
     """One round: foveate's points, then the peer's."""
     bundle = place.model("foveate", case.precision) if case.precision else reference(place)
-    words = ["--threads", str(threads)] if threads else []
-    with serve_bundle(bundle, words) as (url, process):
-        points = bench_server(url, case.plan, process=process).points
+    points: list[LoadPoint] = []
+    for words, encode in case.ways:
+        threaded = ["--threads", str(threads)] if threads else []
+        with serve_bundle(bundle, [*threaded, *words]) as (url, process):
+            points += bench_server(url, replace(case.plan, encode=encode), process=process).points
     return points + [measure_peer(case, place, keep, threads) for keep in case.peer]
 
 

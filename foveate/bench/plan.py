@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from foveate.engines import OptionError
+from foveate.engines import OptionError, RequestError
 from foveate.engines.errors import shorten
+from foveate.runtime.encoding import Encode, check_encode
 
 Kind = Literal["open", "closed"]
 
@@ -34,6 +35,7 @@ class BenchPlan:
         rates: requests a second of an open loop, with Poisson arrivals.
         clients: numbers of clients of a closed loop.
         keeps: shares of the visual tokens that requests ask a foveate server to keep.
+        encode: what requests ask a foveate server's vision tower to compute, see `Request.encode`; None says nothing.
         requests: of each point and round.
         seconds: how long new requests are sent, in place of a number of them.
         rounds: each measures every point once, so that a slow moment of the machine does not hit one point alone.
@@ -68,6 +70,7 @@ class BenchPlan:
     timeout_s: float = 300.0
     ttft_slo_ms: float | None = None
     itl_slo_ms: float | None = None
+    encode: Encode | None = None
 
     def __post_init__(self) -> None:
         usable = {
@@ -91,6 +94,10 @@ class BenchPlan:
                 raise OptionError(
                     f"{name} is {shorten(_words(getattr(self, name)))}, expected {expected}. Change it.", options=(name,)
                 )
+        try:
+            check_encode(self.encode)
+        except RequestError as error:
+            raise OptionError(str(error), options=("encode",)) from error
         if not self.loads:
             raise OptionError(
                 "there is neither a rate nor a number of clients. Name one of them.", options=("rates", "clients")

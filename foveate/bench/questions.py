@@ -143,7 +143,7 @@ def chat_body(content: Content, model: str, plan: BenchPlan, keep: float | None)
     Args:
         content: of the user's message.
         model: that is to answer.
-        plan: longest answer.
+        plan: longest answer, and what the vision tower is to compute.
         keep: for foveate's servers; None leaves it out.
     """
     body: dict[str, Any] = {
@@ -157,5 +157,5 @@ def chat_body(content: Content, model: str, plan: BenchPlan, keep: float | None)
     if plan.ignore_eos:
         body["ignore_eos"] = True
     if keep is not None:
-        body["foveate"] = {"keep": keep}
+        body["foveate"] = {"keep": keep} if plan.encode is None else {"keep": keep, "encode": plan.encode}
     return msgspec.json.encode(body)

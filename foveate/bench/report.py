@@ -196,6 +196,9 @@ def _facts(benchmark: Benchmark) -> dict[str, str]:
         "questions": f"{setting.questions}, seed {setting.seed}",
         "answers": f"at most {setting.max_tokens} tokens, greedy"
         + (", asked to go on past their end" if setting.ignore_eos else ""),
+        "vision tower": "computes all visual tokens"
+        if setting.encode is None
+        else f"encode {setting.encode}, as foveate's servers do",
         "tokens counted by": ", ".join(counted) or "nothing was answered",
         "generator": f"foveate {setting.foveate_version}, {setting.cpus} CPUs",
         "date": setting.date,

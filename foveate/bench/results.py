@@ -209,6 +209,7 @@ class BenchSetting(msgspec.Struct, frozen=True, kw_only=True):
         ignore_eos: whether the server was asked to go on past the end of an answer.
         seed: of arrivals and questions.
         ttft_slo_ms, itl_slo_ms: limits of a good answer; null where there is none.
+        encode: share of the visual tokens that foveate's vision tower was to compute, or `auto`; null where nothing was said.
         cpus: of the machine of the generator, that it may use.
         date: day, as YYYY-MM-DD.
         foveate_version: what measured it.
@@ -229,6 +230,7 @@ class BenchSetting(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     ttft_slo_ms: float | None
     itl_slo_ms: float | None
+    encode: float | str | None
     cpus: int
     date: str
     foveate_version: str

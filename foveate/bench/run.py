@@ -188,6 +188,7 @@ def _setting(subject: _Subject, target: str) -> BenchSetting:
         seed=plan.seed,
         ttft_slo_ms=plan.ttft_slo_ms,
         itl_slo_ms=plan.itl_slo_ms,
+        encode=plan.encode,
         cpus=usable_cpus(),
         date=date.today().isoformat(),
         foveate_version=version("foveate"),
@@ -198,6 +199,8 @@ def _setting(subject: _Subject, target: str) -> BenchSetting:
 
 def _remarks(subject: _Subject) -> list[str]:
     found = []
+    if subject.plan.encode is not None and not subject.server.ours:
+        found.append("The server is not foveate's, so its vision tower computed everything, whatever encode says.")
     left_out = [keep for keep in subject.plan.ratios if keep != 1]
     if left_out and not subject.server.ours:
         listed = ", ".join(f"{keep:g}" for keep in left_out)

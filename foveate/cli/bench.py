@@ -14,7 +14,7 @@ from foveate.bench.report import remarks, write_reports
 from foveate.bench.results import Benchmark, Percentiles
 from foveate.cli.command import Given, Need, Option, always, command, when
 from foveate.cli.files import check_exists, check_output
-from foveate.cli.options import PATH, SESSION, SessionChoice, json_option, numbers, session_options, size
+from foveate.cli.options import PATH, SESSION, SessionChoice, encode_share, json_option, numbers, session_options, size
 from foveate.cli.output import Output
 from foveate.cli.progress import Bar
 from foveate.cli.tables import Table
@@ -44,6 +44,7 @@ COUNTED = Need(lambda given: given["seconds"] is None, "--seconds ends each poin
 @always(
     "--keep", "keeps", default="1", show_default=True, metavar="K,K", help="Shares of the visual tokens, for foveate's servers."
 )
+@always("--encode", metavar="SHARE|auto", help="What the vision tower computes, for foveate's servers.  [default: everything]")
 @when(COUNTED, "--requests", default=32, show_default=True, help="Of each point and round.")
 @always("--seconds", type=float, help="Send new requests for so long, in place of a number of them.")
 @always("--rounds", default=1, show_default=True, help="Each measures every point once; they take turns.")
@@ -69,6 +70,7 @@ def bench_command(
     rates: str,
     clients: str,
     keeps: str,
+    encode: str | None,
     requests: int,
     seconds: float | None,
     rounds: int,
@@ -112,6 +114,7 @@ def bench_command(
         timeout_s,
         ttft_slo_ms,
         itl_slo_ms,
+        encode_share(encode),
     )
     check_output("--output", output)
     check_output("--csv", csv_file)

@@ -12,7 +12,7 @@ import msgspec
 from foveate.cli.command import Given, Need, always, command, when
 from foveate.cli.documents import Generated
 from foveate.cli.files import check_output, check_sources, write_output
-from foveate.cli.options import PATH, SessionChoice, json_option, session_options
+from foveate.cli.options import PATH, SessionChoice, encode_share, json_option, session_options
 from foveate.cli.output import STDOUT, Output
 from foveate.engines import OptionError, RequestError
 from foveate.runtime import (
@@ -179,7 +179,7 @@ def generate_command(
         mass=mass,
         ttft_ms=ttft_ms,
         only_if_faster=only_if_faster,
-        encode=_share(encode),
+        encode=encode_share(encode),
         redundancy=redundancy,
         select=select,
         min_retained=min_retained,
@@ -201,14 +201,6 @@ def generate_command(
     if explain is not None:
         _write_picture(answer, explain)
     output.finish(msgspec.convert(answer.to_dict() | {"schema": Generated.__struct_config__.tag}, Generated))
-
-
-def _share(text: str | None) -> float | str | None:
-    """A number where it is one; the request says what else may stand there."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
 
 
 def _limits(max_pixels: int | None) -> _Limits:

@@ -173,6 +173,14 @@ def numbers(flag: str, text: str, separator: str = ",", kind: type[int] | type[f
         ) from error
 
 
+def encode_share(text: str | None) -> Any:
+    """What `--encode` says: a number where it is one; what takes it says what else may stand there."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
 def size(flag: str, text: str) -> tuple[int, int]:
     """Width and height of an option.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
 import time
 from statistics import median
 from time import perf_counter
@@ -17,7 +18,7 @@ from foveate.bench import Benchmark, BenchPlan, LoadPoint
 from foveate.bench.client import Address, Client
 from foveate.bench.drive import Message, drive
 from foveate.bench.plan import Load
-from foveate.bench.questions import draw_picture
+from foveate.bench.questions import chat_body, draw_picture
 from foveate.bench.results import Sent
 from foveate.bench.run import bench_server
 from foveate.engines import DataError, OptionError
@@ -248,3 +249,16 @@ def test_videos_with_a_rule_of_their_own_are_refused(tmp_path: object) -> None:
     (folder / "questions.jsonl").write_text('{"video": "a.mp4", "question": "what", "answer": "it", "fps": 2}\n')
     with pytest.raises(DataError, match="fps"):
         bench_server("http://127.0.0.1:9", BenchPlan(data=folder))
+
+
+def test_encode_goes_to_servers_that_know_it() -> None:
+    plan = BenchPlan(**SMALL, encode="auto")  # type: ignore[arg-type]
+    body = json.loads(chat_body([{"type": "text", "text": "What is it?"}], "tiny", plan, 0.25))
+    assert body["foveate"] == {"keep": 0.25, "encode": "auto"}
+    assert "foveate" not in json.loads(chat_body([], "tiny", plan, None))
+    server = StandIn(chunks=1)
+    with running(server):
+        told = bench_server(server.url, plan)
+    assert any("whatever encode says" in remark for remark in told.setting.remarks)
+    with pytest.raises(OptionError, match="encode is 2"):
+        BenchPlan(encode=2.0)

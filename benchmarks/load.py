@@ -154,7 +154,7 @@ CASES = {
         BenchPlan(clients=(4,), keeps=(0.25,), requests=16, image_size=TRUE_SIZE, max_tokens=32, ignore_eos=True),
         "int4",
         {
-            f"{what} at keep 0.25, {way}, against OpenVINO GenAI at keep {keep:g}, 4 clients": (
+            f"{what} at keep 0.25 and {way} against OpenVINO GenAI at keep {keep:g}, 4 clients": (
                 measure(number, keep),
                 1.0,
                 True,

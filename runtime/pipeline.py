@@ -76,6 +76,7 @@ def load(
     vision_cache_bytes: int = DEFAULT_BYTES,
     vision_backend: str | None = None,
     vision_threads: int | None = None,
+    vision_nice: int = 0,
 ) -> Pipeline:
     """Opens a bundle for answering requests.
 
@@ -92,6 +93,8 @@ def load(
         vision_backend: what runs the vision graph, where another backend is faster at it; None for the same.
         vision_threads: CPU threads of the vision and the score graph, which an engine runs beside the decoder; None takes those
             of `options`.
+        vision_nice: niceness of these threads in an engine, 0 to 19: with more of it they leave the CPU to the decoder, so that
+            pictures take longer and hardly slow the answers that grow. Linux alone has it.
 
     Raises:
         BundleError: the bundle can't be read or trusted.
@@ -100,14 +103,16 @@ def load(
             the model takes.
     """
     options = options or SessionOptions()
-    placement = make_placement(backend, options, vision_backend, vision_threads)
+    placement = make_placement(backend, options, vision_backend, vision_threads, vision_nice)
     bundle = Bundle.open(path, verify=verify)
     tokenizer = open_tokenizer(bundle)
     sessions = open_sessions(bundle, placement)
     try:
         latency = find_model(bundle, options.engines, describe_environment(placement, sessions[DECODER].memory))
         manifest = bundle.manifest
-        return Pipeline(manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes, latency)
+        return Pipeline(
+            manifest, tokenizer, sessions, kv_capacity_tokens, limits, video_limits, vision_cache_bytes, latency, vision_nice
+        )
     except BaseException:
         close_all(sessions.values())
         raise
@@ -126,10 +131,12 @@ class Pipeline:
         video_limits: see `load`.
         vision_cache_bytes: see `load`.
         latency: what stages take where the sessions run, if it was measured.
+        vision_nice: see `load`.
 
     Attributes:
         vision_cache: what it keeps of images and videos; `vision_cache.stats` says how it does.
         latency: what budgets in milliseconds are planned with, or why there is nothing to plan with.
+        vision_nice: of the threads that prepare pictures in an engine.
 
     Raises:
         BundleError: unknown family, processor constants or chat template.
@@ -146,8 +153,10 @@ class Pipeline:
         video_limits: VideoLimits | None = None,
         vision_cache_bytes: int = DEFAULT_BYTES,
         latency: LatencyModel | Unmeasured | None = None,
+        vision_nice: int = 0,
     ) -> None:
         self.manifest = manifest
+        self.vision_nice = vision_nice
         self.latency = latency
         self.vision_cache = VisionCache(vision_cache_bytes)
         self._tokenizer = tokenizer

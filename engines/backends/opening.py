@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 
 from foveate.engines.backends.options import BackendOptions, SessionOptions, options_class
 from foveate.engines.backends.placement import PARTS, Placement, make_placement
@@ -12,6 +13,7 @@ from foveate.engines.errors import OptionError
 from foveate.engines.format.bundle import Bundle
 from foveate.engines.format.names import DECODER, DECODER_PREFILL, DECODER_STANDARD, EMBED, VISION, VISION_STANDARD
 from foveate.engines.registry import find_backend
+from foveate.engines.system.niceness import run_giving_way
 
 _STANDARD = {VISION: VISION_STANDARD, DECODER: DECODER_STANDARD}
 """Part with two graphs -> the one that every backend can run."""
@@ -36,8 +38,8 @@ def open_sessions(bundle: Bundle, placement: Placement | None = None) -> dict[st
     sessions: dict[str, Session] = {}
     try:
         for name, graph in graphs_of(bundle, placement).items():
-            backend, options = placement[DECODER if name == DECODER_PREFILL else name]
-            sessions[name] = open_session(bundle, graph, backend, options)
+            backend, options, nice = placement[DECODER if name == DECODER_PREFILL else name]
+            sessions[name] = run_giving_way(nice, partial(open_session, bundle, graph, backend, options))
         if not sessions[EMBED].memory.shares(sessions[DECODER].memory):
             raise OptionError("embed and decoder write the same arrays, and lie in different memories. Place both alike.")
     except BaseException:

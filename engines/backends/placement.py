@@ -9,6 +9,7 @@ from typing import NamedTuple
 from foveate.engines.backends.options import BackendOptions, SessionOptions, changed, option_names
 from foveate.engines.errors import OptionError
 from foveate.engines.format.names import DECODER, EMBED, SCORE, VISION
+from foveate.engines.system.niceness import check_niceness
 
 PARTS = (VISION, SCORE, EMBED, DECODER)
 
@@ -18,6 +19,8 @@ class Place(NamedTuple):
 
     backend: str
     options: BackendOptions
+    nice: int = 0
+    """Of the threads that run its graphs, see `engines.system.niceness`."""
 
     def __str__(self) -> str:
         """What answers hang on: the backend, its provider or precision."""
@@ -33,6 +36,7 @@ def make_placement(
     options: SessionOptions | None = None,
     vision_backend: str | None = None,
     vision_threads: int | None = None,
+    vision_nice: int = 0,
 ) -> dict[str, Place]:
     """A placement with one backend, or with another one for the vision graph. Each takes the options that it has; a folder of
     engines is the first one's, where that has engines.
@@ -43,10 +47,12 @@ def make_placement(
         vision_backend: what runs the vision graph in its place.
         vision_threads: CPU threads of the vision and the score graph, where they run beside the decoder; None takes those of
             the options.
+        vision_nice: niceness of these threads, 0 to 19: with more of it they leave the CPU to the decoder.
 
     Raises:
         OptionError: there is no such backend, none of them has an option that is set, or both are the same.
     """
+    check_niceness("vision_nice", vision_nice)
     if vision_backend == backend:
         raise OptionError(f"'{backend}' runs all graphs already. Leave out vision_backend.", options=("vision_backend",))
     vision_backend = vision_backend or backend
@@ -54,9 +60,10 @@ def make_placement(
     if vision_backend != backend and changed(own[backend]).get("engines"):
         own |= (options or SessionOptions()).without("engines").of(vision_backend, backend) | {backend: own[backend]}
     places = dict.fromkeys(PARTS, Place(backend, own[backend])) | {VISION: Place(vision_backend, own[vision_backend])}
-    if vision_threads is None:
-        return places
-    return places | {part: _with_threads(places[part], vision_threads) for part in (VISION, SCORE)}
+    beside = {part: places[part]._replace(nice=vision_nice) for part in (VISION, SCORE)}
+    if vision_threads is not None:
+        beside = {part: _with_threads(place, vision_threads) for part, place in beside.items()}
+    return places | beside
 
 
 def _with_threads(place: Place, threads: int) -> Place:

@@ -73,6 +73,12 @@ SLO = Need(
 @always("--max-pixels", type=int, also=("limits", "video_limits"), help="Refuse images and frames with more pixels.")
 @always("--max-frames", default=VideoLimits.max_frames, show_default=True, help="Frames that the model may see of a video.")
 @always("--vision-threads", type=int, help="CPU threads that look at pictures while others decode.  [default: as --threads]")
+@always(
+    "--vision-nice",
+    default=0,
+    show_default=True,
+    help="Niceness of those threads, 0 to 19: with more of it growing answers are slowed less, and pictures take longer.",
+)
 @always("--drain-seconds", default=30.0, show_default=True, help="How long running requests may go on after SIGTERM or Ctrl-C.")
 @always(
     "--stuck-after", "stuck_after_s", default=60.0, show_default=True, help="Seconds without progress until /ready says no."
@@ -99,6 +105,7 @@ def serve_command(
     max_pixels: int | None,
     max_frames: int,
     vision_threads: int | None,
+    vision_nice: int,
     drain_seconds: float,
     stuck_after_s: float,
     session: SessionChoice,
@@ -138,6 +145,7 @@ def serve_command(
                     video_limits=videos,
                     vision_backend=session.vision_backend,
                     vision_threads=vision_threads,
+                    vision_nice=vision_nice,
                 )
             )
             served.append(Served(name, pipe, stack.enter_context(pipe.engine(engine_options)), folder))

@@ -26,6 +26,7 @@ from foveate.engines import (
     RequestError,
 )
 from foveate.engines.errors import reason_of
+from foveate.engines.system.niceness import give_way
 from foveate.runtime.budget import Budget
 from foveate.runtime.latency import LatencyModel, Unmeasured
 from foveate.runtime.scheduler.options import EngineOptions, EngineStats
@@ -54,6 +55,7 @@ class Host(Protocol):
 
     manifest: Manifest
     latency: LatencyModel | Unmeasured | None
+    vision_nice: int
     text_model: TextModel
 
     def prepare(self, request: Request) -> Prepared: ...
@@ -221,6 +223,8 @@ class Engine:
     # What the lanes do: everything before the decoder.
 
     def _prepare_for_ever(self, lane: str) -> None:
+        if lane == "visual":
+            give_way(self._host.vision_nice)
         while (ticket := self._next(lane)) is not None:
             began = time.monotonic()
             try:

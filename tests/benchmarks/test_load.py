@@ -54,7 +54,7 @@ ROUNDS = {
     "mixed": [point(1, 1, 3), point(4, 1, 2)],
     "keep-tiny": [point(8, 1, 3), point(8, 0.25, 2)],
     "keep-2b": [point(8, 1, 3), point(8, 0.25, 6)],
-    "peer": [point(4, 0.25, 2), point(4, 0.25, 3), point(4, 1, 8)],
+    "peer": [point(4, 0.25, seconds) for seconds in (2, 4, 1)] + [point(4, 0.25, 3), point(4, 1, 8)],
 }
 
 
@@ -67,10 +67,11 @@ def test_every_case_has_its_figures() -> None:
         ("mixed", "longest gap over median gap"): (4, False),
         ("keep-tiny", "requests/s"): (1.5, True),
         ("keep-2b", "requests/s"): (0.5, False),
-        ("peer", "tokens/s against OpenVINO GenAI at keep 0.25"): (1.5, True),
-        ("peer", "TTFT (above 1 is sooner) against OpenVINO GenAI at keep 0.25"): (1, True),
-        ("peer", "tokens/s against OpenVINO GenAI at keep 1"): (4, True),
-        ("peer", "TTFT (above 1 is sooner) against OpenVINO GenAI at keep 1"): (4, True),
+    } | {
+        ("peer", f"{figure} at keep 0.25 and {way} against OpenVINO GenAI at keep {keep}"): (value, value >= 1)
+        for way, tokens in (("whole tower", (1.5, 4)), ("whole tower of OpenVINO", (0.75, 2)), ("encode auto", (3, 8)))
+        for figure, values in (("tokens/s", tokens), ("TTFT (above 1 is sooner)", (1, 4)))
+        for keep, value in zip(("0.25", "1"), values, strict=True)
     }
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +43,7 @@ from foveate.engines.backends.options import THREADS_PER_CPU, BackendOptions
 from foveate.engines.backends.placement import PARTS, Place
 from foveate.engines.backends.tensorrt.options import TensorRTOptions
 from foveate.engines.registry import Backend
+from foveate.engines.system.niceness import run_giving_way
 from tests.fake_session import FakeSession
 
 Asked = list[list[tuple[str, dict[str, str]]]]
@@ -403,3 +406,25 @@ def test_the_vision_graph_has_threads_of_its_own() -> None:
             make_placement(vision_threads=unusable)
     with pytest.raises(OptionError, match=r"backend 'tensorrt' has no CPU threads of its own\. Leave out vision_threads"):
         make_placement("tensorrt", vision_threads=1)
+
+
+def test_the_vision_graph_gives_way() -> None:
+    placement = make_placement("onnxruntime", SessionOptions(threads=2), vision_nice=5)
+    assert {part: place.nice for part, place in placement.items()} == {"vision": 5, "score": 5, "embed": 0, "decoder": 0}
+    for unusable in (-1, 20, 2.0):
+        with pytest.raises(OptionError, match="vision_nice"):
+            make_placement(vision_nice=unusable)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a niceness of single threads")
+def test_threads_of_a_session_that_gives_way_are_nice(reference_bundle: Path) -> None:
+    before = set(os.listdir("/proc/self/task"))
+    options = OnnxRuntimeOptions(threads=3)
+    session = run_giving_way(7, lambda: open_session(Bundle.open(reference_bundle), "vision", "onnxruntime", options))
+    try:
+        born = set(os.listdir("/proc/self/task")) - before
+        nice = [os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in born]
+        assert nice.count(7) >= 2  # its pool: as many as it has threads, but for the one that calls
+    finally:
+        session.close()
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == 0

@@ -256,9 +256,13 @@ def test_encode_goes_to_servers_that_know_it() -> None:
     body = json.loads(chat_body([{"type": "text", "text": "What is it?"}], "tiny", plan, 0.25))
     assert body["foveate"] == {"keep": 0.25, "encode": "auto"}
     assert "foveate" not in json.loads(chat_body([], "tiny", plan, None))
-    server = StandIn(chunks=1)
-    with running(server):
-        told = bench_server(server.url, plan)
-    assert any("whatever encode says" in remark for remark in told.setting.remarks)
+    for ours in (True, False):
+        server = StandIn(chunks=1, ours=ours)
+        with running(server):
+            told = bench_server(server.url, plan)
+        assert any("whatever encode says" in remark for remark in told.setting.remarks) is not ours
+        assert [body.get("foveate") for body in server.bodies if "foveate" in body] == [{"keep": 1.0, "encode": "auto"}] * (
+            len(server.bodies) if ours else 0
+        )
     with pytest.raises(OptionError, match="encode is 2"):
         BenchPlan(encode=2.0)

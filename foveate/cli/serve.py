@@ -20,6 +20,8 @@ from foveate.runtime.scheduler import EngineOptions
 if TYPE_CHECKING:
     from foveate.serve import Served
 
+_NICE = 10 if sys.platform == "linux" else 0
+"""Keeps the longest gap between the tokens of an answer below three times the median while a picture is seen."""
 SLO = Need(
     lambda given: given["ttft_slo_ms"] is not None,
     "no time to first token is set that would shrink budgets",
@@ -75,7 +77,7 @@ SLO = Need(
 @always("--vision-threads", type=int, help="CPU threads that look at pictures while others decode.  [default: as --threads]")
 @always(
     "--vision-nice",
-    default=0,
+    default=_NICE,
     show_default=True,
     help="Niceness of those threads, 0 to 19: with more of it growing answers are slowed less, and pictures take longer.",
 )

@@ -34,6 +34,7 @@ from foveate.runtime import Answer, Pipeline, load
 from foveate.runtime.scheduler import EngineOptions
 from foveate.serve import Served, ServeOptions
 from foveate.serve.asking import Asked, as_chat, ask_chat, ask_completion
+from foveate.serve.room import Holding, Room
 from foveate.serve.schema import ChatBody, CompletionBody, ResponsesBody
 from foveate.serve.sources import Sources
 
@@ -189,11 +190,12 @@ async def _answer_alone(pipe: Pipeline, served: Served, sources: Sources, path: 
 
 
 async def _asked(served: Served, sources: Sources, path: str, body: dict[str, Any]) -> Asked:
-    options = ServeOptions()
     if path == COMPLETION:
         return ask_completion(msgspec.convert(body, CompletionBody), served)
     chat = msgspec.convert(body, ChatBody) if path == CHAT else as_chat(msgspec.convert(body, ResponsesBody))
-    return await ask_chat(chat, served, sources, options)
+    options = ServeOptions()
+    with Holding(Room(options.max_held_bytes)) as holding:
+        return await ask_chat(chat, served, sources, options, holding)
 
 
 # What is sent.
@@ -326,7 +328,8 @@ def judge(one: Sending, reply: Reply) -> tuple[str, str]:
         if not hostile.is_error(reply.content):
             return outcome, f"an error of no known form: {reply.content[:200]!r}"
         expected = {"late": (504,), "oversized": (400, 413), "source": (400,)}.get(one.kind, ())
-        refused = one.kind == "malformed" and 400 <= reply.status < 500
+        own_deadline = b'"code":"deadline"' in reply.content  # among the fields that a malformed body may have
+        refused = one.kind == "malformed" and (400 <= reply.status < 500 or own_deadline)
         return outcome, "" if refused or reply.status in expected else f"refused: {reply.content[:300]!r}"
     if one.known is None:
         return "200", "" if one.kind == "malformed" else f"was answered: {reply.content[:200]!r}"

@@ -328,7 +328,8 @@ def judge(one: Sending, reply: Reply) -> tuple[str, str]:
         if not hostile.is_error(reply.content):
             return outcome, f"an error of no known form: {reply.content[:200]!r}"
         expected = {"late": (504,), "oversized": (400, 413), "source": (400,)}.get(one.kind, ())
-        own_deadline = b'"code":"deadline"' in reply.content  # among the fields that a malformed body may have
+        # A malformed body may have set a deadline too.
+        own_deadline = reply.status == 504 and b"deadline_ms" in one.content and b'"code":"deadline"' in reply.content
         refused = one.kind == "malformed" and (400 <= reply.status < 500 or own_deadline)
         return outcome, "" if refused or reply.status in expected else f"refused: {reply.content[:300]!r}"
     if one.known is None:

@@ -11,6 +11,12 @@ import pytest
 from benchmarks.soak import BLOCK, WARM, WEIGHTS, Block, Choice, Known, compare, sending, slope, soak
 
 
+def test_a_few_requests(reference_bundle: Path, tmp_path: Path) -> None:
+    found = asyncio.run(soak(reference_bundle, tmp_path, 60, 8, ["--threads", "1"]))
+    assert found.wrong == []
+    assert found.outcomes["good: 200"] > 10
+
+
 @pytest.mark.slow
 def test_a_short_soak(reference_bundle: Path, tmp_path: Path) -> None:
     found = asyncio.run(soak(reference_bundle, tmp_path, 2 * BLOCK, 16, ["--threads", "1"]))
